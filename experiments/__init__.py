@@ -1,1 +1,1 @@
-"""One script per claim of the papers, and a small harness that runs them, judges them and keeps the record."""
+"""One script per claim of the papers, and a small harness that runs them, judges them and keeps records."""

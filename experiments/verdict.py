@@ -1,0 +1,235 @@
+"""Numbers that know whether they hold, and the rule that turns them into a verdict.
+
+A script measures numbers and says beforehand which of them refute the claim when they fail and which only
+qualify it. The verdict and its reason are computed; no script writes one by hand.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+VERDICTS = ("reproduced", "qualified", "refuted", "not testable here")
+CONFIDENCE = 0.999
+
+Relation = Literal["equals", "differs", "at most", "at least"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured value and, where there is one, what it is expected to be.
+
+    With an interval the whole of `[low, high]` must satisfy the relation, which makes `equals` a test of
+    equivalence with the margin `tolerance`; without one the value alone must.
+
+    Args:
+      value: what was measured.
+      expected: what the claim says; without it the number is only reported.
+      tolerance: margin around `expected`, not negative; none is a margin of zero.
+      low: lower end of the interval, given together with `high`.
+      high: upper end of the interval.
+      relation: how the value should stand to the expected one, each up to the tolerance.
+
+    >>> Number(0.503, expected=0.5, tolerance=0.01).holds
+    True
+    >>> print(Number(0.503, expected=0.5, tolerance=0.01, low=0.45, high=0.55).holds)
+    None
+    """
+
+    value: float
+    expected: float | None = None
+    tolerance: float | None = None
+    low: float | None = None
+    high: float | None = None
+    relation: Relation = "equals"
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval needs both its ends: give low and high together")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"the interval [{self.low}, {self.high}] is empty")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise ValueError(f"a tolerance is not negative; got {self.tolerance}")
+        if self.relation not in ("equals", "differs", "at most", "at least"):
+            raise ValueError(f"a relation is equals, differs, at most or at least; got {self.relation!r}")
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the relation holds; `None` if the interval reaches over the margin or something is NaN."""
+        if self.expected is None:
+            return None
+        low, high = (self.value if end is None else end for end in (self.low, self.high))
+        if np.isnan([low, high, self.value, self.expected]).any():
+            return None
+        bottom, top = self.expected - (self.tolerance or 0.0), self.expected + (self.tolerance or 0.0)
+        if self.relation == "at most":
+            return _decide(high <= top, low > top)
+        if self.relation == "at least":
+            return _decide(low >= bottom, high < bottom)
+        inside, outside = bottom <= low and high <= top, high < bottom or low > top
+        return _decide(inside, outside) if self.relation == "equals" else _decide(outside, inside)
+
+    def __str__(self) -> str:
+        text = f"{self.value:.4g}"
+        if self.low is not None:
+            text += f" in [{self.low:.4g}, {self.high:.4g}]"
+        if self.expected is not None:
+            words = {"equals": "expected", "differs": "expected other than"}.get(self.relation, self.relation)
+            text += f" ({words} {self.expected:.4g}" + (
+                f" ± {self.tolerance:.2g})" if self.tolerance else ")"
+            )
+        return text
+
+
+def _decide(true: bool, false: bool) -> bool | None:
+    return True if true else False if false else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim, why, and the numbers that say so; made by `judge` or `untestable`."""
+
+    verdict: str
+    because: str
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}; got {self.verdict!r}")
+        if not self.because.strip():
+            raise ValueError("a verdict needs its reason")
+
+
+def judge(
+    numbers: Mapping[str, Number], *, refutes: Iterable[str], qualifies: Mapping[str, str] | None = None
+) -> Verdict:
+    """The verdict that the numbers give.
+
+    Refuted if a number in `refutes` fails; else not testable here if one of them is undecided; else qualified
+    if one in `qualifies` fails; else not testable here if one of those is undecided; else reproduced. Numbers
+    in neither are reported and judge nothing.
+
+    Args:
+      numbers: name to number.
+      refutes: names without which the claim falls; at least one.
+      qualifies: names without which the claim holds only under a condition, and that condition in words,
+        which completes "Holds only ...".
+
+    Raises:
+      ValueError: a name is unknown or judged twice, nothing is expected of a judged number, or nothing refutes.
+
+    >>> judge({"gap": Number(0.25, expected=0, tolerance=0.1)}, refutes=["gap"])
+    Verdict(verdict='refuted', because='Fails: gap is 0.25 (expected 0 ± 0.1).', numbers=...)
+    """
+    refutes, qualifies = tuple(refutes), dict(qualifies or {})
+    _require_judgeable(numbers, refutes, tuple(qualifies))
+    if broken := [name for name in refutes if numbers[name].holds is False]:
+        return Verdict("refuted", _sentence("Fails", numbers, broken), numbers)
+    if open_ := [name for name in refutes if numbers[name].holds is None]:
+        return Verdict("not testable here", _sentence("Undecided at this size", numbers, open_), numbers)
+    if limits := [name for name in qualifies if numbers[name].holds is False]:
+        parts = [_sentence(f"Holds only {qualifies[name]}", numbers, [name]) for name in limits]
+        return Verdict("qualified", " ".join([*parts, _sentence("It holds in", numbers, refutes)]), numbers)
+    if open_ := [name for name in qualifies if numbers[name].holds is None]:
+        return Verdict("not testable here", _sentence("Undecided at this size", numbers, open_), numbers)
+    return Verdict("reproduced", _sentence("Holds", numbers, [*refutes, *qualifies]), numbers)
+
+
+def _require_judgeable(
+    numbers: Mapping[str, Number], refutes: tuple[str, ...], qualifies: tuple[str, ...]
+) -> None:
+    if not refutes:
+        raise ValueError("nothing here could refute the claim: name at least one number in refutes")
+    if twice := set(refutes) & set(qualifies):
+        raise ValueError(f"a number refutes or qualifies, not both: {', '.join(sorted(twice))}")
+    for name in (*refutes, *qualifies):
+        if name not in numbers:
+            raise ValueError(f"no number is called {name!r}; there are {', '.join(numbers)}")
+        if numbers[name].expected is None:
+            raise ValueError(f"{name!r} judges nothing: nothing is expected of it")
+
+
+def _sentence(start: str, numbers: Mapping[str, Number], names: Iterable[str], *, most: int = 4) -> str:
+    names = list(names)
+    told = "; ".join(f"{name} is {numbers[name]}" for name in names[:most])
+    return f"{start}: {told}{f'; and {len(names) - most} more' if len(names) > most else ''}."
+
+
+def untestable(missing: str, numbers: Mapping[str, Number] | None = None) -> Verdict:
+    """The verdict on a claim whose source says too little or which needs what is not here: `missing`."""
+    return Verdict("not testable here", missing, numbers or {})
+
+
+def worst(
+    values: ArrayLike, *, expected: ArrayLike, tolerance: float = 0.0, relation: Relation = "equals"
+) -> Number:
+    """The entry of `values` that comes closest to breaking `relation` with its entry of `expected`.
+
+    The number reported is the signed difference, value minus expected, so that one tolerance serves a whole
+    curve; an entry that is not a number counts as the worst. Raises `ValueError` if there are no entries.
+    """
+    gaps = np.asarray(np.asarray(values, float) - np.asarray(expected, float)).ravel()
+    if gaps.size == 0:
+        raise ValueError("there is no worst of no values")
+    badness = {"equals": np.abs(gaps), "differs": -np.abs(gaps), "at most": gaps, "at least": -gaps}[relation]
+    gap = gaps[np.argmax(np.where(np.isnan(gaps), np.inf, badness))]
+    return Number(float(gap), expected=0.0, tolerance=tolerance, relation=relation)
+
+
+def mean(
+    samples: ArrayLike,
+    *,
+    expected: float | None = None,
+    tolerance: float | None = None,
+    relation: Relation = "equals",
+    confidence: float = CONFIDENCE,
+) -> Number:
+    """The mean of independent samples, one a run, with Student's interval; needs two or more samples."""
+    samples = np.asarray(samples, float).ravel()
+    if samples.size < 2:
+        raise ValueError(f"an interval needs two or more samples; got {samples.size}")
+    middle, error = samples.mean(), samples.std(ddof=1) / np.sqrt(samples.size)
+    reach = error * stats.t.ppf(0.5 + confidence / 2, samples.size - 1)
+    return Number(float(middle), expected, tolerance, float(middle - reach), float(middle + reach), relation)
+
+
+def share(
+    successes: int,
+    trials: int,
+    *,
+    expected: float | None = None,
+    tolerance: float | None = None,
+    relation: Relation = "equals",
+    confidence: float = CONFIDENCE,
+) -> Number:
+    """The share of independent trials that succeed, with Clopper and Pearson's exact interval."""
+    interval = stats.binomtest(int(successes), int(trials)).proportion_ci(confidence, method="exact")
+    return Number(
+        successes / trials, expected, tolerance, float(interval.low), float(interval.high), relation
+    )
+
+
+def extrapolate(x: ArrayLike, samples: ArrayLike, *, degree: int = 1) -> np.ndarray:
+    """Each run's polynomial through its time averages: samples(x) = c_0 + c_1 x + ..., by least squares.
+
+    `c_0` is the run's value at learning rate zero and `c_1` the slope of its bias; their `mean` over runs has
+    an honest interval whatever the runs' noise, as the runs are independent.
+
+    Args:
+      x: learning rates, [L] distinct, more than `degree`.
+      samples: a value for each learning rate and run, [L, R].
+      degree: of the polynomial.
+
+    Returns:
+      Coefficients, [degree + 1, R], lowest power first.
+
+    >>> extrapolate([1, 2, 4], [[1.5], [2.0], [3.0]]).round(6).tolist()
+    [[1.0], [0.5]]
+    """
+    x, samples = np.asarray(x, float), np.asarray(samples, float)
+    if np.unique(x).size != x.size or x.size <= degree:
+        raise ValueError(f"a polynomial of degree {degree} needs more than {degree} distinct points; got {x}")
+    return np.linalg.lstsq(np.vander(x, degree + 1, increasing=True), samples, rcond=None)[0]
