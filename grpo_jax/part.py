@@ -1,0 +1,165 @@
+"""Parts: small frozen records whose numbers are traced and whose kinds are structure.
+
+A configuration is a tree of parts. Every number in it is a pytree leaf: it may be traced, swept by its path
+(``method.gain.high``) or given one value per run. Everything else (which part stands in a slot, integers that
+set shapes, names) is tree structure: changing it compiles another program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import numpy as np
+
+C = TypeVar("C")
+
+
+def number(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    nonfinite: bool = False,
+) -> Any:
+    """A traced leaf that must lie in [low, high] (or (low, high]) and, unless ``nonfinite``, be finite."""
+    bound = {"low": low, "high": high, "open_low": open_low, "nonfinite": nonfinite}
+    return dataclasses.field(default=default, metadata={"bound": bound})
+
+
+def static(default: Any = dataclasses.MISSING, *, low: int | None = None) -> Any:
+    """A field that is structure, not a leaf: shapes, counts, switches. ``low`` is its least allowed value."""
+    return dataclasses.field(default=default, metadata={"static": True, "low": low})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(number, static))
+def part(cls: type[C]) -> type[C]:
+    """Make a class a part: a frozen keyword-only dataclass registered as a pytree, its bounds checked when built."""
+    check = getattr(cls, "check", None)
+
+    def __post_init__(self: Any) -> None:
+        for field, value in _fields(self):
+            _check_field(type(self).__name__, field, value)
+        if check is not None and all(_is_concrete(leaf) for leaf in jax.tree.leaves(self)):
+            check(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    fields = dataclasses.fields(made)  # type: ignore[arg-type]
+    meta = [f.name for f in fields if f.metadata.get("static")]
+    data = [f.name for f in fields if not f.metadata.get("static")]
+    return jax.tree_util.register_dataclass(made, data_fields=data, meta_fields=meta)
+
+
+def _fields(obj: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
+    return ((f, getattr(obj, f.name)) for f in dataclasses.fields(obj))
+
+
+def _is_concrete(value: Any) -> bool:
+    return isinstance(value, (numbers.Number, np.ndarray)) or (
+        isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    )
+
+
+def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
+    name = f"{owner}.{field.name}"
+    low = field.metadata.get("low")
+    if low is not None and value is not None and value < low:
+        raise ValueError(f"{name} is {value}; it must be at least {low}")
+    bound = field.metadata.get("bound")
+    if bound is not None and value is not None:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError(f"{name} is {value!r}; it takes a number")
+        if _is_concrete(value):
+            check_bound(name, value, **bound)
+
+
+def check_bound(
+    name: str, value: Any, *, low: float, high: float, open_low: bool = False, nonfinite: bool = False
+) -> None:
+    """Raise ValueError unless every entry of ``value`` is a number inside the bound."""
+    array = np.asarray(value, dtype=float)
+    if np.isnan(array).any():
+        raise ValueError(f"{name} is NaN")
+    if not nonfinite and not np.isfinite(array).all():
+        raise ValueError(f"{name} is {value}; it must be finite")
+    bad = (array < low) | (array > high) | ((array <= low) if open_low else False)
+    if bad.any():
+        bracket = "(" if open_low else "["
+        raise ValueError(f"{name} is {array[bad].flat[0]:g}; allowed is {bracket}{low:g}, {high:g}]")
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The sentence that ends an unknown-name error: the nearest right names, else all of them."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    tails = [a for a in allowed if a.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    close = list(dict.fromkeys(tails + close))
+    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(allowed)}"
+
+
+def leaf_paths(tree: Any) -> dict[str, Any]:
+    """Dotted path -> leaf, for every traced number of a configuration."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {".".join(_key(k) for k in path): leaf for path, leaf in flat}
+
+
+def static_paths(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value, for every kind: parts in their slots and static fields."""
+    found: dict[str, Any] = {}
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        items = [(f.name, v, bool(f.metadata.get("static"))) for f, v in _fields(tree)]
+    elif isinstance(tree, tuple):
+        items = [(str(i), v, False) for i, v in enumerate(tree)]
+    else:
+        return found
+    for name, value, is_static in items:
+        path = f"{prefix}{name}"
+        if is_static or dataclasses.is_dataclass(value) or value is None or isinstance(value, tuple):
+            found[path] = value
+        if not is_static:
+            found |= static_paths(value, f"{path}.")
+    return found
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("name", "key", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def put(tree: Any, path: str, value: Any) -> Any:
+    """A copy of the configuration with ``value`` at the dotted path (a leaf, a static field or a whole part)."""
+    head, _, rest = path.partition(".")
+    if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
+        index = int(head)
+        return tree[:index] + (put(tree[index], rest, value) if rest else value,) + tree[index + 1 :]
+    names = [f.name for f in dataclasses.fields(tree)] if dataclasses.is_dataclass(tree) else []
+    if head not in names:
+        raise KeyError(f"{type(tree).__name__} has no field {head!r}; {nearest(head, names)}")
+    return dataclasses.replace(tree, **{head: put(getattr(tree, head), rest, value) if rest else value})
+
+
+def put_all(tree: C, values: Mapping[str, Any]) -> C:
+    """``put`` for several paths."""
+    for path, value in values.items():
+        tree = put(tree, path, value)
+    return tree
+
+
+def subparts(tree: Any) -> Iterator[Any]:
+    """The part itself and every part below it."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        yield tree
+        for _, value in _fields(tree):
+            yield from subparts(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from subparts(value)

@@ -1,0 +1,78 @@
+"""Slot 7, reductions: the weight of each token, α_{i,t} without the advantage's scale.
+
+Every weight carries the entry's multiplicity and mask, so a histogram reduces as its samples do. The objective is
+Σ weights · gain.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import jax.numpy as jnp
+
+from grpo_jax.part import number, part
+from grpo_jax.statistics import divide
+from grpo_jax.types import Array, Coupling, Number, Rollout
+
+
+class Reduction(Protocol):
+    """Rollout -> token weights [P, N, T]."""
+
+    def __call__(self, rollout: Rollout, /) -> Array: ...
+
+
+def _counted(rollout: Rollout) -> Array:
+    return rollout.mask * rollout.multiplicity[:, :, None]
+
+
+def _entries(rollout: Rollout) -> Array:
+    return jnp.sum(rollout.multiplicity, (0, 1), keepdims=True)[:, :, None]
+
+
+@part
+class PerSequence:
+    """Mean over tokens, then over entries: 1/(B |o_i|). GRPO ([B] α^S). An empty output counts in B.
+
+    ``eps`` is added to the length (verl and OpenRLHF: 1e-8).
+    """
+
+    eps: Number = number(0.0, low=0.0)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        length = jnp.sum(rollout.mask, 2, keepdims=True) + self.eps
+        return divide(_counted(rollout), length * _entries(rollout))
+
+
+@part
+class PerToken:
+    """Mean over all tokens of the batch: 1/Σ|o_i|. DAPO, CISPO, BNPO. Couples the batch through lengths."""
+
+    couples: ClassVar[Coupling] = Coupling.BATCH
+    reads_lengths: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout) -> Array:
+        counted = _counted(rollout)
+        return divide(counted, jnp.sum(counted, (0, 1, 2), keepdims=True))
+
+
+@part
+class Constant:
+    """Sum over tokens divided by a constant, mean over entries: 1/(B·length). Dr. GRPO; length 1 is Table 1's."""
+
+    length: Number = number(1.0, low=0.0, open_low=True)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return divide(_counted(rollout), _entries(rollout) * self.length)
+
+
+@part
+class PerGroupToken:
+    """Mean over the tokens of each group, then over groups: 1/(P Σ_{i in group}|o_i|). DAPO within one group."""
+
+    couples: ClassVar[Coupling] = Coupling.GROUP
+    reads_lengths: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout) -> Array:
+        counted = _counted(rollout)
+        groups = jnp.sum(jnp.any(rollout.multiplicity > 0, 1, keepdims=True), 0, keepdims=True)[:, :, None]
+        return divide(counted, jnp.sum(counted, (1, 2), keepdims=True) * groups)

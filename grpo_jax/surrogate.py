@@ -1,0 +1,89 @@
+"""The only loss. Equation (1) of [B], with every method's differences in its seven slots:
+
+    J(θ) = Σ_{p,i,t} w_{i,t} c_{i,t} gain(s_{i,t}, A_{i,t}) − Σ_{p,i,t} w'_{i,t} β D_{i,t}
+
+w from the reduction, c from the corrections (detached), A from shaping and advantage (constants), s from the ratio,
+β D from the penalty with its own weights w' or the gain's.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.part import part
+from grpo_jax.parts.advantages import Advantage, Normalized
+from grpo_jax.parts.corrections import Correction
+from grpo_jax.parts.gains import Clip, Gain
+from grpo_jax.parts.penalties import Penalty
+from grpo_jax.parts.ratios import Ratio, Token
+from grpo_jax.parts.reductions import PerSequence, Reduction
+from grpo_jax.parts.shaping import Shaping, Sum
+from grpo_jax.types import Array, Rollout
+
+
+@part
+class Method:
+    """A member of the GRPO family: one part in each of seven slots.
+
+    >>> from grpo_jax.parts.advantages import GroupMean
+    >>> shift_only = Method(advantage=Normalized(center=GroupMean(), scale=None))
+    >>> shift_only.gain.high
+    0.2
+    """
+
+    shaping: Shaping = Sum()
+    advantage: Advantage = Normalized()
+    ratio: Ratio = Token()
+    gain: Gain = Clip()
+    corrections: tuple[Correction, ...] = ()
+    penalty: Penalty | None = None
+    reduction: Reduction = PerSequence()
+
+
+def sanitized(rollout: Rollout, logp: Array) -> tuple[Rollout, Array]:
+    """Zeros where a token is masked or its entry absent, so that whatever stands there is never read."""
+    live = (rollout.mask > 0) & (rollout.multiplicity > 0)[:, :, None]
+
+    def clean(x: Array | None) -> Array | None:
+        return None if x is None else jnp.where(live, x, 0)
+
+    cleaned = rollout._replace(
+        sampling_logp=clean(rollout.sampling_logp),
+        old_logp=clean(rollout.old_logp),
+        ref_logp=clean(rollout.ref_logp),
+        entropy=clean(rollout.entropy),
+    )
+    return cleaned, jnp.where(live, logp, 0)
+
+
+def advantages(method: Method, rollout: Rollout) -> Array:
+    """[P, N, 1 or T] advantages of a batch: computed once, where the rollout was collected; constants."""
+    rollout, _ = sanitized(rollout, jnp.zeros(()))
+    return jax.lax.stop_gradient(method.advantage(rollout, method.shaping(rollout)))
+
+
+def objective_terms(method: Method, rollout: Rollout, advantage: Array, logp: Array) -> Array:
+    """[P, N, T] contributions to the objective, to be maximised; exactly 0 at masked tokens."""
+    rollout, logp = sanitized(rollout, logp)
+    log_ratio = method.ratio(rollout, logp)
+    gain = method.gain(rollout, log_ratio, logp, advantage)
+    for correction in method.corrections:
+        gain = gain * jax.lax.stop_gradient(correction(rollout, log_ratio, logp, advantage))
+    weights = method.reduction(rollout)
+    terms = weights * gain
+    if method.penalty is not None:
+        if method.penalty.reduce is not None:
+            weights = method.penalty.reduce(rollout)
+        terms = terms - weights * method.penalty(rollout, log_ratio, logp, advantage)
+    return terms
+
+
+def objective(method: Method, rollout: Rollout, advantage: Array, logp: Array) -> Array:
+    """J(θ): a scalar, or [R], one per run."""
+    return jnp.sum(objective_terms(method, rollout, advantage, logp), (0, 1, 2))
+
+
+def loss(method: Method, rollout: Rollout, logp: Array) -> Array:
+    """−J(θ) of a whole batch: what a library minimises."""
+    return -objective(method, rollout, advantages(method, rollout), logp)
