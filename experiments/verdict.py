@@ -119,7 +119,7 @@ def judge(
         which completes "Holds only ...".
 
     Raises:
-      ValueError: a name is unknown or judged twice, nothing is expected of a judged number, or nothing refutes.
+      ValueError: a name is unknown or judged twice, a judged number expects nothing, or nothing refutes.
 
     >>> judge({"gap": Number(0.25, expected=0, tolerance=0.1)}, refutes=["gap"])
     Verdict(verdict='refuted', because='Fails: gap is 0.25 (expected 0 ± 0.1).', numbers=...)

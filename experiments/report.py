@@ -1,0 +1,133 @@
+"""The ledger: on the terminal, as one self-contained page, and as the file that a check compares with."""
+
+import base64
+import html
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.harness import Outcome, claim_order, replace_text
+
+Ledger = dict[str, dict[str, Any]]
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; }
+body { max-width: 60rem; margin: 3rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #ddd; }
+h2 { margin-top: 3.5rem; } img { width: 100%; } small, .numbers { color: #555; font-size: .85rem; }
+pre { white-space: pre-wrap; font-size: .8rem; background: #f6f6f6; padding: 1rem; }
+.verdict { font-weight: 600; white-space: nowrap; }
+.reproduced { color: #1a7f37; } .qualified { color: #9a6700; }
+.refuted, .crashed { color: #cf222e; } .not { color: #57606a; }
+"""
+
+
+def ledger_text(outcomes: Iterable[Outcome]) -> str:
+    """The outcomes of one command for the terminal: claim, verdict, seconds, title, and then the reason."""
+    rows, counts = [f"{'claim':6} {'verdict':18} {'seconds':>7}  title"], Counter[str]()
+    for outcome in sorted(outcomes, key=lambda outcome: claim_order(outcome.job.claim.id)):
+        claim, record = outcome.job.claim, outcome.record
+        verdict = record["verdict"] if record else "crashed"
+        because = record["because"] if record else (outcome.crash or "").strip().splitlines()[-1]
+        seconds = f"{record['seconds']:.1f}" if record else "-"
+        rows.append(f"{claim.id:6} {verdict:18} {seconds:>7}  {claim.title}")
+        rows += textwrap.wrap(because, 100, initial_indent=" " * 7, subsequent_indent=" " * 7)
+        counts[verdict] += 1
+    total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return "\n".join([*rows, f"{counts.total()} claims: {total}"])
+
+
+def write_index(out: Path) -> Path:
+    """Write `index.html` from every record in `out`, of this run or an earlier one; returns its path."""
+    folders = [
+        path for path in out.iterdir() if any((path / name).exists() for name in ("record.json", "crash.txt"))
+    ]
+    rows, sections = [], []
+    for folder in sorted(folders, key=lambda folder: claim_order(folder.name)):
+        crash = folder / "crash.txt"
+        text = crash.read_text(encoding="utf-8") if crash.exists() else None
+        path = folder / "record.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        rows.append(_row(folder.name, record, crashed=text is not None))
+        sections.append(_section(folder, record, text))
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Claims</title>
+<style>{STYLE}</style>
+<h1>Claims</h1><table><tr><th>claim</th><th>title</th><th>verdict</th><th>size</th><th>seconds</th></tr>
+{"".join(rows)}</table>{"".join(sections)}</html>
+"""
+    replace_text(out / "index.html", page)
+    return out / "index.html"
+
+
+def _row(claim: str, record: dict[str, Any] | None, *, crashed: bool) -> str:
+    verdict = "crashed" if crashed or record is None else record["verdict"]
+    title, size, seconds = (record["title"], record["size"], record["seconds"]) if record else ("", "", "")
+    cells = [f'<a href="#{claim}">{claim}</a>', html.escape(title), _badge(verdict), size, str(seconds)]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+
+
+def _badge(verdict: str) -> str:
+    return f'<span class="verdict {verdict.split()[0]}">{verdict}</span>'
+
+
+def _section(folder: Path, record: dict[str, Any] | None, crash: str | None) -> str:
+    crashed = f"{_badge('crashed')}<pre>{html.escape(crash)}</pre>" if crash else ""
+    if record is None:
+        return f'<h2 id="{folder.name}">{folder.name}</h2>{crashed}'
+    figure = base64.b64encode((folder / "figure.png").read_bytes()).decode()
+    numbers = "".join(_number_row(name, number) for name, number in record["numbers"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    made = f"{record['device']} · size {record['size']} · seed {record['seed']} · commit {record['commit']}"
+    return f"""<h2 id="{folder.name}">{folder.name} · {html.escape(record["title"])}</h2>{crashed}
+<p>{_badge(record["verdict"])} {html.escape(record["because"])}</p>
+<img alt="{html.escape(record["title"])}" src="data:image/png;base64,{figure}">
+<details class="numbers"><summary>numbers</summary><table><tr><th>name</th><th>value</th><th>interval</th>
+<th>expected</th><th>holds</th></tr>{numbers}</table></details>
+<p><small>{html.escape(record["paper"])}<br>{html.escape(f"{made} · {versions}")}</small></p>
+"""
+
+
+def _number_row(name: str, number: dict[str, Any]) -> str:
+    def text(key: str) -> str:
+        value = number.get(key)
+        return f"{value:.5g}" if isinstance(value, float) else "-"
+
+    interval = f"[{text('low')}, {text('high')}]" if "low" in number else ""
+    margin = f" ± {text('tolerance')}" if "tolerance" in number else ""
+    relation = number.get("relation", "")
+    expected = f"{relation} {text('expected')}{margin}" if "expected" in number else ""
+    holds = {True: "yes", False: "no", None: "undecided"}[number["holds"]] if "holds" in number else ""
+    cells = (html.escape(name), text("value"), interval, expected, holds)
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The committed ledger, empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def update_ledger(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Enter the verdicts of these outcomes into the ledger; a crash leaves its claim's entry as it was."""
+    ledger = read_ledger(path)
+    for outcome in outcomes:
+        if outcome.record:
+            keys = ("title", "verdict", "because", "size", "seed")
+            ledger[outcome.record["claim"]] = {key: outcome.record[key] for key in keys}
+    ordered = {claim: ledger[claim] for claim in sorted(ledger, key=claim_order)}
+    replace_text(path, json.dumps(ordered, indent=2, ensure_ascii=False) + "\n")
+
+
+def differences(ledger: Ledger, outcomes: Sequence[Outcome]) -> list[str]:
+    """What these outcomes say otherwise than the ledger, a sentence each."""
+    found = []
+    for outcome in outcomes:
+        claim = outcome.job.claim.id
+        now = outcome.record["verdict"] if outcome.record else "crashed"
+        committed = ledger.get(claim, {}).get("verdict", "not in the ledger")
+        if now != committed:
+            found.append(f"{claim}: committed {committed}, now {now}")
+    return found
