@@ -1,4 +1,4 @@
-"""What every test shares: two CPU devices, a persistent compilation cache, and double precision on request."""
+"""What every test shares: two CPU devices, a compilation cache that persists, and double precision."""
 
 import os
 from collections.abc import Iterator

@@ -1,0 +1,227 @@
+"""The harness runs claims apart from each other, publishes whole results, and never hides a crash."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+import xarray as xr
+
+from experiments import harness, record, report
+from experiments.__main__ import main
+from experiments.harness import Job, Outcome, Refusal
+
+SCRIPT = '''"""{title}.
+
+Claim {claim}. Refuted if the mean leaves its margin.
+"""
+
+import jax
+import numpy as np
+import xarray as xr
+
+from experiments.verdict import Number, judge, mean
+
+CLAIM = "{claim}"
+PAPER = "{paper}"
+PRECISION = "{precision}"
+
+
+def simulate(key, size):
+    return xr.Dataset({{"x": ("run", np.asarray(jax.random.uniform(key, (16,))))}})
+
+
+def check(data):
+    {check}
+    numbers = {{"mean": mean(data.x, expected=0.5, tolerance={tolerance}), "lost": Number(float("nan"))}}
+    return judge(numbers, refutes=["mean"])
+
+
+def draw(figure, data):
+    figure.add_subplot().plot(data.x)
+'''
+
+
+def write_claim(
+    folder: Path, claim: str, *, check="pass", tolerance=0.5, precision="float32", paper="A"
+) -> None:
+    text = SCRIPT.format(
+        title=f"Title of {claim}",
+        claim=claim,
+        check=check,
+        tolerance=tolerance,
+        precision=precision,
+        paper=paper,
+    )
+    (folder / f"{claim[0].lower()}{int(claim[1:]):02d}_noun.py").write_text(text)
+
+
+def cli(*arguments: object) -> int:
+    return tyro.cli(main, args=[str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Four claims run once: two that end well, one that raises, one that is killed."""
+    scripts, out = tmp_path_factory.mktemp("scripts"), tmp_path_factory.mktemp("out")
+    write_claim(scripts, "A2", precision="float64")
+    write_claim(scripts, "B10", tolerance=1e-6, paper="B")
+    write_claim(scripts, "B9", check="raise ValueError('<no & luck>')")
+    write_claim(scripts, "C1", check="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    (out / "B9").mkdir()
+    (out / "B9" / "record.json").write_text(json.dumps(OLD))
+    (out / "B9" / "figure.png").write_bytes(b"old")
+    status = cli("--scripts", scripts, "--out", out, "--seed", "3")
+    return scripts, out, status
+
+
+OLD = {
+    "claim": "B9", "title": "Old", "paper": "B", "verdict": "refuted", "because": "It was so.", "numbers": {},
+    "size": "full", "seed": 7, "seconds": 1.0, "device": "1 x cpu", "versions": {}, "commit": None,
+}  # fmt: skip
+
+
+def read(out: Path, claim: str) -> dict:
+    return json.loads((out / claim / "record.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+def test_a_run_publishes_data_figure_and_record(ran):
+    _, out, _ = ran
+    found = read(out, "A2")
+    assert list(found)[:3] == ["claim", "title", "paper"]
+    assert set(found) == set(OLD)
+    assert found["title"] == "Title of A2"
+    assert found["verdict"] == "reproduced"
+    assert found["size"] == "quick"
+    assert found["seed"] == 3
+    assert found["paper"].endswith("arXiv:2502.18548")
+    assert found["versions"].keys() >= {"python", "jax", "numpy", "xarray"}
+    assert found["numbers"]["lost"] == {"value": None}
+    data = xr.load_dataset(out / "A2" / "data.nc", engine="h5netcdf")
+    assert found["numbers"]["mean"]["value"] == float(data.x.mean())
+    assert found["numbers"]["mean"]["low"] < float(data.x.mean()) < found["numbers"]["mean"]["high"]
+    assert (out / "A2" / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_claim_has_its_own_precision_and_the_seed_that_was_asked_for(ran, x64):
+    import jax
+
+    _, out, _ = ran
+    for claim, dtype in (("A2", "float64"), ("B10", "float32")):
+        data = xr.load_dataset(out / claim / "data.nc", engine="h5netcdf")
+        assert data.x.dtype == dtype
+        np.testing.assert_array_equal(data.x, jax.random.uniform(jax.random.key(3), (16,), dtype=dtype))
+
+
+def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
+    _, out, status = ran
+    assert status == 1
+    assert read(out, "B10")["verdict"] == "not testable here"
+    raised, killed = ((out / claim / "crash.txt").read_text() for claim in ("B9", "C1"))
+    assert "Traceback" in raised
+    assert "ValueError: <no & luck>" in raised
+    assert "signal 9" in killed
+    assert read(out, "B9") == OLD
+    assert not list(out.glob("*/.*"))
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 3  # A2, B10 and the old figure of B9
+    assert "&lt;no &amp; luck&gt;" in page
+    assert page.index('id="A2"') < page.index('id="B9"') < page.index('id="B10"') < page.index('id="C1"')
+
+
+def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
+    scripts, out, _ = ran
+    before = (out / "A2" / "record.json").read_bytes()
+    assert cli("A2", "--scripts", scripts, "--out", out, "--size", "smoke") == 2
+    assert "quick run of A2" in capsys.readouterr().err
+    assert (out / "A2" / "record.json").read_bytes() == before
+
+
+def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_path, capsys):
+    scripts, _, _ = ran
+    smoke = cli("A2", "--scripts", scripts, "--out", tmp_path / "smoke", "--size", "smoke", "--update-ledger")
+    assert smoke == 2
+    both = ["A2", "B9", "--scripts", scripts, "--out", tmp_path]
+    assert cli(*both, "--seed", "5", "--update-ledger") == 1  # B9 crashes
+    path = scripts / "ledger.json"
+    ledger = json.loads(path.read_text(encoding="utf-8"))
+    assert ledger.keys() == {"A2"}
+    assert ledger["A2"]["seed"] == 5
+    assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 0
+    assert read(tmp_path, "A2")["seed"] == 5
+    ledger["A2"]["verdict"] = "refuted"
+    path.write_text(json.dumps(ledger))
+    assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 1
+    assert "A2: committed refuted, now reproduced" in capsys.readouterr().out
+    path.unlink()
+
+
+def test_differences_name_what_is_new_and_what_crashed(ran):
+    claims = harness.find_claims(ran[0])
+    good = Outcome(Job(claims["A2"], "quick", 0), {"verdict": "reproduced"}, None)
+    bad = Outcome(Job(claims["B9"], "quick", 0), None, "trace")
+    found = report.differences({"B9": {"verdict": "refuted"}}, [good, bad])
+    assert found == ["A2: committed not in the ledger, now reproduced", "B9: committed refuted, now crashed"]
+
+
+def test_claims_are_listed_in_the_papers_order_without_running(ran, capsys):
+    assert cli("--list", "--scripts", ran[0]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{claim:5} Title of {claim}" for claim in ("A2", "B9", "B10", "C1")]
+
+
+def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):
+    assert cli("B99", "--scripts", ran[0]) == 2
+    assert "did you mean B9?" in capsys.readouterr().err
+    claims = harness.find_claims(ran[0])
+    assert [claim.id for claim in harness.choose(claims, ["b10", "A2", "a2"])] == ["A2", "B10"]
+
+
+@pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--check", "--update-ledger"]])
+def test_requests_without_meaning_are_refused(ran, tmp_path, arguments):
+    assert cli("--scripts", ran[0], "--out", tmp_path, *arguments) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('CLAIM = "A2"', "", "has no CLAIM"),
+        ('PAPER = "A"', "", "has no PAPER"),
+        (SCRIPT[: SCRIPT.index("import")].format(title="Title of A2", claim="A2"), "", "has no title"),
+        ('"float32"', '"float16"', "PRECISION"),
+    ],
+)
+def test_a_script_that_does_not_say_what_it_is_is_refused(tmp_path, old, new, words):
+    write_claim(tmp_path, "A2")
+    path = tmp_path / "a02_noun.py"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(Refusal, match=words):
+        harness.find_claims(tmp_path)
+
+
+def test_two_scripts_may_not_be_one_claim(tmp_path):
+    write_claim(tmp_path, "A2")
+    (tmp_path / "a02_again.py").write_text((tmp_path / "a02_noun.py").read_text())
+    with pytest.raises(Refusal, match="both say"):
+        harness.find_claims(tmp_path)
+
+
+def test_the_commit_is_that_of_a_checkout_alone(tmp_path):
+    assert record.commit(tmp_path) is None
+    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    (tmp_path / "file").write_text("one")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, env=os.environ | identity)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert record.commit(tmp_path) == head.stdout.strip()
+    (tmp_path / "file").write_text("two")
+    assert record.commit(tmp_path) == f"{head.stdout.strip()}-dirty"
+    inner = tmp_path / "unpacked"
+    inner.mkdir()
+    assert record.commit(inner) is None
