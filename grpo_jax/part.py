@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 C = TypeVar("C")
@@ -27,10 +28,14 @@ def number(
     high: float = math.inf,
     open_low: bool = False,
     nonfinite: bool = False,
+    rank: int = 0,
 ) -> Any:
-    """A traced leaf that must lie in [low, high] (or (low, high]) and, unless ``nonfinite``, be finite."""
+    """A traced leaf that must lie in [low, high] (or (low, high]) and, unless ``nonfinite``, be finite.
+
+    ``rank`` is its number of axes before runs: 0 a number, 2 a table.
+    """
     bound = {"low": low, "high": high, "open_low": open_low, "nonfinite": nonfinite}
-    return dataclasses.field(default=default, metadata={"bound": bound})
+    return dataclasses.field(default=default, metadata={"bound": bound, "rank": rank})
 
 
 def static(default: Any = dataclasses.MISSING, *, low: int | None = None) -> Any:
@@ -70,6 +75,9 @@ def _is_concrete(value: Any) -> bool:
 def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
     name = f"{owner}.{field.name}"
     low = field.metadata.get("low")
+    if low is not None and value is not None:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} is {value!r}; it must be a whole number")
     if low is not None and value is not None and value < low:
         raise ValueError(f"{name} is {value}; it must be at least {low}")
     bound = field.metadata.get("bound")
@@ -102,6 +110,22 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     tails = [a for a in allowed if a.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     close = list(dict.fromkeys(tails + close))
     return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(allowed)}"
+
+
+def aligned(tree: C) -> C:
+    """The tree with a trailing axis of one on every table that all runs share, so that it meets [..., R] arrays."""
+    if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
+        return tuple(aligned(value) for value in tree)  # type: ignore[return-value]
+    if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
+        return tree
+    changed = {}
+    for field, value in _fields(tree):
+        rank = field.metadata.get("rank", 0)
+        if rank and value is not None and np.ndim(value) == rank:
+            changed[field.name] = jnp.asarray(value)[..., None]
+        elif not field.metadata.get("static"):
+            changed[field.name] = aligned(value)
+    return dataclasses.replace(tree, **changed)  # type: ignore[type-var, return-value]
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:

@@ -100,9 +100,12 @@ def coupling(tree: Any) -> Coupling:
 
 @runtime_checkable
 class Policy(Protocol):
-    """A differentiable family of distributions over token sequences. ``trailing``: takes runs as a last axis."""
+    """A differentiable family of distributions over token sequences."""
 
     trailing: ClassVar[bool]
+    """Whether runs may stand as a last axis; otherwise runs are vmapped."""
+    rank: ClassVar[int]
+    """The number of axes of a parameter table before runs (read only where ``trailing``)."""
 
     @property
     def horizon(self) -> int:
@@ -137,6 +140,9 @@ class Task(Protocol):
 
     def rewards(self, prompts: Array, tokens: Array, mask: Array, uniforms: Array) -> Array:
         """[P, N, M] rewards; uniforms [P, N] are the reward's own noise."""
+
+    def means(self, prompts: Array, tokens: Array, mask: Array) -> Array:
+        """[P, N] expected total reward given each output."""
 
     def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
         """The reward's law given each output, where it is finite (one level for a deterministic reward)."""

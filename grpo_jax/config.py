@@ -1,0 +1,149 @@
+"""The whole configuration of a training run, its state, and the checks that need more than one part."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax import methods
+from grpo_jax.optimizers import AdamW, Optimizer
+from grpo_jax.part import leaf_paths, part, static, subparts
+from grpo_jax.surrogate import Method
+from grpo_jax.types import Array, Params, Policy, Rollout, Task
+
+
+class TrainState(NamedTuple):
+    """What the next iteration needs."""
+
+    params: Params
+    old_params: Params
+    """θ_old: samples the groups, and is the denominator of the ratio."""
+    ref_params: Params
+    opt_state: Any
+    step: Array
+    """uint32, iterations done."""
+    root: Array
+    """uint32, the seed root."""
+    seed: Array
+    """uint32 seed coordinate: a scalar, or [R], one per run. Its rank says whether runs are present."""
+
+
+class Batch(NamedTuple):
+    """A rollout with the advantages that were computed where it was collected."""
+
+    rollout: Rollout
+    advantages: Array
+    """[P, N, 1 or T]."""
+
+
+class Expectation(Protocol):
+    """How an iteration sees the groups that the old policy would sample."""
+
+    def collect(self, config: Config, state: TrainState) -> Batch:
+        """Groups of the old policy."""
+
+    def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
+        """J(θ), a scalar or [R], and the log-probabilities [P, N, T] of the batch's rollout at θ."""
+
+
+@part
+class Loop:
+    """The shape of an iteration; all of it structure.
+
+    Args:
+      group_size: G.
+      prompts: P prompts drawn anew each iteration, or None for every context once.
+      inner_steps: μ passes over one batch.
+      minibatches: optimizer steps per pass; groups stay whole and are shuffled. Must divide P.
+      refresh_every: iterations between refreshes of θ_old.
+    """
+
+    group_size: int = static(8, low=1)
+    prompts: int | None = static(None, low=1)
+    inner_steps: int = static(1, low=1)
+    minibatches: int = static(1, low=1)
+    refresh_every: int = static(1, low=1)
+
+
+@part
+class Config:
+    """Everything a run depends on besides its seed: numbers are traced leaves, kinds are structure.
+
+    Args:
+      policy: where training starts, and the family of policies.
+      task: prompts and rewards.
+      method: the seven slots.
+      optimizer: an Optax transformation with traced numbers.
+      loop: groups, inner steps, minibatches.
+      expectation: ``Sampled()``, ``Counts()``, ``Exact()``; None chooses (``expectations.choose``).
+      reference: parameters of π_ref, shaped like the policy's; None is the starting policy.
+    """
+
+    policy: Policy
+    task: Task
+    method: Method = methods.grpo
+    optimizer: Optimizer = AdamW()
+    loop: Loop = Loop()
+    expectation: Expectation | None = None
+    reference: Any = None
+
+
+def prompt_count(config: Config) -> int:
+    """P."""
+    count = config.loop.prompts if config.loop.prompts is not None else config.policy.contexts
+    if count is None:
+        raise ValueError("loop.prompts must be given: this policy has no finite list of contexts")
+    return count
+
+
+def validate(config: Config) -> None:
+    """Raise, before anything compiles, for a configuration that has no meaning. Traced leaves are not looked at."""
+    if not isinstance(config.method, Method):
+        raise TypeError(f"method is {config.method!r}; it must be a Method (methods.get(name) finds one by name)")
+    group, prompts = config.loop.group_size, prompt_count(config)
+    for sub in subparts(config.method):
+        least = getattr(sub, "least_group", 1)
+        if group < least:
+            raise ValueError(f"group_size is {group}; {type(sub).__name__} needs groups of at least {least}")
+    if prompts % config.loop.minibatches:
+        raise ValueError(f"{config.loop.minibatches} minibatches do not divide {prompts} prompts")
+    contexts = getattr(config.task, "contexts", None) or _rows(getattr(config.task, "table", None))
+    if contexts is not None and config.policy.contexts not in (None, contexts):
+        raise ValueError(f"the policy has {config.policy.contexts} contexts, the task {contexts}")
+    _check_table(config)
+    _check_reference(config)
+
+
+def _rows(table: Any) -> int | None:
+    return None if table is None else int(jnp.shape(table)[0])
+
+
+def _check_table(config: Config) -> None:
+    table, actions = getattr(config.task, "table", None), getattr(config.policy, "actions", None)
+    if table is not None and actions is not None and jnp.shape(table)[1] != actions:
+        raise ValueError(f"the reward table has {jnp.shape(table)[1]} answers, the policy {actions} actions")
+    spaces = {s for s in (getattr(config.policy, "space", None), getattr(config.task, "space", None)) if s}
+    if len(spaces) == 2:
+        raise ValueError("policy and task are over different spaces of sequences")
+
+
+def _check_reference(config: Config) -> None:
+    """π_ref may not vanish where the policy does not, if a penalty reads it."""
+    if config.method.penalty is None or config.reference is None:
+        return
+    leaves = list(leaf_paths([config.method.penalty.coef, config.reference]).values())
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or not np.any(np.asarray(leaves[0])):
+        return
+    reference = [np.asarray(leaf) for leaf in jax.tree.leaves(config.reference)]
+    start = [np.asarray(leaf) for leaf in jax.tree.leaves(getattr(config.policy, "logits", None))]
+    if len(start) != len(reference):
+        return
+    for ref, logits in zip(reference, start, strict=True):
+        if (np.isneginf(ref) & ~np.isneginf(logits)).any():
+            raise ValueError(
+                "the reference gives probability 0 to an action of the policy: the penalty would be infinite; "
+                "use a positive reference, or coef 0"
+            )

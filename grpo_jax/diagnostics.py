@@ -1,0 +1,143 @@
+"""Pure measurements of policies, batches and steps. Each returns a scalar, or [R], one per run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.parts.gains import held
+from grpo_jax.parts.ratios import exponential
+from grpo_jax.statistics import GROUP_AXES, quantile, tied
+from grpo_jax.surrogate import Method, sanitized
+from grpo_jax.types import Array, Number, Params, Policy, Rollout, Task
+
+QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
+"""Probabilities at which the ratio's quantiles are taken."""
+
+
+def log_support(policy: Policy, params: Params, prompts: Array) -> Array:
+    """[P, S] log-probability of every output of the support."""
+    return jnp.sum(policy.score_support(params, prompts).logp, 2)
+
+
+def _shared(array: Array, like: Array) -> Array:
+    """``array`` with a trailing axis of one where ``like`` carries runs."""
+    return array if like.ndim == 2 else jnp.asarray(array)[..., None]
+
+
+def support_means(policy: Policy, task: Task, prompts: Array, like: Array) -> Array:
+    """[P, S] expected reward of every output; ``like`` [P, S] says whether runs are present."""
+    support = policy.support(prompts)
+    if support is None:
+        raise ValueError(f"{type(policy).__name__} cannot list its outputs")
+    return task.means(prompts, _shared(support.tokens, like), _shared(support.mask, like))
+
+
+def expected_reward(policy: Policy, task: Task, params: Params, prompts: Array) -> Array:
+    """J(θ) = mean over prompts of Σ_o π_θ(o|q) E[r|o], by enumeration."""
+    logp = log_support(policy, params, prompts)
+    means = support_means(policy, task, prompts, logp)
+    return jnp.mean(jnp.sum(jnp.exp(logp) * means, 1), 0)
+
+
+def entropy(policy: Policy, params: Params, prompts: Array) -> Array:
+    """Entropy in nats of the distribution over whole outputs, mean over prompts."""
+    logp = log_support(policy, params, prompts)
+    return -jnp.mean(jnp.sum(_times(jnp.exp(logp), logp), 1), 0)
+
+
+def kl(policy: Policy, params: Params, other: Params, prompts: Array) -> Array:
+    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts."""
+    logp, reference = log_support(policy, params, prompts), log_support(policy, other, prompts)
+    return jnp.mean(jnp.sum(_times(jnp.exp(logp), logp - reference), 1), 0)
+
+
+def _times(probability: Array, value: Array) -> Array:
+    """p·v with 0·anything := 0."""
+    return jnp.where(probability > 0, probability * jnp.where(probability > 0, value, 0), 0)
+
+
+def tied_share(rollout: Rollout) -> Array:
+    """Share of groups whose rewards are all equal, so that every advantage is 0.
+
+    Its expectation for one prompt is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with success rate p.
+    """
+    same = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)
+    return jnp.mean(same.astype(rollout.rewards.dtype), (0, 1))
+
+
+def batch_reward(rollout: Rollout) -> Array:
+    """Mean sampled reward of the batch."""
+    weight = rollout.multiplicity
+    rewards = jnp.where(weight > 0, jnp.sum(rollout.rewards, 2), 0)
+    return jnp.sum(weight * rewards, (0, 1)) / jnp.sum(weight, (0, 1))
+
+
+def batch_length(rollout: Rollout) -> Array:
+    """Mean number of tokens of the batch's outputs."""
+    weight = rollout.multiplicity
+    return jnp.sum(weight * jnp.sum(rollout.mask, 2), (0, 1)) / jnp.sum(weight, (0, 1))
+
+
+def _token_weight(rollout: Rollout) -> Array:
+    return rollout.multiplicity[:, :, None] * rollout.mask
+
+
+class RatioStatistics(NamedTuple):
+    """The method's ratio over the live tokens of a batch."""
+
+    low: Array
+    high: Array
+    quantiles: Array
+    """[len(QUANTILES)(, R)]."""
+
+
+def ratio_statistics(method: Method, rollout: Rollout, logp: Array) -> RatioStatistics:
+    """Extremes and quantiles of the ratio after the last inner step."""
+    rollout, logp = sanitized(rollout, logp)
+    log_ratio = method.ratio(rollout, logp)
+    weight = _token_weight(rollout) + jnp.zeros_like(log_ratio)
+    low = jnp.min(jnp.where(weight > 0, log_ratio, jnp.inf), (0, 1, 2))
+    high = jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf), (0, 1, 2))
+    quantiles = jnp.stack([quantile(log_ratio, weight, q, (0, 1, 2))[0, 0, 0] for q in QUANTILES])
+    return RatioStatistics(low=exponential(low), high=exponential(high), quantiles=exponential(quantiles))
+
+
+def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Array) -> tuple[Array, Array]:
+    """Share of tokens whose gain the clip holds constant, above and below."""
+    rollout, logp = sanitized(rollout, logp)
+    out = held(method.gain, method.ratio(rollout, logp), advantages)
+    weight = _token_weight(rollout)
+    total = jnp.sum(weight, (0, 1, 2))
+    high, low = (jnp.sum(jnp.where(side, weight, 0), (0, 1, 2)) / total for side in out)
+    return high, low
+
+
+def norm(tree: Params, *, runs: bool) -> Number:
+    """Euclidean norm over all leaves, runs apart."""
+
+    def squares(leaf: Array) -> Array:
+        axes = tuple(range(leaf.ndim - 1)) if runs else None
+        return jnp.sum(leaf.astype(float) ** 2, axes)
+
+    return jnp.sqrt(sum(squares(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def finite(tree: Params, *, runs: bool) -> Array:
+    """True for every run all of whose numbers are finite."""
+
+    def every(leaf: Array) -> Array:
+        axes = tuple(range(leaf.ndim - 1)) if runs else None
+        return jnp.all(jnp.isfinite(leaf), axes)
+
+    return jnp.all(jnp.stack([every(leaf) for leaf in jax.tree.leaves(tree)]), 0)
+
+
+def all_prompts(policy: Policy) -> np.ndarray:
+    """Every context once, known while tracing."""
+    if policy.contexts is None:
+        raise ValueError(f"{type(policy).__name__} has no finite list of prompts")
+    return np.arange(policy.contexts)

@@ -1,0 +1,126 @@
+"""How an iteration sees its groups: as G samples, or as a histogram of G samples over the support."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.config import Batch, Config, Expectation, TrainState, prompt_count
+from grpo_jax.diagnostics import all_prompts
+from grpo_jax.part import part
+from grpo_jax.random import Stream, uniforms
+from grpo_jax.surrogate import advantages, objective
+from grpo_jax.types import Array, Params, Rollout, Scores
+
+
+def draw_prompts(config: Config, state: TrainState) -> Array | np.ndarray:
+    """[P] every context in order, or [P(, R)] drawn ones."""
+    if config.loop.prompts is None:
+        return all_prompts(config.policy)
+    return config.task.prompts(uniforms(state.root, state.seed, state.step, Stream.PROMPT, (config.loop.prompts,)))
+
+
+def shared(array: Any, state: TrainState) -> Any:
+    """An array that all runs share, with a trailing axis of one where runs are present."""
+    return array[..., None] if state.seed.ndim else array
+
+
+def with_entropy(rollout: Rollout, scores: Scores) -> Rollout:
+    """The current policy's entropies, detached: what entropy-aware corrections read."""
+    return rollout._replace(entropy=jax.lax.stop_gradient(scores.entropy))
+
+
+@part
+class Sampled:
+    """G samples per prompt: the general form."""
+
+    def collect(self, config: Config, state: TrainState) -> Batch:
+        """Groups from the old policy; noise and tokens depend on (root, seed, step) alone."""
+        prompts, count = draw_prompts(config, state), prompt_count(config)
+        group = (count, config.loop.group_size)
+        token_uniforms = uniforms(
+            state.root, state.seed, state.step, Stream.TOKEN, (*group, config.policy.horizon)
+        )
+        tokens, mask = config.policy.sample(state.old_params, prompts, token_uniforms)
+        noise = uniforms(state.root, state.seed, state.step, Stream.REWARD, group)
+        old = config.policy.score(state.old_params, prompts, tokens, mask)
+        ref = config.policy.score(state.ref_params, prompts, tokens, mask)
+        rollout = Rollout(
+            prompts=prompts,
+            tokens=tokens,
+            mask=mask,
+            rewards=config.task.rewards(prompts, tokens, mask, noise),
+            multiplicity=shared(jnp.ones(group), state),
+            sampling_logp=old.logp,
+            old_logp=old.logp,
+            ref_logp=ref.logp,
+            entropy=old.entropy,
+        )
+        return Batch(rollout, advantages(config.method, rollout))
+
+    def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
+        """The surrogate of the sampled groups."""
+        rollout = batch.rollout
+        scores = config.policy.score(params, rollout.prompts, rollout.tokens, rollout.mask)
+        return objective(config.method, with_entropy(rollout, scores), batch.advantages, scores.logp), scores.logp
+
+
+def support_rollout(config: Config, state: TrainState, prompts: Any, multiplicity: Array) -> Rollout:
+    """The whole support as one group per prompt, with deterministic rewards and given multiplicities [P, S]."""
+    support = config.policy.support(prompts)
+    if support is None:
+        raise ValueError(f"{type(config.policy).__name__} cannot list its outputs; use Sampled()")
+    tokens, mask = shared(support.tokens, state), shared(support.mask, state)
+    old = config.policy.score_support(state.old_params, prompts)
+    ref = config.policy.score_support(state.ref_params, prompts)
+    return Rollout(
+        prompts=prompts,
+        tokens=tokens,
+        mask=mask,
+        rewards=config.task.means(prompts, tokens, mask)[:, :, None],
+        multiplicity=multiplicity,
+        sampling_logp=old.logp,
+        old_logp=old.logp,
+        ref_logp=ref.logp,
+        entropy=old.entropy,
+    )
+
+
+@part
+class Counts:
+    """The histogram of the same G samples over the support: equal to ``Sampled``, cheaper on small supports.
+
+    Needs rewards that depend on the output alone.
+    """
+
+    def collect(self, config: Config, state: TrainState) -> Batch:
+        """Counts over the support, from the very draws that ``Sampled`` would make."""
+        if getattr(config.task, "noise", None) is not None:
+            raise ValueError("Counts() needs rewards that depend on the output alone; this task has noise")
+        prompts = draw_prompts(config, state)
+        group = (prompt_count(config), config.loop.group_size, config.policy.horizon)
+        draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, group)
+        counts = jax.lax.optimization_barrier(config.policy.counts(state.old_params, prompts, draws))
+        rollout = support_rollout(config, state, prompts, counts)
+        return Batch(rollout, advantages(config.method, rollout))
+
+    def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
+        """The surrogate of the histogram."""
+        scores = config.policy.score_support(params, batch.rollout.prompts)
+        rollout = with_entropy(batch.rollout, scores)
+        return objective(config.method, rollout, batch.advantages, scores.logp), scores.logp
+
+
+def choose(config: Config) -> Config:
+    """The configuration with its expectation filled in: counts where a reward depends on a finite action alone."""
+    if config.expectation is not None:
+        return config
+    actions = getattr(config.policy, "actions", None)
+    noiseless = hasattr(config.task, "noise") and config.task.noise is None
+    small = actions is not None and actions <= max(4 * config.loop.group_size, 16)
+    made: Expectation = Counts() if noiseless and small else Sampled()
+    return dataclasses.replace(config, expectation=made)

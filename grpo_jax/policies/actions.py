@@ -1,0 +1,104 @@
+"""Finite actions: a softmax over K actions for each of C contexts; an output is a sequence of length one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.part import number, part
+from grpo_jax.sequences import at_prompts, inverse_cdf, lookup
+from grpo_jax.types import Array, Scores, Support
+
+
+@part
+class ActionPolicy:
+    """π_θ(k|c) = softmax(θ_c)_k; the parameters are the logits θ, [C, K].
+
+    Args:
+      logits: [C, K] where training starts, and the reference unless another is given. −inf is probability 0.
+    """
+
+    logits: Any = number(nonfinite=True, rank=2)
+    trailing: ClassVar[bool] = True
+    rank: ClassVar[int] = 2
+
+    def check(self) -> None:
+        """Logits must be a table of at least two actions, with some finite entry in every context."""
+        logits = np.asarray(self.logits)
+        if logits.ndim not in (2, 3) or logits.shape[1] < 1:
+            raise ValueError(f"logits have shape {logits.shape}; they must be [contexts, actions]")
+        if np.isposinf(logits).any() or not np.isfinite(logits).any(axis=1).all():
+            raise ValueError("logits may be -inf for single actions, not for all of a context, and never +inf")
+
+    @classmethod
+    def from_probabilities(cls, probabilities: Any) -> ActionPolicy:
+        """The policy with the given [C, K] probabilities (rows are normalised; zeros stay zero)."""
+        table = np.atleast_2d(np.asarray(probabilities, float))
+        if (table < 0).any() or np.isnan(table).any() or (table.sum(1) <= 0).any():
+            raise ValueError("probabilities must be non-negative and each row must have a positive sum")
+        with np.errstate(divide="ignore"):
+            return cls(logits=np.log(table / table.sum(1, keepdims=True)))
+
+    @classmethod
+    def uniform(cls, *, contexts: int, actions: int) -> ActionPolicy:
+        """All actions equally likely."""
+        return cls(logits=np.zeros((contexts, actions)))
+
+    @property
+    def horizon(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def contexts(self) -> int:
+        """C."""
+        return jnp.shape(self.logits)[0]
+
+    @property
+    def actions(self) -> int:
+        """K."""
+        return jnp.shape(self.logits)[1]
+
+    def init(self, key: Array) -> Array:
+        """The starting logits; the key is not used."""
+        return jnp.asarray(self.logits, float)
+
+    def log_probabilities(self, params: Array, prompts: Array) -> Array:
+        """[P, K] log π_θ(k|c)."""
+        return jax.nn.log_softmax(at_prompts(params, prompts), axis=1)
+
+    def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
+        """Actions [P, G, 1] by inverse CDF; see ``types.Policy``."""
+        probabilities = jnp.exp(self.log_probabilities(params, prompts))
+        tokens = inverse_cdf(probabilities[:, None], uniforms[:, :, 0])[:, :, None]
+        return tokens, jnp.ones(tokens.shape)
+
+    def counts(self, params: Array, prompts: Array, uniforms: Array) -> Array:
+        """[P, K] histogram of what ``sample`` would draw from the same uniforms [P, G, 1]."""
+        upto = jnp.cumsum(jnp.exp(self.log_probabilities(params, prompts)), 1)
+        level = uniforms[:, :, 0] * upto[:, -1:]
+        below = jnp.sum(level[:, None] < upto[:, :-1, None], 2, dtype=upto.dtype)
+        total = jnp.full_like(below[:, :1], uniforms.shape[1])
+        return jnp.diff(jnp.concatenate([jnp.zeros_like(total), below, total], 1), axis=1)
+
+    def score(self, params: Array, prompts: Array, tokens: Array, mask: Array) -> Scores:
+        """[P, N, 1] log-probability of each action and entropy of its distribution."""
+        logp = self.log_probabilities(params, prompts)
+        return self._scores(lookup(logp, tokens[:, :, 0])[:, :, None], logp)
+
+    def support(self, prompts: Array) -> Support:
+        """All K actions for every prompt."""
+        tokens = np.broadcast_to(np.arange(self.actions)[None, :, None], (prompts.shape[0], self.actions, 1))
+        return Support(tokens=tokens, mask=np.ones(tokens.shape))
+
+    def score_support(self, params: Array, prompts: Array) -> Scores:
+        """[P, K, 1]."""
+        logp = self.log_probabilities(params, prompts)
+        return self._scores(logp[:, :, None], logp)
+
+    def _scores(self, chosen: Array, logp: Array) -> Scores:
+        entropy = -jnp.sum(jnp.where(logp > -jnp.inf, jnp.exp(logp) * logp, 0), 1, keepdims=True)[:, :, None]
+        return Scores(logp=chosen, entropy=jnp.broadcast_to(entropy, chosen.shape))

@@ -1,0 +1,84 @@
+"""A small autoregressive network: the protocol's test that nothing outside assumes a table."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from grpo_jax.part import part, static
+from grpo_jax.sequences import Sequences, inverse_cdf
+from grpo_jax.types import Array, Scores, Support
+
+
+class _MLP(nn.Module):
+    width: int
+    vocab: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        return nn.Dense(self.vocab)(nn.tanh(nn.Dense(self.width)(features)))
+
+
+@part
+class MLPPolicy:
+    """π_θ(y_t|y_<t, c): one hidden tanh layer on one-hot (context, step, tokens so far). Runs are vmapped."""
+
+    space: Sequences = static()
+    contexts: int = static(1, low=1)
+    width: int = static(16, low=1)
+    trailing: ClassVar[bool] = False
+    rank: ClassVar[int] = 0
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.space.horizon
+
+    def init(self, key: Array) -> Any:
+        """Random weights."""
+        features = self._features(jnp.zeros(1, int), jnp.zeros((1, 1, self.horizon), int))
+        return _MLP(self.width, self.space.vocab).init(key, features)
+
+    def _features(self, prompts: Array, tokens: Array) -> Array:
+        """[P, N, T, F], causal: step t sees tokens before t."""
+        earlier = np.tril(np.ones((self.horizon, self.horizon)), -1)
+        seen = jax.nn.one_hot(tokens, self.space.vocab)[:, :, None] * earlier[:, :, None]
+        shape = tokens.shape
+        context = jnp.broadcast_to(jax.nn.one_hot(prompts, self.contexts)[:, None, None], (*shape, self.contexts))
+        step = jnp.broadcast_to(jnp.eye(self.horizon), (*shape, self.horizon))
+        return jnp.concatenate([context, step, seen.reshape(*shape, -1)], -1)
+
+    def _log_probabilities(self, params: Any, prompts: Array, tokens: Array) -> Array:
+        logits = _MLP(self.width, self.space.vocab).apply(params, self._features(jnp.asarray(prompts), tokens))
+        allowed = self.space.allowed
+        return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, logits, -1e30)), -1e30)
+
+    def sample(self, params: Any, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
+        """See ``types.Policy``."""
+        tokens = jnp.zeros(uniforms.shape, int)
+        for t in range(self.horizon):
+            probabilities = jnp.exp(self._log_probabilities(params, prompts, tokens)[:, :, t])
+            tokens = tokens.at[:, :, t].set(inverse_cdf(probabilities, uniforms[:, :, t]))
+        return tokens, self.space.mask(tokens)
+
+    def score(self, params: Any, prompts: Array, tokens: Array, mask: Array) -> Scores:
+        """See ``types.Policy``."""
+        table = self._log_probabilities(params, prompts, tokens)
+        logp = jnp.take_along_axis(table, tokens[:, :, :, None], axis=3)[..., 0]
+        entropy = -jnp.sum(jnp.exp(table) * table, 3)
+        return Scores(logp=jnp.where(mask > 0, logp, 0), entropy=jnp.where(mask > 0, entropy, 0))
+
+    def support(self, prompts: Array) -> Support:
+        """Every sequence of the space."""
+        tokens, mask = self.space.support
+        shape = (prompts.shape[0], *tokens.shape)
+        return Support(tokens=np.broadcast_to(tokens, shape), mask=np.broadcast_to(mask, shape))
+
+    def score_support(self, params: Any, prompts: Array) -> Scores:
+        """See ``types.Policy``."""
+        support = self.support(prompts)
+        return self.score(params, prompts, jnp.asarray(support.tokens), jnp.asarray(support.mask))

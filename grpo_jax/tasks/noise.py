@@ -1,0 +1,72 @@
+"""Reward noise: the law of a reward given its mean."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from grpo_jax.part import number, part
+from grpo_jax.types import Array, Levels, Number
+
+
+class Noise(Protocol):
+    """The law of a reward around its mean, without the task's scale φ."""
+
+    def draw(self, mean: Array, uniforms: Array) -> Array:
+        """A reward for every mean, from uniforms of the same shape."""
+
+    def levels(self, mean: Array) -> Levels | None:
+        """The finite law [P, S, L] for means [P, S], or None where it is not finite."""
+
+
+@part
+class Bernoulli:
+    """1 with probability equal to the mean, else 0; means must lie in [0, 1]."""
+
+    def draw(self, mean: Array, uniforms: Array) -> Array:
+        """1{u < mean}."""
+        return jnp.where(uniforms < mean, 1.0, 0.0)
+
+    def levels(self, mean: Array) -> Levels:
+        """Values (0, 1) with probabilities (1 − mean, mean)."""
+        return Levels(
+            values=jnp.stack([jnp.zeros_like(mean), jnp.ones_like(mean)], 2),
+            probabilities=jnp.stack([1 - mean, mean], 2),
+        )
+
+
+@part
+class Gaussian:
+    """mean + std·z, z standard normal."""
+
+    std: Number = number(1.0, low=0.0)
+
+    def draw(self, mean: Array, uniforms: Array) -> Array:
+        """Through the inverse normal distribution function."""
+        tiny = jnp.finfo(uniforms.dtype).tiny
+        return mean + self.std * ndtri(jnp.maximum(uniforms, tiny))
+
+    def levels(self, mean: Array) -> None:
+        """Not finite."""
+        return None
+
+
+def draw(noise: Noise | None, mean: Array, uniforms: Array) -> Array:
+    """The reward itself for a task without noise."""
+    return mean if noise is None else noise.draw(mean, uniforms)
+
+
+def levels(noise: Noise | None, mean: Array, scale: Number) -> Levels | None:
+    """The law of scale times the reward."""
+    if noise is None:
+        return Levels(values=scale * mean[:, :, None], probabilities=jnp.ones_like(mean)[:, :, None])
+    law = noise.levels(mean)
+    return None if law is None else law._replace(values=scale * law.values)
+
+
+def check_means(name: str, means: Array, noise: Noise | None) -> None:
+    """Bernoulli means must be probabilities."""
+    if isinstance(noise, Bernoulli) and (jnp.min(means) < 0 or jnp.max(means) > 1):
+        raise ValueError(f"{name} must lie in [0, 1] under Bernoulli noise")

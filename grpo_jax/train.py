@@ -1,0 +1,179 @@
+"""The training loop: ``init``, ``step``, ``run``. Pure functions of (configuration, state), one run or a chunk."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax import diagnostics, optimizers, recording
+from grpo_jax.config import Batch, Config, TrainState, prompt_count, validate
+from grpo_jax.expectations import choose
+from grpo_jax.part import aligned
+from grpo_jax.random import Stream, uniforms
+from grpo_jax.recording import DIAGNOSTICS, Inner, View
+from grpo_jax.types import Array, Params
+
+Info = dict[str, Array]
+"""Diagnostic name -> its value, runs last."""
+
+
+def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
+    """The state before the first iteration.
+
+    Args:
+      config: the configuration; it is validated.
+      seed: the seed coordinate, an integer or [R] integers: one per run, runs being the last axis of everything.
+      root: the seed root, shared by an experiment.
+    """
+    validate(config)
+    seed = jnp.asarray(seed, jnp.uint32)
+    runs = bool(seed.ndim)
+    if runs and not config.policy.trailing:
+        raise ValueError(f"{type(config.policy).__name__} takes one run at a time; vmap over runs, or use sweep")
+    key = jax.random.key(root) if runs else jax.random.fold_in(jax.random.key(root), seed)
+
+    def spread_out(leaf: Array, like: Array) -> Array:
+        leaf = jnp.asarray(leaf, like.dtype)
+        if not runs:
+            return leaf
+        leaf = leaf if _has_runs(config, leaf) else leaf[..., None]
+        return jnp.broadcast_to(leaf, (*leaf.shape[:-1], seed.shape[0]))
+
+    start = config.policy.init(key)
+    params = jax.tree.map(lambda leaf: spread_out(leaf, leaf), start)
+    ref = params if config.reference is None else jax.tree.map(spread_out, config.reference, start)
+    return TrainState(
+        params=params,
+        old_params=params,
+        ref_params=ref,
+        opt_state=optimizers.init(config.optimizer, params, runs=runs),
+        step=jnp.uint32(0),
+        root=jnp.asarray(root, jnp.uint32),
+        seed=seed,
+    )
+
+
+def _has_runs(config: Config, leaf: Array) -> bool:
+    return leaf.ndim > config.policy.rank
+
+
+def _minibatches(config: Config, state: TrainState) -> Array | None:
+    """[μ·minibatches, P/minibatches(, R)] prompt rows of every optimizer step; None for whole batches."""
+    parts = config.loop.minibatches
+    if parts == 1:
+        return None
+    count, passes = prompt_count(config), config.loop.inner_steps
+    order = uniforms(state.root, state.seed, state.step, Stream.SHUFFLE, (passes, count))
+    rows = jnp.argsort(order, axis=1)
+    return rows.reshape((passes * parts, count // parts) + rows.shape[2:])
+
+
+def _take(batch: Batch, rows: Array) -> Batch:
+    """The groups at prompt rows [p(, R)]."""
+
+    def pick(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        if rows.ndim == 1:
+            return leaf[rows]
+        if leaf.ndim == 1:
+            return leaf[rows]
+        leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], rows.shape[1]))
+        index = rows.reshape((rows.shape[0],) + (1,) * (leaf.ndim - 2) + (rows.shape[1],))
+        return jnp.take_along_axis(leaf, index, axis=0)
+
+    return jax.tree.map(pick, batch)
+
+
+def step(config: Config, state: TrainState, *, record: Iterable[str] = recording.DEFAULT) -> tuple[TrainState, Info]:
+    """One iteration: collect groups with θ_old, then μ passes of optimizer steps on the surrogate.
+
+    Returns the next state and the named diagnostics. Diagnostics that nobody reads cost nothing under ``jit``.
+    """
+    config = choose(aligned(config) if state.seed.ndim else config)
+    assert config.expectation is not None
+    batch = config.expectation.collect(config, state)
+    (params, opt_state), inner = _optimize(config, state, batch)
+    done = state.step + 1
+    refresh = done % config.loop.refresh_every == 0
+    after = state._replace(
+        params=params,
+        old_params=jax.tree.map(lambda new, old: jnp.where(refresh, new, old), params, state.old_params),
+        opt_state=opt_state,
+        step=done,
+    )
+    view = View(config, after, batch, inner)
+    return after, {name: DIAGNOSTICS[name].measure(view) for name in record}
+
+
+def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Params, Any], Inner]:
+    runs = bool(state.seed.ndim)
+    expectation = config.expectation
+    assert expectation is not None
+    at_old = getattr(config.method.ratio, "at_old", False)
+
+    def body(carry: tuple[Params, Any], rows: Array | None) -> tuple[tuple[Params, Any], Inner]:
+        params, opt_state = carry
+        part = batch if rows is None else _take(batch, rows)
+
+        def negated(point: Params) -> tuple[Array, tuple[Array, Array]]:
+            value, logp = expectation.objective(config, part, point)
+            return -jnp.sum(value), (value, logp)
+
+        grads, (value, logp) = jax.grad(negated, has_aux=True)(state.old_params if at_old else params)
+        updates, opt_state = optimizers.update(config.optimizer, grads, opt_state, params, runs=runs)
+        high, low = diagnostics.clip_fractions(config.method, part.rollout, part.advantages, logp)
+        seen = Inner(
+            surrogate=value,
+            grad_norm=diagnostics.norm(grads, runs=runs),
+            update_norm=diagnostics.norm(updates, runs=runs),
+            clip_high=high,
+            clip_low=low,
+        )
+        return (jax.tree.map(jnp.add, params, updates), opt_state), seen
+
+    steps = config.loop.inner_steps * config.loop.minibatches
+    carry, seen = jax.lax.scan(body, (state.params, state.opt_state), _minibatches(config, state), length=steps)
+    return carry, jax.tree.map(lambda x: jnp.mean(x, 0), seen)
+
+
+@functools.partial(jax.jit, static_argnames=("iterations", "record_every", "record"))
+def _run(
+    config: Config, state: TrainState, iterations: int, record_every: int, record: tuple[str, ...]
+) -> tuple[TrainState, Info]:
+    def stretch(state: TrainState, _: None) -> tuple[TrainState, Info]:
+        state, _ = jax.lax.scan(lambda s, _: (step(config, s, record=())[0], None), state, length=record_every - 1)
+        return step(config, state, record=record)
+
+    return jax.lax.scan(stretch, state, length=iterations // record_every)
+
+
+def run(
+    config: Config,
+    state: TrainState,
+    *,
+    iterations: int,
+    record_every: int = 1,
+    record: Iterable[str] | None = None,
+) -> tuple[TrainState, Info]:
+    """``iterations`` steps in one compiled scan, recording every ``record_every``-th.
+
+    Two short runs equal one long run bit for bit. A run that turns non-finite says so in ``finite`` and leaves
+    its neighbours alone.
+
+    Args:
+      config: one compile per tree structure; numbers are traced.
+      state: from ``init`` or an earlier ``run``.
+      iterations: a multiple of ``record_every``.
+      record: diagnostic names (``recording.DIAGNOSTICS``); None is ``recording.DEFAULT``.
+
+    Returns:
+      The state, and name -> [iterations / record_every, ...(, R)].
+    """
+    validate(config)
+    if iterations < 1 or record_every < 1 or iterations % record_every:
+        raise ValueError(f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})")
+    return _run(config, state, iterations, record_every, recording.names(record, config))
