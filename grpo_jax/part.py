@@ -152,6 +152,19 @@ def static_paths(tree: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def describe(tree: Any) -> Any:
+    """The configuration as JSON-ready nested dictionaries: {"kind": class, field: value, ...}."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return {"kind": type(tree).__name__} | {field.name: describe(value) for field, value in _fields(tree)}
+    if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
+        return [describe(value) for value in tree]
+    if isinstance(tree, (np.ndarray, np.generic, jax.Array)):
+        return np.asarray(tree).tolist()
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    return getattr(tree, "__qualname__", type(tree).__name__)
+
+
 def _key(entry: Any) -> str:
     for attribute in ("name", "key", "idx"):
         if hasattr(entry, attribute):

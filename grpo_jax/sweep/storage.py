@@ -1,0 +1,63 @@
+"""A sweep on disk: a manifest and one netCDF file a part, each written aside and renamed, so a kill loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """The folder of one sweep. A folder that holds another sweep is refused."""
+
+    def __init__(self, folder: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = json.loads(json.dumps(manifest))
+        path = self.folder / MANIFEST
+        if path.exists():
+            held = json.loads(path.read_text())
+            different = sorted(k for k in manifest.keys() | held.keys() if manifest.get(k) != held.get(k))
+            if different:
+                raise ValueError(
+                    f"{self.folder} holds another sweep (different: {', '.join(different)}); "
+                    "give another folder, or the same arguments to go on"
+                )
+        else:
+            _replace(path, lambda aside: aside.write_text(json.dumps(manifest, indent=1)))
+
+    def path(self, variant: int, part: int) -> Path:
+        """File of one part."""
+        return self.folder / f"part-{variant:03d}-{part:06d}.nc"
+
+    def read(self, variant: int, part: int) -> dict[str, np.ndarray] | None:
+        """A finished part, or None."""
+        path = self.path(variant, part)
+        if not path.exists():
+            return None
+        with xr.open_dataset(path, engine="h5netcdf") as data:
+            return {str(name): data[name].values for name in data.data_vars}
+
+    def write(self, variant: int, part: int, result: dict[str, np.ndarray]) -> None:
+        """Write aside, then rename."""
+        variables = {}
+        for name, value in result.items():
+            dims = ("run", "record", *(f"{name}_{i}" for i in range(value.ndim - 2)))
+            variables[name] = (dims, value)
+        data = xr.Dataset(variables)
+        _replace(self.path(variant, part), lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
+
+
+def _replace(path: Path, write: Any) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

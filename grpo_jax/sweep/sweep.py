@@ -1,0 +1,238 @@
+"""``sweep``: a configuration, the paths it varies, seeds -> one labelled ``xarray.Dataset``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from tqdm.auto import tqdm
+
+from grpo_jax import recording
+from grpo_jax.config import Config, validate
+from grpo_jax.diagnostics import QUANTILES
+from grpo_jax.expectations import choose
+from grpo_jax.part import describe
+from grpo_jax.recording import DIAGNOSTICS
+from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
+from grpo_jax.sweep.program import Program, Request, Shape, default_width
+from grpo_jax.sweep.storage import Store
+
+PART_RUNS = 65536
+PART_BYTES = 256 * 2**20
+
+
+def sweep(
+    config: Config,
+    axes: Mapping[Any, Any] | None = None,
+    *,
+    variants: Mapping[str, Any] | None = None,
+    seeds: int | Sequence[int] = 1,
+    iterations: int,
+    record_every: int = 1,
+    record: Iterable[str] | None = None,
+    root: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    width: int | None = None,
+    devices: int | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Train every setting of a grid with every seed.
+
+    A run's draws depend on (root, its seed, iteration) alone: settings share them (common random numbers), and a
+    larger grid leaves the runs of a smaller one unchanged.
+
+    Args:
+      config: the base configuration.
+      axes: traced numbers: {path: values}; {(path, path): [(value, value), ...]} zips. Values of a table's path
+        are tables. A mapping {label: value} names its settings. Any unambiguous tail of a path will do.
+      variants: structure: {"method": {"grpo": grpo, "mine": mine}, "loop.group_size": [4, 8]}; one program each.
+      seeds: how many, or which.
+      iterations: training iterations of each run.
+      record_every: record every n-th iteration.
+      record: diagnostic names; None is ``recording.DEFAULT``.
+      root: the seed root.
+      out: a folder for the parts; a sweep that was interrupted there goes on where it stopped.
+      width: runs in a chunk; must divide by the number of devices. None chooses.
+      devices: how many local devices share the runs; None is all.
+      progress: show a progress bar and a summary.
+
+    Returns:
+      A dataset with dimensions (variants..., axes..., seed, iteration, ...), every diagnostic a variable, and the
+      whole configuration in its attributes.
+    """
+    variant_axes = parse_variants(config, variants or {})
+    configs = [choose(c) for c in settings(config, variant_axes)]
+    run_axes = [parse_axes(c, axes or {}) for c in configs]
+    for c in configs:
+        validate(c)
+    seed_values = _seeds(seeds)
+    names = recording.names(record, configs[0])
+    request = Request(iterations, record_every, names, root)
+    if iterations < 1 or record_every < 1 or iterations % record_every:
+        raise ValueError(f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})")
+    runs = size(run_axes[0]) * len(seed_values)
+    shape = _layout(configs[0], runs, request, width=width, devices=devices)
+    programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
+    store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
+    report = _Report(programs, runs * len(programs), iterations, progress)
+    results = [
+        _variant(i, program, seed_values, runs, store, report) for i, program in enumerate(programs)
+    ]
+    data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
+    data.attrs |= {"config": json.dumps(describe(config)), "root": root} | report.attributes(configs[0], shape)
+    return data
+
+
+def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
+    values = np.arange(seeds) if isinstance(seeds, (int, np.integer)) else np.asarray(seeds)
+    if values.ndim != 1 or not values.size or (values < 0).any() or (values >= 2**32).any():
+        raise ValueError(f"seeds is {seeds}; it must be a positive count or a list of integers in [0, 2^32)")
+    if len(np.unique(values)) < len(values):
+        raise ValueError("seeds repeat: equal seeds give equal runs")
+    return values.astype(np.uint32)
+
+
+def _layout(config: Config, runs: int, request: Request, *, width: int | None, devices: int | None) -> Shape:
+    local = jax.local_device_count()
+    if devices is not None and not 1 <= devices <= local:
+        raise ValueError(f"devices is {devices}; this process has {local}")
+    count = devices or min(local, runs)
+    width = width or default_width(config, runs, count)
+    if width < 1 or width % count:
+        raise ValueError(f"width is {width}; it must be a positive multiple of the {count} devices")
+    numbers = sum(int(np.prod(_extra(name, config), dtype=int)) for name in request.record)
+    bytes_per_run = 8 * numbers * (request.iterations // request.record_every)
+    part_runs = min(runs, PART_RUNS, max(PART_BYTES // bytes_per_run, width))
+    return Shape(width=width, chunks=max(1, -(-part_runs // width)), devices=count)
+
+
+def _extra(name: str, config: Config) -> tuple[int, ...]:
+    sizes = {"quantile": len(QUANTILES), "context": config.policy.contexts or 1, "output": 64}
+    return tuple(sizes[d] for d in DIAGNOSTICS[name].dims)
+
+
+def _variant(
+    variant: int, program: Program, seeds: np.ndarray, runs: int, store: Store | None, report: _Report
+) -> dict[str, np.ndarray]:
+    """Every part of one variant, computed or read back: [runs, records, ...]."""
+    parts = []
+    sizes = [axis.size for axis in program.axes]
+    for part, first in enumerate(range(0, runs, program.shape.runs)):
+        done = store.read(variant, part) if store else None
+        if done is None:
+            run = np.minimum(np.arange(first, first + program.shape.runs), runs - 1)
+            place = np.unravel_index(run // len(seeds), sizes) if sizes else ()
+            index = np.asarray(place, np.int32).reshape(len(sizes), -1)
+            done = report.timed(program, index, seeds[run % len(seeds)])
+            done = {name: value[: runs - first] for name, value in done.items()}
+            if store:
+                store.write(variant, part, done)
+        parts.append(done)
+        report.advance(min(program.shape.runs, runs - first))
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+class _Report:
+    """Progress, compilations and seconds."""
+
+    def __init__(self, programs: list[Program], runs: int, iterations: int, progress: bool) -> None:
+        self.compiled: dict[str, Any] = {}
+        self.compile_seconds = self.run_seconds = 0.0
+        self.updates = 0
+        self.iterations = iterations
+        self.spoken = progress
+        self.bar = tqdm(total=runs, unit="run", disable=not progress, file=sys.stderr)
+
+    def timed(self, program: Program, index: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+        """Compile if needed, run, keep the clock."""
+        if program.compiled is None and program.compile(self.compiled):
+            self.compile_seconds += program.compile_seconds
+        start = time.perf_counter()
+        result = program(index, seeds)
+        self.run_seconds += time.perf_counter() - start
+        loop = program.config.loop
+        self.updates += len(seeds) * self.iterations * loop.inner_steps * loop.minibatches
+        return result
+
+    def advance(self, runs: int) -> None:
+        """Move the bar."""
+        self.bar.update(runs)
+
+    def attributes(self, config: Config, shape: Shape) -> dict[str, Any]:
+        """What the dataset says of its making; also printed."""
+        self.bar.close()
+        path = type(config.expectation).__name__
+        found = {
+            "expectation": path,
+            "width": shape.width,
+            "devices": shape.devices,
+            "compilations": len(self.compiled),
+            "compile_seconds": round(self.compile_seconds, 3),
+            "run_seconds": round(self.run_seconds, 3),
+            "updates": self.updates,
+        }
+        if self.spoken:
+            rate = self.updates / self.run_seconds / 1e6 if self.run_seconds else 0.0
+            print(
+                f"{path} path · chunks of {shape.width} runs on {shape.devices} device(s) · {len(self.compiled)} "
+                f"compilation(s) in {self.compile_seconds:.2f} s · {self.run_seconds:.2f} s running · "
+                f"{rate:.2f} million updates/s",
+                file=sys.stderr,
+            )
+        return found
+
+
+def _manifest(
+    configs: list[Config], axes: list[list[Axis]], seeds: np.ndarray, request: Request, shape: Shape, programs: Any
+) -> dict[str, Any]:
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+    return {
+        "configurations": [digest(describe(c)) for c in configs],
+        "axes": [{"name": a.name, "paths": a.paths, "values": digest([v.tolist() for v in a.values])} for a in axes[0]],
+        "seeds": digest(seeds.tolist()),
+        "root": request.root,
+        "iterations": request.iterations,
+        "record_every": request.record_every,
+        "record": list(request.record),
+        "width": shape.width,
+        "chunks": shape.chunks,
+        "programs": [p.hash for p in programs],
+        "precision": str(jax.dtypes.canonicalize_dtype(float)),
+    }
+
+
+def _dataset(
+    results: list[dict[str, np.ndarray]],
+    variants: list[Axis],
+    axes: list[Axis],
+    seeds: np.ndarray,
+    request: Request,
+    config: Config,
+) -> xr.Dataset:
+    grid = [*variants, *axes]
+    lead = [axis.name for axis in grid] + ["seed", "iteration"]
+    shape = [axis.size for axis in grid] + [len(seeds)]
+    variables = {}
+    for name in request.record:
+        if len({r[name].shape for r in results}) > 1:
+            raise ValueError(f"{name} has another shape in every variant; sweep them apart")
+        value = np.stack([r[name] for r in results])
+        value = value.reshape((*shape, *value.shape[2:]))
+        variables[name] = ((*lead, *DIAGNOSTICS[name].dims), value, {"about": DIAGNOSTICS[name].about})
+    coordinates: dict[str, Any] = {"seed": seeds}
+    coordinates["iteration"] = np.arange(request.record_every, request.iterations + 1, request.record_every)
+    for axis in grid:
+        coordinates |= {label: (axis.name, values) for label, values in axis.labels.items()}
+    if "ratio_quantiles" in variables:
+        coordinates["quantile"] = np.array(QUANTILES)
+    return xr.Dataset(variables, coordinates)
