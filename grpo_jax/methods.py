@@ -1,7 +1,8 @@
 """Methods: each a single expression, to be held against Table 1 of [B] (arXiv:2601.05002) and [C] (arXiv:2508.02833).
 
-A method is a value. Derive yours with ``dataclasses.replace`` or build a ``Method`` from parts, your own included:
-nothing needs to be registered to be trained or swept. Every number shown is a leaf that a sweep can vary.
+A method is a value. Derive yours with ``dataclasses.replace`` or build a ``Method`` from parts, your own
+included: nothing needs to be registered to be trained or swept. Every number shown is a leaf that a sweep can
+vary.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from dataclasses import replace
 
 from grpo_jax.part import nearest
 from grpo_jax.parts.advantages import GroupMean, LeaveOneOut, NoBaseline, Normalized
-from grpo_jax.parts.gains import Clip, GeometricMean, Linear, LogLikelihood, UpperClip
+from grpo_jax.parts.gains import Clip, Linear, LogLikelihood, UpperClip
 from grpo_jax.parts.penalties import K3, Penalty
 from grpo_jax.parts.ratios import Frozen, Score, SequenceMean, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, PerSequence, PerToken
+from grpo_jax.parts.soft_gains import GeometricMean
 from grpo_jax.surrogate import Method
 
 SHIFT = Normalized(center=GroupMean(), scale=None)

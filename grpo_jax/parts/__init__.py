@@ -1,4 +1,4 @@
 """The seven slots of a method, one concept a file.
 
-shaping · advantages · ratios · gains · corrections · penalties · reductions
+shaping · advantages (returns) · ratios · gains (soft_gains) · corrections (sampler) · penalties · reductions
 """

@@ -1,7 +1,7 @@
 """Slot 2, advantages: shaped rewards [P, N] -> advantages [P, N, 1], or [P, N, T] where they differ by token.
 
-Groups whose present rewards are all equal get exactly 0, in float32 too. An empty group gets 0. A NaN reward makes
-its own group NaN (its batch, where a statistic is taken over the batch) and nothing else.
+Groups whose present rewards are all equal get exactly 0, in float32 too. An empty group gets 0. A NaN reward
+makes its own group NaN (its batch, where a statistic is taken over the batch) and nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from grpo_jax.part import number, part
 from grpo_jax.parts.shaping import lengths
-from grpo_jax.statistics import BATCH_AXES, GROUP_AXES, centred, divide, mean, present, spread, tied
+from grpo_jax.statistics import BATCH_AXES, GROUP_AXES, centred, divide, extent, present, spread
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
 
@@ -39,6 +39,7 @@ class GroupMean:
     """r_i − r̄, the mean of i's own group."""
 
     couples: ClassVar[Coupling] = Coupling.GROUP
+    least_group: ClassVar[int] = 2
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         return centred(rewards, rollout.multiplicity, GROUP_AXES)
@@ -59,10 +60,50 @@ class LeaveOneOut:
     """RLOO: r_i minus the mean of the others, (G/(G−1))·(r_i − r̄); 0 in a group of one."""
 
     couples: ClassVar[Coupling] = Coupling.GROUP
+    least_group: ClassVar[int] = 2
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         size = jnp.sum(rollout.multiplicity, 1, keepdims=True)
         return centred(rewards, rollout.multiplicity, GROUP_AXES) * divide(size, jnp.maximum(size - 1, 0))
+
+
+@part
+class LengthWeightedMean:
+    """OPO (arXiv:2505.23585): r_i − Σ_j |o_j| r_j / Σ_j |o_j|, the group's mean weighted by length."""
+
+    couples: ClassVar[Coupling] = Coupling.GROUP
+    reads_lengths: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
+        return centred(rewards, rollout.multiplicity * lengths(rollout), GROUP_AXES)
+
+
+@part
+class External:
+    """ReMax (arXiv:2310.10505): r_i minus ``rollout.baseline`` (the greedy answer's reward)."""
+
+    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
+        if rollout.baseline is None:
+            raise ValueError("External needs rollout.baseline")
+        return rewards - rollout.baseline
+
+
+@part
+class BestOfGroup:
+    """Pass@k (arXiv:2503.19595): the best entry's lead over the second, 0 for all others.
+
+    A shared best is no lead.
+    """
+
+    couples: ClassVar[Coupling] = Coupling.GROUP
+
+    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
+        weight = rollout.multiplicity
+        _, best = extent(rewards, weight, GROUP_AXES)
+        first = (rewards == best) & (weight > 0)
+        _, second = extent(rewards, jnp.where(first, 0, weight), GROUP_AXES)
+        alone = (jnp.sum(jnp.where(first, weight, 0), 1, keepdims=True) <= 1) & jnp.isfinite(second)
+        return jnp.where(first & alone, rewards - second, 0)
 
 
 @part
@@ -79,6 +120,7 @@ class GroupSpread:
 
     ddof: Number = number(0.0, low=0.0)
     couples: ClassVar[Coupling] = Coupling.GROUP
+    least_group: ClassVar[int] = 2
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         return spread(rewards, rollout.multiplicity, GROUP_AXES, ddof=self.ddof)
@@ -114,41 +156,3 @@ class Normalized:
             safe = jnp.where(scale == 0, 1, scale)
             deviation = jnp.where(scale == 0, 0, deviation / safe**self.power)
         return present(deviation, rollout.multiplicity)[:, :, None]
-
-
-@part
-class Whitened:
-    """An inner advantage whitened over all valid tokens of the batch: (x − x̄)/√max(var + eps, floor).
-
-    REINFORCE++ (arXiv:2501.03262) whitens returns, its baseline variant rewards minus the group mean.
-    ``eps`` 1e-8 with ddof 1 is verl's, ``floor`` 1e-8 with ddof 0 is OpenRLHF's.
-    """
-
-    inner: Advantage
-    ddof: Number = number(1.0, low=0.0)
-    eps: Number = number(1e-8, low=0.0)
-    floor: Number = number(0.0, low=0.0)
-    couples: ClassVar[Coupling] = Coupling.BATCH
-
-    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
-        weight = rollout.multiplicity[:, :, None] * rollout.mask
-        inner = self.inner(rollout, rewards) + jnp.zeros_like(weight)
-        axes = (*BATCH_AXES, 2)
-        deviation = centred(inner, weight, axes)
-        count = jnp.sum(weight, axes, keepdims=True)
-        squares = jnp.sum(weight * present(deviation, weight) ** 2, axes, keepdims=True)
-        variance = divide(squares, jnp.maximum(count - self.ddof, 0))
-        scale = jnp.sqrt(jnp.maximum(variance + self.eps, self.floor))
-        return present(divide(deviation, scale), weight)
-
-
-@part
-class ReturnToGo:
-    """G_t = Σ_{u≥t} γ^{u−t} r_u with the reward on the last valid token; masked tokens do not discount."""
-
-    discount: Number = number(1.0, low=0.0, high=1.0)
-
-    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
-        position = jnp.cumsum(rollout.mask, 2)
-        after = jnp.sum(rollout.mask, 2, keepdims=True) - position
-        return present(rewards[:, :, None] * self.discount**after, rollout.mask)

@@ -1,4 +1,7 @@
-"""Slot 5, corrections: detached factors [P, N, T] on the gain. They never touch the penalty or the denominators."""
+"""Slot 5, corrections: detached factors [P, N, T] on the gain.
+
+They never touch the penalty or the denominators.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
 
-from grpo_jax.part import number, part
-from grpo_jax.parts.ratios import exponential
+from grpo_jax.part import number, part, static
 from grpo_jax.statistics import divide, quantile
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
@@ -19,26 +21,18 @@ class Correction(Protocol):
 
 
 @part
-class SamplerMismatch:
-    """Truncated importance sampling between sampler and trainer: clip(π_old/π_sampling, low, high)."""
-
-    low: Number = number(0.0, low=0.0)
-    high: Number = number(2.0, low=0.0, nonfinite=True)
-    clamp: Number = number(float("inf"), low=0.0, nonfinite=True)
-
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        gap = jnp.clip(rollout.old_logp - rollout.sampling_logp, -self.clamp, self.clamp)
-        return jnp.clip(exponential(gap), self.low, self.high)
-
-
-@part
 class OffPolicyMask:
-    """GRPO (V3.2): drops sequences with A < 0 and mean_t log(π_old/π_θ) > threshold."""
+    """GRPO (V3.2): drops sequences with A < 0 and mean_t log(π_old/π_θ) > threshold.
+
+    ``from_sampler`` measures the drift from the sampler instead of the old policy (TRL where vLLM samples).
+    """
 
     threshold: Number = number(0.1, nonfinite=True)
+    from_sampler: bool = static(False)
 
     def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        gap = jnp.where(rollout.mask > 0, rollout.old_logp - logp, 0)
+        source = rollout.sampling_logp if self.from_sampler else rollout.old_logp
+        gap = jnp.where(rollout.mask > 0, source - logp, 0)
         drift = divide(jnp.sum(gap, 2, keepdims=True), jnp.sum(rollout.mask, 2, keepdims=True))
         return jnp.where((advantages >= 0) | (drift <= self.threshold), 1.0, 0.0)
 
@@ -55,17 +49,58 @@ class Prune:
 
 @part
 class TopEntropy:
-    """Keeps the ``share`` of valid tokens of highest entropy (arXiv:2506.01939); denominators are not reduced.
+    """Keeps the ``share`` of valid tokens of highest entropy (arXiv:2506.01939).
 
-    Needs ``rollout.entropy``.
+    Denominators are not reduced. Needs ``rollout.entropy``. ``single`` takes the threshold in float32 (TRL).
     """
 
     share: Number = number(0.2, low=0.0, high=1.0)
+    single: bool = static(False)
     couples: ClassVar[Coupling] = Coupling.BATCH
 
     def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        if rollout.entropy is None:
-            raise ValueError("TopEntropy needs rollout.entropy")
+        entropy = _entropy(rollout, "TopEntropy")
         weight = rollout.multiplicity[:, :, None] * rollout.mask
-        threshold = quantile(rollout.entropy, weight, 1 - self.share, (0, 1, 2))
-        return jnp.where(rollout.entropy >= threshold, 1.0, 0.0)
+        ranked = entropy.astype(jnp.float32) if self.single else entropy
+        threshold = quantile(ranked, weight, 1 - self.share, (0, 1, 2))
+        return jnp.where(entropy >= threshold.astype(entropy.dtype), 1.0, 0.0)
+
+
+@part
+class Conflict:
+    """GTPO's λ_{i,t} (arXiv:2508.03772): tokens that winners and losers share at one position.
+
+    Where another entry with an advantage of the other sign has the same token: 0 for A < 0, ``amplify`` for A
+    > 0; elsewhere 1. Positions are counted from the left.
+    """
+
+    amplify: Number = number(2.0, low=0.0)
+    couples: ClassVar[Coupling] = Coupling.GROUP
+
+    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
+        live = (rollout.mask > 0) & (rollout.multiplicity > 0)[:, :, None]
+        same = (rollout.tokens[:, :, None] == rollout.tokens[:, None]) & live[:, :, None] & live[:, None]
+        opposed = jnp.sign(advantages)[:, :, None] * jnp.sign(advantages)[:, None] < 0
+        shared = jnp.any(same & opposed, 2)
+        return jnp.where(shared, jnp.where(advantages > 0, self.amplify, 0), 1.0)
+
+
+@part
+class EntropyFilter:
+    """GTPO's δ_i (arXiv:2508.03772): 1{⟨H⟩_i ≤ threshold}, ⟨H⟩_i the sequence's mean entropy in nats.
+
+    The paper's threshold is ln 2. Needs ``rollout.entropy``.
+    """
+
+    threshold: Number = number(0.6931471805599453, low=0.0, nonfinite=True)
+
+    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
+        total = jnp.sum(_entropy(rollout, "EntropyFilter") * rollout.mask, 2, keepdims=True)
+        mean = divide(total, jnp.sum(rollout.mask, 2, keepdims=True))
+        return jnp.where(mean <= self.threshold, 1.0, 0.0)
+
+
+def _entropy(rollout: Rollout, who: str) -> Array:
+    if rollout.entropy is None:
+        raise ValueError(f"{who} needs rollout.entropy")
+    return rollout.entropy

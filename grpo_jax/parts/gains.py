@@ -1,8 +1,8 @@
 """Slot 4, gains: what a token is worth, J_{i,t}(ratio, advantage), to be maximised.
 
-Where a clip holds the gain constant is decided by strict inequalities: at a ratio of exactly 1 ± ε the token is
-live and has the unclipped gradient (``jax.grad`` of a minimum would return a mixture of both branches there).
-``held`` says where, for diagnostics and for theory.
+Where a clip holds the gain constant is decided by strict inequalities: at a ratio of exactly 1 ± ε the token
+is live and has the unclipped gradient (``jax.grad`` of a minimum would return a mixture of both branches
+there). ``held`` says where, for diagnostics and for theory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from grpo_jax.part import number, part
 from grpo_jax.parts.ratios import exponential
-from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Number, Rollout
 
 
@@ -52,7 +51,7 @@ class Linear:
 
 @part
 class Clip:
-    """J = min(s A, clip(s, 1 − low, 1 + high) A), equation (1) of [B]; PPO's clip, asymmetric where low ≠ high."""
+    """J = min(s A, clip(s, 1 − low, 1 + high) A), equation (1) of [B]: PPO's clip."""
 
     low: Number = number(0.2, low=0.0, nonfinite=True)
     high: Number = number(0.2, low=0.0, nonfinite=True)
@@ -92,6 +91,33 @@ class DualClip:
 
 
 @part
+class TwoSided:
+    """INTELLECT-2's two-sided clip as TRL computes it: min(min(s, delta) A, clip(s, 1 − low, 1 + high) A).
+
+    For A < 0 the ratio is held above max(delta, 1 + high), for A > 0 above min(delta, 1 + high).
+    """
+
+    low: Number = number(0.2, low=0.0, nonfinite=True)
+    high: Number = number(0.2, low=0.0, nonfinite=True)
+    delta: Number = number(4.0, low=0.0, open_low=True, nonfinite=True)
+
+    def _upper(self, advantages: Array) -> Array:
+        over, under = jnp.minimum(self.delta, 1 + self.high), jnp.maximum(self.delta, 1 + self.high)
+        return jnp.where(advantages > 0, over, under)
+
+    def held(self, ratio: Array, advantages: Array) -> Held:
+        """Either sign above its bound, A < 0 below 1 − low."""
+        above = (ratio > self._upper(advantages)) & (advantages != 0)
+        return Held(high=above, low=(ratio < 1 - self.low) & (advantages < 0))
+
+    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
+        ratio = exponential(log_ratio)
+        out = self.held(ratio, advantages)
+        bound = jnp.where(out.high, self._upper(advantages), jnp.where(out.low, 1 - self.low, ratio))
+        return bound * advantages
+
+
+@part
 class UpperClip:
     """Upper-only, first form (C4): J = min(s A, min(s, 1 + high) A). Only A > 0 is ever held."""
 
@@ -109,7 +135,7 @@ class UpperClip:
 
 @part
 class Truncated:
-    """Upper-only, second form (C4): J = min(s, 1 + high)·A differentiated, gradient 0 above for either sign of A."""
+    """Upper-only, second form (C4): J = min(s, 1 + high)·A, gradient 0 above for either sign of A."""
 
     high: Number = number(0.2, low=0.0, nonfinite=True)
 
@@ -144,30 +170,3 @@ class LogLikelihood:
 
     def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
         return advantages * logp
-
-
-@part
-class GeometricMean:
-    """GMPO (arXiv:2507.20673): J_i = A_i·exp(mean_t d'), d' the pessimistic clip of log I_{i,t} to [−low, high].
-
-    d' = min(d, clip d) for A > 0 and max(d, clip d) for A ≤ 0. The same value for every token of a sequence.
-    ``eps`` is added to the length (verl: 1e-8).
-    """
-
-    low: Number = number(0.4, low=0.0, nonfinite=True)
-    high: Number = number(0.4, low=0.0, nonfinite=True)
-    eps: Number = number(0.0, low=0.0)
-
-    def held(self, ratio: Array, advantages: Array) -> Held:
-        """Single tokens whose d is held inside the mean."""
-        d = jnp.log(ratio)
-        return Held(high=(d > self.high) & (advantages > 0), low=(d < -self.low) & (advantages <= 0))
-
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        held_high = (log_ratio > self.high) & (advantages > 0)
-        held_low = (log_ratio < -self.low) & (advantages <= 0)
-        clipped = jnp.where(held_high, self.high, jnp.where(held_low, -self.low, log_ratio))
-        clipped = jnp.where(rollout.mask > 0, clipped, 0)
-        length = jnp.sum(rollout.mask, 2, keepdims=True) + self.eps
-        mean = divide(jnp.sum(clipped, 2, keepdims=True), length)
-        return jnp.broadcast_to(exponential(mean) * advantages, clipped.shape)

@@ -23,7 +23,7 @@ class Ratio(Protocol):
 
 
 def exponential(log_ratio: Array) -> Array:
-    """e^x, held (with gradient 0) where |x| passes log(largest number)/1.05: 84.5 in float32, 676 in float64."""
+    """e^x, held with gradient 0 where |x| passes log(largest number)/1.05: 84.5 (float32), 676 (float64)."""
     limit = float(np.log(jnp.finfo(log_ratio.dtype).max)) / 1.05
     return jnp.exp(jnp.clip(log_ratio, -limit, limit))
 
@@ -45,7 +45,7 @@ class Token:
 
 @part
 class SequenceMean:
-    """GSPO (arXiv:2507.18071): s_i = (π_θ(y)/π_old(y))^{1/|y|}, the same for every token and differentiated whole."""
+    """GSPO (arXiv:2507.18071): s_i = (π_θ(y)/π_old(y))^{1/|y|}, one for all tokens, differentiated whole."""
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
         gap = logp - rollout.old_logp
@@ -54,7 +54,7 @@ class SequenceMean:
 
 @part
 class SequenceMeanToken:
-    """GSPO-token: sg[s_i]·π_θ(y_t)/sg[π_θ(y_t)], the value of ``SequenceMean`` with each token's own gradient.
+    """GSPO-token: sg[s_i]·π_θ(y_t)/sg[π_θ(y_t)], ``SequenceMean``'s value with each token's own gradient.
 
     This is the row printed in [B] Table 1. ``cap`` bounds the logarithm from above (verl: 10).
     """
@@ -68,14 +68,30 @@ class SequenceMeanToken:
 
 @part
 class Trajectory:
-    """w_i = π_θ(y)/π_old(y) = Π_t I_{i,t}: TIC-GRPO ([C]), GCPO and RLOO. The same for every token."""
+    """w_i = π_θ(y)/π_old(y) = Π_t I_{i,t}: TIC-GRPO ([C]), GCPO and RLOO. The same for every token.
+
+    ``clamp`` bounds each token's logarithm (VESPO: 20), ``clamp_sum`` their sum (verl's sampler correction:
+    20).
+    """
 
     clamp: Number = number(float("inf"), low=0.0, nonfinite=True)
+    clamp_sum: Number = number(float("inf"), low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
         gap = jnp.clip(logp - rollout.old_logp, -self.clamp, self.clamp)
         gap = jnp.where(rollout.mask > 0, gap, 0)
-        return jnp.broadcast_to(jnp.sum(gap, 2, keepdims=True), gap.shape)
+        total = jnp.clip(jnp.sum(gap, 2, keepdims=True), -self.clamp_sum, self.clamp_sum)
+        return jnp.broadcast_to(total, gap.shape)
+
+
+@part
+class FromSampler:
+    """An inner ratio whose denominator is the sampler instead of the old policy (OpenRLHF's GSPO)."""
+
+    inner: Ratio = SequenceMean()
+
+    def __call__(self, rollout: Rollout, logp: Array) -> Array:
+        return self.inner(rollout._replace(old_logp=rollout.sampling_logp), logp)
 
 
 @part
@@ -90,7 +106,8 @@ class Score:
 class Frozen:
     """No importance sampling, first reading of [C]: as ``Score``, but the gradient is taken at θ_old.
 
-    The training loop evaluates a method whose ratio has ``at_old`` at the old parameters, in every inner step.
+    The training loop evaluates a method whose ratio has ``at_old`` at the old parameters, in every inner
+    step.
     """
 
     at_old: ClassVar[bool] = True

@@ -1,7 +1,7 @@
 """Slot 7, reductions: the weight of each token, α_{i,t} without the advantage's scale.
 
-Every weight carries the entry's multiplicity and mask, so a histogram reduces as its samples do. The objective is
-Σ weights · gain.
+Every weight carries the entry's multiplicity and mask, so a histogram reduces as its samples do. The
+objective is Σ weights · gain.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import jax.numpy as jnp
 
 from grpo_jax.part import number, part
-from grpo_jax.statistics import divide
+from grpo_jax.statistics import GROUP_AXES, divide, tied
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
 
@@ -57,17 +57,29 @@ class PerToken:
 
 @part
 class Constant:
-    """Sum over tokens divided by a constant, mean over entries: 1/(B·length). Dr. GRPO; length 1 is Table 1's."""
+    """Sum over tokens by a constant, mean over entries: 1/(B·length). Dr. GRPO; length 1 is Table 1's.
 
-    length: Number = number(1.0, low=0.0, open_low=True)
+    ``length`` None is T, the padded width of the batch (what verl takes unless told otherwise).
+    """
+
+    length: Number | None = number(1.0, low=0.0, open_low=True)
 
     def __call__(self, rollout: Rollout) -> Array:
-        return divide(_counted(rollout), _entries(rollout) * self.length)
+        length = rollout.mask.shape[2] if self.length is None else self.length
+        return divide(_counted(rollout), _entries(rollout) * length)
+
+
+@part
+class TokenSum:
+    """Plain sum over the tokens of the batch, no denominator (verl's token-sum)."""
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return _counted(rollout)
 
 
 @part
 class PerGroupToken:
-    """Mean over the tokens of each group, then over groups: 1/(P Σ_{i in group}|o_i|). DAPO within one group."""
+    """Mean over each group's tokens, then over groups: 1/(P Σ_{i in group}|o_i|). DAPO within one group."""
 
     couples: ClassVar[Coupling] = Coupling.GROUP
     reads_lengths: ClassVar[bool] = True
@@ -76,3 +88,32 @@ class PerGroupToken:
         counted = _counted(rollout)
         groups = jnp.sum(jnp.any(rollout.multiplicity > 0, 1, keepdims=True), 0, keepdims=True)[:, :, None]
         return divide(counted, jnp.sum(counted, (1, 2), keepdims=True) * groups)
+
+
+@part
+class NonEmpty:
+    """An inner reduction that does not count empty outputs (verl and OpenRLHF)."""
+
+    inner: Reduction = PerSequence()
+    couples: ClassVar[Coupling] = Coupling.BATCH
+    reads_lengths: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout) -> Array:
+        filled = jnp.any(rollout.mask > 0, 2)
+        return self.inner(rollout._replace(multiplicity=jnp.where(filled, rollout.multiplicity, 0)))
+
+
+@part
+class Informative:
+    """An inner reduction that leaves out groups whose rewards all tie: DAPO's dynamic sampling.
+
+    arXiv:2503.14476 samples until every group has spread; here such groups keep their place and lose their
+    weight, so the others are averaged as if they were alone.
+    """
+
+    inner: Reduction = PerToken()
+    couples: ClassVar[Coupling] = Coupling.BATCH
+
+    def __call__(self, rollout: Rollout) -> Array:
+        flat = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)
+        return self.inner(rollout._replace(multiplicity=jnp.where(flat, 0, rollout.multiplicity)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
 
-from grpo_jax.part import number, part
+from grpo_jax.part import number, part, static
+from grpo_jax.parts.penalties import K1, Divergence, anchored
 from grpo_jax.statistics import GROUP_AXES, centred, divide, spread
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
@@ -22,6 +23,12 @@ def lengths(rollout: Rollout) -> Array:
     return jnp.sum(rollout.mask, 2)
 
 
+def _weighted(rewards: Array, weights: tuple[Number, ...]) -> Array:
+    if rewards.shape[2] != len(weights):
+        raise ValueError(f"{rewards.shape[2]} rewards and {len(weights)} weights")
+    return sum((weight * rewards[:, :, m] for m, weight in enumerate(weights)), jnp.zeros(()))
+
+
 @part
 class Sum:
     """r_i = Σ_m r_{i,m}."""
@@ -32,40 +39,63 @@ class Sum:
 
 @part
 class WeightedSum:
-    """r_i = Σ_m w_m r_{i,m}; ``weights`` [M]."""
+    """r_i = Σ_m w_m r_{i,m}; M weights, each a number."""
 
-    weights: Any
+    weights: tuple[Number, ...]
 
     def __call__(self, rollout: Rollout) -> Array:
-        return jnp.sum(rollout.rewards * jnp.asarray(self.weights), 2)
+        return _weighted(rollout.rewards, self.weights)
 
 
 @part
 class NormalizedSum:
-    """GDPO: each reward is normalised within its group, then weighted: Σ_m w_m (r_{i,m} − r̄_m)/(σ_m + eps)."""
+    """GDPO (arXiv:2601.05242): r_i = Σ_m w_m (r_{i,m} − r̄_m)/(σ_m + eps), each within its group.
 
-    weights: Any
+    Without ``weights`` each counts once. ``scaled`` False leaves out the division.
+    """
+
+    weights: tuple[Number, ...] = ()
     ddof: Number = number(1.0, low=0.0)
     eps: Number = number(1e-4, low=0.0)
+    scaled: bool = static(True)
     couples: ClassVar[Coupling] = Coupling.GROUP
 
     def __call__(self, rollout: Rollout) -> Array:
         weight = rollout.multiplicity[:, :, None]
-        scale = spread(rollout.rewards, weight, GROUP_AXES, ddof=self.ddof) + self.eps
-        unit = divide(centred(rollout.rewards, weight, GROUP_AXES), scale)
-        return jnp.sum(unit * jnp.asarray(self.weights), 2)
+        unit = centred(rollout.rewards, weight, GROUP_AXES)
+        if self.scaled:
+            unit = divide(unit, spread(rollout.rewards, weight, GROUP_AXES, ddof=self.ddof) + self.eps)
+        return _weighted(unit, self.weights) if self.weights else jnp.sum(unit, 2)
 
 
 @part
 class KLInReward:
-    """The sequence's k1 inside the reward, without gradient: r_i − coef·Σ_t (log π_old − log π_ref)."""
+    """The divergence inside the reward, without gradient: r_i − coef·Σ_t D_{i,t}(π_old, π_ref); D is k1.
+
+    Where coef is 0 the reference is not read.
+    """
 
     inner: Shaping = Sum()
     coef: Number = number(0.0, low=0.0)
+    divergence: Divergence = K1()
 
     def __call__(self, rollout: Rollout) -> Array:
-        gap = jnp.where(rollout.mask > 0, rollout.old_logp - rollout.ref_logp, 0)
-        return self.inner(rollout) - self.coef * jnp.sum(gap, 2)
+        old = rollout.old_logp
+        zero = jnp.zeros_like(old)
+        gap = self.divergence(anchored(rollout, self.coef, old), zero, old, zero)
+        return self.inner(rollout) - self.coef * jnp.sum(jnp.where(rollout.mask > 0, gap, 0), 2)
+
+
+@part
+class Clipped:
+    """r_i held within [low, high]."""
+
+    inner: Shaping = Sum()
+    low: Number = number(-10.0, nonfinite=True)
+    high: Number = number(10.0, nonfinite=True)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return jnp.clip(self.inner(rollout), self.low, self.high)
 
 
 @part
@@ -76,3 +106,21 @@ class PerToken:
 
     def __call__(self, rollout: Rollout) -> Array:
         return divide(self.inner(rollout), lengths(rollout))
+
+
+@part
+class Overlong:
+    """DAPO's soft overlong punishment (arXiv:2503.14476, equation (13)) as a fixed-shape formula.
+
+    r_i − factor·clip((|o_i| − (limit − buffer))/buffer, 0, 1): none up to limit − buffer, all of it at the
+    limit.
+    """
+
+    inner: Shaping = Sum()
+    limit: Number = number(low=0.0)
+    buffer: Number = number(low=0.0, open_low=True)
+    factor: Number = number(1.0, low=0.0)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        excess = (lengths(rollout) - (self.limit - self.buffer)) / self.buffer
+        return self.inner(rollout) - self.factor * jnp.clip(excess, 0, 1)

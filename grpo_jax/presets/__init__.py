@@ -1,0 +1,25 @@
+"""What published libraries compute, as methods: the library's own option names in, a ``Method`` out.
+
+Versions: TRL 1.16.0, verl 0.9.1, OpenRLHF 0.11.2, Liger-Kernel 0.8.5.
+"""
+
+from grpo_jax.presets.compare import Comparison, compare, diff
+from grpo_jax.presets.liger import liger
+from grpo_jax.presets.openrlhf import openrlhf
+from grpo_jax.presets.options import NotModelled
+from grpo_jax.presets.registry import PRESETS, parse
+from grpo_jax.presets.trl import trl
+from grpo_jax.presets.verl import verl
+
+__all__ = [
+    "PRESETS",
+    "Comparison",
+    "NotModelled",
+    "compare",
+    "diff",
+    "liger",
+    "openrlhf",
+    "parse",
+    "trl",
+    "verl",
+]

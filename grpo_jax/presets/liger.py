@@ -1,0 +1,46 @@
+"""What Liger-Kernel 0.8.5 computes: the loss of ``LigerFusedLinearGRPOLoss``, with TRL's advantages."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_jax.presets import trl
+from grpo_jax.presets.options import NotModelled, read
+from grpo_jax.surrogate import Method
+from grpo_jax.types import Number
+
+NOT_MODELLED = {"temperature": 1.0, "use_ref_model": True, "compiled": True, "chunk_size": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(trl.Options):
+    """Liger's own names and defaults; those of the advantages and of the vLLM correction are TRL's."""
+
+    beta: Number | None = 0.04
+    epsilon_low: Number = 0.2
+    epsilon_high: Number | None = 0.2
+    use_bias_correction_kl: bool = False
+
+
+def liger(**options: Any) -> Method:
+    """The method that Liger-Kernel 0.8.5 computes: ``trl`` with an unweighted k3 by default.
+
+    Its LUSPO averages over padded places unless the ratio is the sequence's and there is no penalty; only
+    this is modelled.
+
+    >>> liger(loss_type="grpo", beta=0.04).penalty.coef
+    0.04
+    """
+    o = read("liger", Options, options, NOT_MODELLED | trl.NOT_MODELLED)
+    if o.epsilon is not None:
+        raise NotModelled("liger: epsilon is not modelled; did you mean epsilon_low?")
+    if o.importance_sampling_level == "sequence" and o.loss_type in ("cispo", "sapo", "vespo"):
+        raise ValueError(f"liger: loss_type={o.loss_type!r} takes importance_sampling_level='token' only")
+    unpadded = o.importance_sampling_level == "sequence" and isinstance(o.beta, (int, float)) and o.beta == 0
+    if o.loss_type == "luspo" and not unpadded:
+        raise NotModelled("liger: luspo reads padding unless importance_sampling_level='sequence' and beta=0")
+    names = {field.name for field in dataclasses.fields(trl.Options)}
+    shared = {name: getattr(o, name) for name in names} | {"epsilon": o.epsilon_low}
+    return trl.trl(**shared)

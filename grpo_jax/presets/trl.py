@@ -1,0 +1,237 @@
+"""What TRL 1.16.0 computes: the GRPO trainer, and as ``loss_type`` "rloo" and "gmpo" those trainers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_jax.parts.advantages import (
+    Advantage,
+    BatchMean,
+    BatchSpread,
+    GroupMean,
+    GroupSpread,
+    LeaveOneOut,
+    Normalized,
+)
+from grpo_jax.parts.corrections import Correction, OffPolicyMask, TopEntropy
+from grpo_jax.parts.gains import Clip, Gain, TruncatedScore, TwoSided
+from grpo_jax.parts.penalties import K3, Penalty, Weighted
+from grpo_jax.parts.ratios import Ratio, SequenceMean, Token, Trajectory
+from grpo_jax.parts.reductions import Constant, PerSequence, PerToken, Reduction
+from grpo_jax.parts.returns import Standardized
+from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch
+from grpo_jax.parts.shaping import Clipped, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
+from grpo_jax.parts.soft_gains import GeometricMean, Sapo, Vespo
+from grpo_jax.presets.options import NotModelled, choose, read
+from grpo_jax.surrogate import Method
+from grpo_jax.types import Number
+
+ADDED = 1e-4
+"""What TRL adds to every standard deviation (ddof 1)."""
+
+NOT_MODELLED = {
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+    "mask_truncated_completions": False,
+    "router_aux_loss_coef": 0.0,
+    "use_liger_kernel": False,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """TRL's own names and defaults. ``beta`` and ``epsilon`` None: the default of the trainer in question."""
+
+    loss_type: str = "dapo"
+    beta: Number | None = None
+    epsilon: Number | None = None
+    epsilon_high: Number | None = None
+    delta: Number | None = None
+    importance_sampling_level: str = "token"
+    use_bias_correction_kl: bool = True
+    scale_rewards: str | bool = "group"
+    multi_objective_aggregation: str = "sum_then_normalize"
+    reward_weights: Sequence[float] | None = None
+    max_completion_length: Number = 256
+    sapo_temperature_pos: Number = 1.0
+    sapo_temperature_neg: Number = 1.05
+    vespo_k_pos: Number = 2.0
+    vespo_lambda_pos: Number = 3.0
+    vespo_k_neg: Number = 3.0
+    vespo_lambda_neg: Number = 2.0
+    top_entropy_quantile: Number = 1.0
+    off_policy_mask_threshold: Number | None = None
+    use_vllm: bool = False
+    vllm_importance_sampling_correction: bool = True
+    vllm_importance_sampling_mode: str = "sequence_mask"
+    vllm_importance_sampling_clip_max: Number | None = 3.0
+    vllm_importance_sampling_clip_min: Number | None = None
+    normalize_advantages: bool = False
+    reward_clip_range: tuple[float, float] | None = None
+
+
+def trl(**options: Any) -> Method:
+    """The method that TRL 1.16.0 computes with these options of its configuration classes.
+
+    ``loss_type`` "rloo" and "gmpo" stand for the trainers of those names. ``use_vllm`` says that
+    ``rollout.sampling_logp`` are the inference engine's own.
+
+    Raises:
+      NotModelled: for an option, or a value, that no part computes.
+      ValueError: for an option that belongs to the optimizer or the loop.
+
+    >>> trl(loss_type="dapo", epsilon_high=0.28).gain.high
+    0.28
+    """
+    o = read("trl", Options, options, NOT_MODELLED)
+    if o.loss_type == "rloo":
+        return _rloo(o)
+    if o.loss_type == "gmpo":
+        return _gmpo(o)
+    return Method(
+        shaping=shaping(o),
+        advantage=advantage(o),
+        ratio=Trajectory(clamp=20.0) if o.loss_type == "vespo" else level(o.importance_sampling_level),
+        gain=gain(o),
+        corrections=corrections(o),
+        penalty=penalty(o, 0.0),
+        reduction=reduction(o),
+    )
+
+
+def shaping(o: Options) -> Shaping:
+    """How several rewards become one."""
+    weights = () if o.reward_weights is None else tuple(o.reward_weights)
+    if o.multi_objective_aggregation == "normalize_then_sum":
+        return NormalizedSum(weights=weights, ddof=1.0, eps=ADDED)
+    choose("trl", "multi_objective_aggregation", o.multi_objective_aggregation, {"sum_then_normalize": None})
+    return WeightedSum(weights=weights) if weights else Sum()
+
+
+def advantage(o: Options) -> Advantage:
+    """(r − r̄_group)/(σ + 1e-4), σ of the group, of the batch, or not at all."""
+    if o.multi_objective_aggregation == "normalize_then_sum":
+        return Normalized(center=BatchMean(), scale=BatchSpread(ddof=1.0), eps=ADDED)
+    spreads = {"group": GroupSpread(ddof=1.0), "batch": BatchSpread(ddof=1.0), "none": None}
+    spreads |= {True: spreads["group"], False: None}
+    scale = choose("trl", "scale_rewards", o.scale_rewards, spreads)
+    return Normalized(center=GroupMean(), scale=scale, eps=ADDED if scale is not None else 0.0)
+
+
+def level(name: str) -> Ratio:
+    """The importance ratio of a level."""
+    return choose("trl", "importance_sampling_level", name, {"token": Token(), "sequence": SequenceMean()})
+
+
+def bounds(o: Options, default: float = 0.2) -> tuple[Number, Number]:
+    """(epsilon, epsilon_high)."""
+    low = default if o.epsilon is None else o.epsilon
+    return low, low if o.epsilon_high is None else o.epsilon_high
+
+
+def gain(o: Options) -> Gain:
+    """The per-token loss of each loss type, with its sign turned."""
+    low, high = bounds(o)
+    if o.loss_type == "cispo":
+        return TruncatedScore(low=1.0, high=high - 1)
+    if o.loss_type == "sapo":
+        return Sapo(tau_pos=o.sapo_temperature_pos, tau_neg=o.sapo_temperature_neg)
+    if o.loss_type == "vespo":
+        return Vespo(
+            k_pos=o.vespo_k_pos,
+            lambda_pos=o.vespo_lambda_pos,
+            k_neg=o.vespo_k_neg,
+            lambda_neg=o.vespo_lambda_neg,
+            sampler=sampler(o),
+        )
+    if o.delta is not None:
+        return TwoSided(low=low, high=high, delta=o.delta)
+    return Clip(low=low, high=high)
+
+
+def sampler(o: Options) -> Correction | None:
+    """The correction for vLLM's log-probabilities."""
+    if not (o.use_vllm and o.vllm_importance_sampling_correction):
+        return None
+    ratios = {"token": Token(), "sequence": Trajectory()}
+    modes = {f"{unit}_{act}": (ratios[unit], act) for unit in ratios for act in ("truncate", "mask")}
+    ratio, act = choose("trl", "vllm_importance_sampling_mode", o.vllm_importance_sampling_mode, modes)
+    low = 0.0 if o.vllm_importance_sampling_clip_min is None else o.vllm_importance_sampling_clip_min
+    high = math.inf if o.vllm_importance_sampling_clip_max is None else o.vllm_importance_sampling_clip_max
+    if o.loss_type == "vespo" and isinstance(ratio, Trajectory):
+        raise ValueError("trl: vespo takes vllm_importance_sampling_mode token_truncate or token_mask")
+    if act == "truncate":
+        return SamplerMismatch(ratio=ratio, low=low, high=high)
+    return SamplerMask(ratio=ratio, statistic=MismatchRatio(ratio=ratio), low=low, high=high)
+
+
+def corrections(o: Options) -> tuple[Correction, ...]:
+    """Off-policy mask, entropy mask, vLLM correction: on the policy term alone, never on the KL."""
+    out: list[Correction] = []
+    if o.off_policy_mask_threshold is not None:
+        from_sampler = o.use_vllm and o.vllm_importance_sampling_correction
+        out.append(OffPolicyMask(threshold=o.off_policy_mask_threshold, from_sampler=from_sampler))
+    if _narrows(o.top_entropy_quantile):
+        out.append(TopEntropy(share=o.top_entropy_quantile, single=True))
+    correction = sampler(o)
+    if correction is not None and o.loss_type != "vespo":
+        out.append(correction)
+    return tuple(out)
+
+
+def _narrows(share: Number) -> bool:
+    return not isinstance(share, (int, float)) or share < 1
+
+
+def penalty(o: Options, default: float) -> Penalty:
+    """beta times k3, times the differentiable ratio of the importance sampling level unless switched off."""
+    k3 = Weighted(inner=K3(), ratio=level(o.importance_sampling_level)) if o.use_bias_correction_kl else K3()
+    return Penalty(divergence=k3, coef=default if o.beta is None else o.beta)
+
+
+def reduction(o: Options) -> Reduction:
+    """The denominator of each loss type."""
+    table: dict[str, Reduction] = dict.fromkeys(("grpo", "sapo"), PerSequence())
+    table |= dict.fromkeys(("bnpo", "dapo", "cispo", "vespo"), PerToken())
+    table |= {"dr_grpo": Constant(length=o.max_completion_length), "luspo": Constant(length=1.0)}
+    return choose("trl", "loss_type", o.loss_type, table)
+
+
+def _rloo(o: Options) -> Method:
+    low, high = bounds(o)
+    shaped: Shaping = shaping(o)
+    if o.reward_clip_range is not None:
+        shaped = Clipped(inner=shaped, low=o.reward_clip_range[0], high=o.reward_clip_range[1])
+    leave_one_out: Advantage = Normalized(center=LeaveOneOut(), scale=None)
+    if o.normalize_advantages:
+        leave_one_out = Standardized(inner=leave_one_out, ddof=1.0, eps=ADDED)
+    return Method(
+        shaping=KLInReward(inner=shaped, coef=0.05 if o.beta is None else o.beta),
+        advantage=leave_one_out,
+        ratio=Trajectory(),
+        gain=Clip(low=low, high=high),
+        reduction=PerSequence(),
+    )
+
+
+def _gmpo(o: Options) -> Method:
+    low, high = bounds(o, 0.4)
+    keep = TopEntropy(share=o.top_entropy_quantile, single=True) if _narrows(o.top_entropy_quantile) else None
+    if sampler(o) is not None or o.off_policy_mask_threshold is not None:
+        raise NotModelled("trl: the GMPO trainer ignores the vLLM correction and off_policy_mask_threshold")
+    return Method(
+        shaping=shaping(o),
+        advantage=advantage(o),
+        ratio=Token(),
+        gain=GeometricMean(low=low, high=high, keep=keep),
+        penalty=Penalty(divergence=K3(), coef=0.0 if o.beta is None else o.beta),
+        reduction=PerSequence(),
+    )

@@ -1,0 +1,154 @@
+"""Every case that a published library computed itself, in double and in single precision.
+
+The directory is ``tests/golden`` or what ``GRPO_JAX_GOLDEN`` names. Cases of the same options are padded to
+one shape and stacked as runs: padded entries have multiplicity 0, padded tokens are masked, both hold NaN.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import presets
+from grpo_jax.surrogate import Method, advantages, objective
+from grpo_jax.types import Rollout
+
+FOLDER = Path(os.environ.get("GRPO_JAX_GOLDEN", Path(__file__).parent / "golden"))
+CASES = json.loads((FOLDER / "index.json").read_text())["cases"]
+FRAME = tuple(
+    max(least, *(f(c) for c in CASES))
+    for least, f in (
+        (3, lambda c: c["n_groups"]),
+        (8, lambda c: c["group_size"]),
+        (10, lambda c: c["shape"][1]),
+    )
+)
+
+
+def method_of(case: dict[str, Any]) -> Method:
+    """The preset with the case's options: no KL unless stated, ``_`` marks the generator's plumbing."""
+    library, name, options = case["library"], case["method"], dict(case["options"])
+    if library == "trl":
+        options["use_vllm"] = options.pop("_vllm", False)
+        return presets.trl(loss_type=name, **{"beta": 0.0, **options})
+    if library == "liger-kernel":
+        return presets.liger(loss_type=name, **options)
+    if library == "verl":
+        options.setdefault("use_kl_loss", "kl_loss_coef" in options)
+        if name == "kl_penalty":
+            return presets.verl(**options | {"use_kl_loss": True, "kl_loss_coef": 1.0})
+        return presets.verl(loss_mode=name, **options)
+    if library == "openrlhf":
+        return presets.openrlhf(policy_loss_type=name, **options)
+    raise presets.NotModelled(f"{library} has no preset")
+
+
+def width_of(case: dict[str, Any]) -> int:
+    """Tokens to pad to; verl divides by the padded width unless a scale is stated, so there the case's own."""
+    by_width = case["options"].get("loss_agg_mode") == "seq-mean-token-sum-norm"
+    return case["shape"][1] if by_width and "loss_scale_factor" not in case["options"] else FRAME[2]
+
+
+def kind_of(case: dict[str, Any]) -> str:
+    """Cases of one kind are computed together."""
+    return json.dumps([case["library"], case["method"], case["options"], width_of(case)])
+
+
+@functools.cache
+def file_of(name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(FOLDER / name))
+
+
+def padded(case: dict[str, Any], name: str, dtype: type, like: str | None = None) -> np.ndarray | None:
+    """The named array as [P, N] or [P, N, ...], NaN where the case has nothing."""
+    file = file_of(case["file"])
+    if name not in file and like is None:
+        return None
+    x = file[name] if name in file else file[like]
+    if name == "rewards":
+        x = np.zeros_like(x) if case["method"] == "kl_penalty" else x  # they have zero advantages
+        x = file.get("rewards_multi", x[:, None])
+    out = np.full((*FRAME[:2], *x.shape[1:]), np.nan, dtype)
+    out[: case["n_groups"], : case["group_size"]] = x.reshape(
+        case["n_groups"], case["group_size"], *x.shape[1:]
+    )
+    if x.ndim == 2 and name != "rewards":
+        fill = ((0, 0), (0, 0), (0, width_of(case) - x.shape[1]))
+        out = np.pad(out, fill, constant_values=np.nan)
+    return out
+
+
+def stack(cases: list[dict[str, Any]], dtype: type) -> tuple[Rollout, jax.Array]:
+    """The cases as one rollout whose last axis are the cases."""
+
+    def runs(name: str, like: str | None = None) -> jax.Array | None:
+        arrays = [padded(case, name, dtype, like) for case in cases]
+        return None if arrays[0] is None else jnp.stack([jnp.asarray(a) for a in arrays], -1)
+
+    mask = runs("mask")
+    rollout = Rollout(
+        prompts=jnp.arange(FRAME[0]),
+        tokens=jnp.zeros(mask.shape, int),
+        mask=jnp.nan_to_num(mask),
+        rewards=runs("rewards"),
+        multiplicity=jnp.isfinite(runs("rewards")[:, :, 0]).astype(dtype),
+        sampling_logp=runs("sampling_logp", "old_logp"),
+        old_logp=runs("old_logp"),
+        ref_logp=runs("ref_logp"),
+        entropy=runs("entropies"),
+        baseline=runs("reward_baselines"),
+    )
+    return rollout, runs("logp")
+
+
+@functools.cache
+def computed(kind: str, dtype: type) -> dict[str, dict[str, np.ndarray]]:
+    """File -> loss, grad and advantages [B, T], for every case of a kind."""
+    cases = [case for case in CASES if kind_of(case) == kind]
+    method = method_of(cases[0])
+    with jax.enable_x64(dtype == np.float64):
+        rollout, logp = stack(cases, dtype)
+        advantage = advantages(method, rollout)
+
+        def total(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+            losses = -objective(method, rollout, advantage, at)
+            return jnp.sum(losses), losses
+
+        grad, losses = jax.grad(total, has_aux=True)(logp)
+        assert jnp.all(jnp.where(rollout.mask > 0, 0, grad) == 0), "a masked token has a gradient"
+        assert not jnp.any(jnp.isnan(losses)), "a loss is NaN"
+
+    def rows(x: jax.Array, case: dict[str, Any], run: int) -> np.ndarray:
+        cut = np.asarray(x)[: case["n_groups"], : case["group_size"], : case["shape"][1], run]
+        return np.broadcast_to(cut.reshape(case["shape"][0], -1), case["shape"])
+
+    return {
+        case["file"]: {
+            "loss": np.asarray(losses)[run],
+            "grad": rows(grad, case, run),
+            "advantages": rows(advantage, case, run),
+        }
+        for run, case in enumerate(cases)
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("case", CASES, ids=[c["file"].removesuffix(".npz") for c in CASES])
+def test_library_computes_the_same(case: dict[str, Any], dtype: type) -> None:
+    try:
+        got = computed(kind_of(case), dtype)[case["file"]]
+    except presets.NotModelled as reason:
+        pytest.skip(str(reason))
+    tolerance = case["tolerance" if dtype == np.float64 else "tolerance_if_float32"]
+    file = file_of(case["file"])
+    np.testing.assert_allclose(got["loss"], file["expected_loss"], **tolerance, err_msg="loss")
+    np.testing.assert_allclose(got["grad"], file["expected_grad"], **tolerance, err_msg="gradient")
+    expected, mask = file["expected_advantages"], file["mask"] > 0
+    expected = np.broadcast_to(expected[:, None] if expected.ndim == 1 else expected, mask.shape)
+    np.testing.assert_allclose(got["advantages"][mask], expected[mask], **tolerance, err_msg="advantages")
