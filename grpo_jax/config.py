@@ -10,7 +10,7 @@ import numpy as np
 
 from grpo_jax import methods
 from grpo_jax.optimizers import AdamW, Optimizer
-from grpo_jax.part import leaf_paths, part, static, subparts
+from grpo_jax.part import declared, part, static, subparts
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Array, Params, Policy, Rollout, Task
 
@@ -100,9 +100,8 @@ def prompt_count(config: Config) -> int:
 
 
 def validate(config: Config) -> None:
-    """Raise, before anything compiles, for a configuration that has no meaning. Traced leaves are not looked at."""
-    if not isinstance(config.method, Method):
-        raise TypeError(f"method is {config.method!r}; it must be a Method (methods.get(name) finds one by name)")
+    """Raise, before anything compiles, for a configuration that has no meaning. Traced leaves pass unseen."""
+    _check_slots(config)
     group, prompts = config.loop.group_size, prompt_count(config)
     for sub in subparts(config.method):
         least = getattr(sub, "least_group", 1)
@@ -115,6 +114,28 @@ def validate(config: Config) -> None:
         raise ValueError(f"the policy has {config.policy.contexts} contexts, the task {contexts}")
     _check_table(config)
     _check_reference(config)
+
+
+_SLOTS = {
+    "policy": ("init", "sample", "score"),
+    "task": ("prompts", "rewards"),
+    "optimizer": ("transform",),
+    "expectation": ("collect", "objective"),
+}
+
+
+def _check_slots(config: Config) -> None:
+    if not isinstance(config.method, Method):
+        raise TypeError(
+            f"method is {config.method!r}; it must be a Method (methods.get(name) finds one by name)"
+        )
+    for slot, needed in _SLOTS.items():
+        value = getattr(config, slot)
+        lacking = [name for name in needed if not hasattr(value, name)]
+        if value is not None and (isinstance(value, type) or lacking):
+            hint = {"optimizer": "; optimizers.Custom wraps an Optax transformation"}.get(slot, "")
+            what = "a class, not an instance" if isinstance(value, type) else f"without {', '.join(lacking)}"
+            raise TypeError(f"{slot} is {value!r}, {what}{hint}")
 
 
 def _rows(table: Any) -> int | None:
@@ -131,19 +152,46 @@ def _check_table(config: Config) -> None:
 
 
 def _check_reference(config: Config) -> None:
-    """π_ref may not vanish where the policy does not, if a penalty reads it."""
-    if config.method.penalty is None or config.reference is None:
+    """π_ref is shaped like the policy and does not vanish where it does not, if a penalty reads it."""
+    if config.reference is None:
         return
-    leaves = list(leaf_paths([config.method.penalty.coef, config.reference]).values())
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or not np.any(np.asarray(leaves[0])):
+    start = jax.eval_shape(config.policy.init, jax.random.key(0))
+    built: Any = jax.tree.structure(start)
+    if built != jax.tree.structure(config.reference):
+        raise ValueError("the reference must be built like the policy's parameters (policy.init gives some)")
+    rank = config.policy.rank if config.policy.trailing else None
+    for own, like in zip(jax.tree.leaves(config.reference), jax.tree.leaves(start), strict=True):
+        if jnp.shape(own)[:rank] != like.shape[:rank]:
+            raise ValueError(f"the reference has shape {jnp.shape(own)}, the policy {like.shape}")
+    _check_reference_zeros(config)
+
+
+def _check_reference_zeros(config: Config) -> None:
+    penalties = (sub for sub in subparts(config.method) if hasattr(sub, "divergence"))
+    coefs = [sub.coef for sub in penalties if hasattr(sub, "coef")]
+    logits, reference = getattr(config.policy, "logits", None), config.reference
+    if logits is None or any(isinstance(leaf, jax.core.Tracer) for leaf in (*coefs, logits, reference)):
         return
-    reference = [np.asarray(leaf) for leaf in jax.tree.leaves(config.reference)]
-    start = [np.asarray(leaf) for leaf in jax.tree.leaves(getattr(config.policy, "logits", None))]
-    if len(start) != len(reference):
+    if not any(np.any(np.asarray(coef)) for coef in coefs):
         return
-    for ref, logits in zip(reference, start, strict=True):
-        if (np.isneginf(ref) & ~np.isneginf(logits)).any():
+    zero, ours = np.isneginf(np.asarray(reference)), np.isneginf(np.asarray(logits))
+    shared = config.policy.rank
+    zero, ours = (x[..., None] if x.ndim == shared else x for x in (zero, ours))
+    if (zero & ~ours).any():
+        raise ValueError(
+            "the reference gives probability 0 to an action of the policy: the penalty would be "
+            "infinite; use a positive reference, or coef 0"
+        )
+
+
+def check_runs(config: Config, seed: Array) -> None:
+    """Raise unless every number is one for all runs, or [..., R] with R the number of seeds."""
+    runs = jnp.shape(seed)
+    for path, value, rank in declared(config):
+        own = jnp.shape(value)[rank:]
+        if own not in ((), runs) and not (runs and own == (1,)):
+            takes = f"a table of {rank} axes" if rank else "a number"
             raise ValueError(
-                "the reference gives probability 0 to an action of the policy: the penalty would be infinite; "
-                "use a positive reference, or coef 0"
+                f"{path} has shape {jnp.shape(value)}; it takes {takes}, or runs as the last axis, "
+                f"as many as seeds (their shape is {runs})"
             )

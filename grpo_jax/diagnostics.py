@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from grpo_jax.parts.gains import held
 from grpo_jax.parts.ratios import exponential
 from grpo_jax.statistics import GROUP_AXES, quantile, tied
 from grpo_jax.surrogate import Method, sanitized
-from grpo_jax.types import Array, Number, Params, Policy, Rollout, Task
+from grpo_jax.types import Array, Params, Policy, Rollout, Task
 
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 """Probabilities at which the ratio's quantiles are taken."""
@@ -23,7 +23,7 @@ def log_support(policy: Policy, params: Params, prompts: Array) -> Array:
     return jnp.sum(policy.score_support(params, prompts).logp, 2)
 
 
-def _shared(array: Array, like: Array) -> Array:
+def _shared(array: Any, like: Array) -> Any:
     """``array`` with a trailing axis of one where ``like`` carries runs."""
     return array if like.ndim == 2 else jnp.asarray(array)[..., None]
 
@@ -63,7 +63,7 @@ def _times(probability: Array, value: Array) -> Array:
 def tied_share(rollout: Rollout) -> Array:
     """Share of groups whose rewards are all equal, so that every advantage is 0.
 
-    Its expectation for one prompt is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with success rate p.
+    Its expectation for one prompt is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with P(1) = p.
     """
     same = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)
     return jnp.mean(same.astype(rollout.rewards.dtype), (0, 1))
@@ -116,14 +116,14 @@ def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Ar
     return high, low
 
 
-def norm(tree: Params, *, runs: bool) -> Number:
+def norm(tree: Params, *, runs: bool) -> Array:
     """Euclidean norm over all leaves, runs apart."""
 
     def squares(leaf: Array) -> Array:
         axes = tuple(range(leaf.ndim - 1)) if runs else None
         return jnp.sum(leaf.astype(float) ** 2, axes)
 
-    return jnp.sqrt(sum(squares(leaf) for leaf in jax.tree.leaves(tree)))
+    return jnp.sqrt(jnp.sum(jnp.stack([squares(leaf) for leaf in jax.tree.leaves(tree)]), 0))
 
 
 def finite(tree: Params, *, runs: bool) -> Array:
@@ -136,7 +136,7 @@ def finite(tree: Params, *, runs: bool) -> Array:
     return jnp.all(jnp.stack([every(leaf) for leaf in jax.tree.leaves(tree)]), 0)
 
 
-def all_prompts(policy: Policy) -> np.ndarray:
+def all_prompts(policy: Policy) -> Any:
     """Every context once, known while tracing."""
     if policy.contexts is None:
         raise ValueError(f"{type(policy).__name__} has no finite list of prompts")

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from grpo_jax.config import Batch, Config, Expectation, TrainState, prompt_count
 from grpo_jax.diagnostics import all_prompts
@@ -17,11 +16,13 @@ from grpo_jax.surrogate import advantages, objective
 from grpo_jax.types import Array, Params, Rollout, Scores
 
 
-def draw_prompts(config: Config, state: TrainState) -> Array | np.ndarray:
+def draw_prompts(config: Config, state: TrainState) -> Any:
     """[P] every context in order, or [P(, R)] drawn ones."""
     if config.loop.prompts is None:
         return all_prompts(config.policy)
-    return config.task.prompts(uniforms(state.root, state.seed, state.step, Stream.PROMPT, (config.loop.prompts,)))
+    return config.task.prompts(
+        uniforms(state.root, state.seed, state.step, Stream.PROMPT, (config.loop.prompts,))
+    )
 
 
 def shared(array: Any, state: TrainState) -> Any:
@@ -66,11 +67,13 @@ class Sampled:
         """The surrogate of the sampled groups."""
         rollout = batch.rollout
         scores = config.policy.score(params, rollout.prompts, rollout.tokens, rollout.mask)
-        return objective(config.method, with_entropy(rollout, scores), batch.advantages, scores.logp), scores.logp
+        return objective(
+            config.method, with_entropy(rollout, scores), batch.advantages, scores.logp
+        ), scores.logp
 
 
 def support_rollout(config: Config, state: TrainState, prompts: Any, multiplicity: Array) -> Rollout:
-    """The whole support as one group per prompt, with deterministic rewards and given multiplicities [P, S]."""
+    """The whole support as one group per prompt: deterministic rewards, given multiplicities [P, S]."""
     support = config.policy.support(prompts)
     if support is None:
         raise ValueError(f"{type(config.policy).__name__} cannot list its outputs; use Sampled()")
@@ -101,10 +104,13 @@ class Counts:
         """Counts over the support, from the very draws that ``Sampled`` would make."""
         if getattr(config.task, "noise", None) is not None:
             raise ValueError("Counts() needs rewards that depend on the output alone; this task has noise")
+        if not hasattr(config.policy, "counts"):
+            raise ValueError(f"{type(config.policy).__name__} cannot count its outputs; use Sampled()")
         prompts = draw_prompts(config, state)
         group = (prompt_count(config), config.loop.group_size, config.policy.horizon)
         draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, group)
-        counts = jax.lax.optimization_barrier(config.policy.counts(state.old_params, prompts, draws))
+        policy: Any = config.policy
+        counts = jax.lax.optimization_barrier(policy.counts(state.old_params, prompts, draws))
         rollout = support_rollout(config, state, prompts, counts)
         return Batch(rollout, advantages(config.method, rollout))
 
@@ -116,9 +122,13 @@ class Counts:
 
 
 def choose(config: Config) -> Config:
-    """The configuration with its expectation filled in: counts where a reward depends on a finite action alone."""
+    """Fill in the expectation: counts where a reward depends on one of few actions alone, else samples.
+
+    A given expectation decides what it left open (``Exact`` its cells), where the numbers are known.
+    """
     if config.expectation is not None:
-        return config
+        resolved = getattr(config.expectation, "resolved", None)
+        return config if resolved is None else dataclasses.replace(config, expectation=resolved(config))
     actions = getattr(config.policy, "actions", None)
     noiseless = hasattr(config.task, "noise") and config.task.noise is None
     small = actions is not None and actions <= max(4 * config.loop.group_size, 16)

@@ -1,7 +1,7 @@
 """Optimizers: Optax transformations whose numbers are traced leaves, one value per run where they are [R].
 
-Learning rates may be schedules. A transformation that reduces over parameters (norm clipping, trust ratios) is
-given one run at a time, so that runs never mix.
+Learning rates may be schedules. A transformation that reduces over parameters (norm clipping, trust ratios)
+is given one run at a time, so that runs never mix.
 """
 
 from __future__ import annotations
@@ -75,29 +75,33 @@ class HeavyBall:
 
 @part
 class RMSProp:
-    """v ← decay·v + (1 − decay)g², θ ← θ − lr·g/√(v + eps)."""
+    """v ← decay·v + (1 − decay)g², θ ← θ − lr·g/√(v + eps); at eps = 0 a coordinate with v = 0 stays."""
 
     learning_rate: Rate = number(1e-3, low=0.0)
-    decay: Number = number(0.9, low=0.0, high=1.0)
+    decay: Number = number(0.9, low=0.0, high=1.0, open_high=True)
     eps: Number = number(1e-8, low=0.0)
 
     def transform(self) -> optax.GradientTransformation:
-        """``optax.rmsprop``."""
-        return optax.rmsprop(self.learning_rate, decay=self.decay, eps=self.eps)
+        """``optax.rmsprop`` with 0/0 := 0."""
+        return optax.chain(
+            scale_by_rms(self.decay, self.eps), optax.scale_by_learning_rate(self.learning_rate)
+        )
 
 
 @part
 class Adam:
-    """θ ← θ − lr·m̂/(√v̂ + eps), bias-corrected (arXiv:1412.6980); with eps = 0 a coordinate whose m is 0 stays."""
+    """θ ← θ − lr·m̂/(√v̂ + eps), bias-corrected (arXiv:1412.6980); at eps = 0 a coordinate with m = 0 stays."""
 
     learning_rate: Rate = number(1e-3, low=0.0)
-    b1: Number = number(0.9, low=0.0, high=1.0)
-    b2: Number = number(0.999, low=0.0, high=1.0)
+    b1: Number = number(0.9, low=0.0, high=1.0, open_high=True)
+    b2: Number = number(0.999, low=0.0, high=1.0, open_high=True)
     eps: Number = number(1e-8, low=0.0)
 
     def transform(self) -> optax.GradientTransformation:
         """``optax.adam``."""
-        return optax.chain(scale_by_adam(self.b1, self.b2, self.eps), optax.scale_by_learning_rate(self.learning_rate))
+        return optax.chain(
+            scale_by_adam(self.b1, self.b2, self.eps), optax.scale_by_learning_rate(self.learning_rate)
+        )
 
 
 @part
@@ -105,8 +109,8 @@ class AdamW:
     """Adam with decoupled weight decay: θ ← θ − lr·(m̂/(√v̂ + eps) + weight_decay·θ) (arXiv:1711.05101)."""
 
     learning_rate: Rate = number(1e-3, low=0.0)
-    b1: Number = number(0.9, low=0.0, high=1.0)
-    b2: Number = number(0.999, low=0.0, high=1.0)
+    b1: Number = number(0.9, low=0.0, high=1.0, open_high=True)
+    b2: Number = number(0.999, low=0.0, high=1.0, open_high=True)
     eps: Number = number(1e-8, low=0.0)
     weight_decay: Number = number(0.0, low=0.0)
 
@@ -121,11 +125,11 @@ class AdamW:
 
 @part
 class Lion:
-    """θ ← θ − lr·(sign(b1·m + (1 − b1)·g) + weight_decay·θ), then m ← b2·m + (1 − b2)·g (arXiv:2302.06675)."""
+    """θ ← θ − lr·(sign(b1·m + (1−b1)·g) + weight_decay·θ), then m ← b2·m + (1−b2)·g (arXiv:2302.06675)."""
 
     learning_rate: Rate = number(1e-4, low=0.0)
-    b1: Number = number(0.9, low=0.0, high=1.0)
-    b2: Number = number(0.99, low=0.0, high=1.0)
+    b1: Number = number(0.9, low=0.0, high=1.0, open_high=True)
+    b2: Number = number(0.99, low=0.0, high=1.0, open_high=True)
     weight_decay: Number = number(0.0, low=0.0)
 
     def transform(self) -> optax.GradientTransformation:
@@ -138,7 +142,7 @@ class ClippedNorm:
     """Gradients scaled down to a global norm of at most ``max_norm`` before the inner optimizer."""
 
     inner: Optimizer
-    max_norm: Number = number(1.0, low=0.0)
+    max_norm: Number = number(1.0, low=0.0, open_low=True)
     reduces: ClassVar[bool] = True
 
     def transform(self) -> optax.GradientTransformation:
@@ -181,6 +185,17 @@ def scale_by_adam(b1: Number, b2: Number, eps: Number) -> optax.GradientTransfor
     return optax.GradientTransformation(inner.init, update)
 
 
+def scale_by_rms(decay: Number, eps: Number) -> optax.GradientTransformation:
+    """``optax.scale_by_rms`` with 0/0 := 0: a coordinate that never had a gradient does not move."""
+    inner = optax.scale_by_rms(decay=decay, eps=eps)
+
+    def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        updates, state = inner.update(grads, state, params)
+        return jax.tree.map(lambda u, g: jnp.where(g == 0, 0, u), updates, grads), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
 OPTIMIZERS: dict[str, Any] = {
     "sgd": SGD,
     "heavy_ball": HeavyBall,
@@ -206,7 +221,9 @@ def init(optimizer: Optimizer, params: Params, *, runs: bool) -> Any:
     return optimizer.transform().init(params)
 
 
-def update(optimizer: Optimizer, grads: Params, state: Any, params: Params, *, runs: bool) -> tuple[Params, Any]:
+def update(
+    optimizer: Optimizer, grads: Params, state: Any, params: Params, *, runs: bool
+) -> tuple[Params, Any]:
     """(updates to add, new state) for the gradients of the *loss*; see ``init``."""
 
     def one(optimizer: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:

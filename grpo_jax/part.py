@@ -27,14 +27,15 @@ def number(
     low: float = -math.inf,
     high: float = math.inf,
     open_low: bool = False,
+    open_high: bool = False,
     nonfinite: bool = False,
     rank: int = 0,
 ) -> Any:
-    """A traced leaf that must lie in [low, high] (or (low, high]) and, unless ``nonfinite``, be finite.
+    """A traced leaf that must lie in [low, high] without its open ends and, unless ``nonfinite``, be finite.
 
     ``rank`` is its number of axes before runs: 0 a number, 2 a table.
     """
-    bound = {"low": low, "high": high, "open_low": open_low, "nonfinite": nonfinite}
+    bound = {"low": low, "high": high, "open_low": open_low, "open_high": open_high, "nonfinite": nonfinite}
     return dataclasses.field(default=default, metadata={"bound": bound, "rank": rank})
 
 
@@ -43,23 +44,49 @@ def static(default: Any = dataclasses.MISSING, *, low: int | None = None) -> Any
     return dataclasses.field(default=default, metadata={"static": True, "low": low})
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(number, static))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def part(cls: type[C]) -> type[C]:
-    """Make a class a part: a frozen keyword-only dataclass registered as a pytree, its bounds checked when built."""
+    """Make a class a part: a frozen keyword-only dataclass registered as a pytree.
+
+    Bounds are checked where a part is written down. Where JAX rebuilds one it may hold anything: tracers,
+    gradients of either sign, axes to map over.
+    """
     check = getattr(cls, "check", None)
 
     def __post_init__(self: Any) -> None:
         for field, value in _fields(self):
+            if "bound" in field.metadata and isinstance(value, (list, tuple)):
+                value = _as_array(f"{type(self).__name__}.{field.name}", value)
+                object.__setattr__(self, field.name, value)
             _check_field(type(self).__name__, field, value)
         if check is not None and all(_is_concrete(leaf) for leaf in jax.tree.leaves(self)):
             check(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    fields = dataclasses.fields(made)  # type: ignore[arg-type]
-    meta = [f.name for f in fields if f.metadata.get("static")]
-    data = [f.name for f in fields if not f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(made, data_fields=data, meta_fields=meta)
+    _register(made)
+    return made
+
+
+def _register(cls: type) -> None:
+    fields = dataclasses.fields(cls)
+    data = tuple(f.name for f in fields if not f.metadata.get("static"))
+    meta = tuple(f.name for f in fields if f.metadata.get("static"))
+
+    def flatten(obj: Any) -> tuple[tuple, tuple]:
+        return tuple(getattr(obj, name) for name in data), tuple(getattr(obj, name) for name in meta)
+
+    def flatten_with_keys(obj: Any) -> tuple[tuple, tuple]:
+        children, structure = flatten(obj)
+        return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), structure
+
+    def unflatten(structure: tuple, children: Iterable[Any]) -> Any:
+        made: Any = object.__new__(cls)
+        for name, value in zip(data + meta, (*children, *structure), strict=True):
+            object.__setattr__(made, name, value)
+        return made
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 def _fields(obj: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
@@ -72,14 +99,24 @@ def _is_concrete(value: Any) -> bool:
     )
 
 
+def _as_array(name: str, value: Any) -> Any:
+    """Nested lists as an array: one leaf, not many."""
+    if not all(_is_concrete(leaf) for leaf in jax.tree.leaves(value)):
+        return jnp.asarray(value)
+    try:
+        return np.asarray(value, float)
+    except ValueError as error:
+        raise ValueError(f"{name} is ragged; it must be a rectangular array of numbers") from error
+
+
 def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
     name = f"{owner}.{field.name}"
     low = field.metadata.get("low")
     if low is not None and value is not None:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"{name} is {value!r}; it must be a whole number")
-    if low is not None and value is not None and value < low:
-        raise ValueError(f"{name} is {value}; it must be at least {low}")
+        if value < low:
+            raise ValueError(f"{name} is {value}; it must be at least {low}")
     bound = field.metadata.get("bound")
     if bound is not None and value is not None:
         if isinstance(value, (str, bytes, bool)):
@@ -89,7 +126,14 @@ def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
 
 
 def check_bound(
-    name: str, value: Any, *, low: float, high: float, open_low: bool = False, nonfinite: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float,
+    high: float,
+    open_low: bool = False,
+    open_high: bool = False,
+    nonfinite: bool = False,
 ) -> None:
     """Raise ValueError unless every entry of ``value`` is a number inside the bound."""
     array = np.asarray(value, dtype=float)
@@ -97,10 +141,10 @@ def check_bound(
         raise ValueError(f"{name} is NaN")
     if not nonfinite and not np.isfinite(array).all():
         raise ValueError(f"{name} is {value}; it must be finite")
-    bad = (array < low) | (array > high) | ((array <= low) if open_low else False)
+    bad = (array < low) | (array > high) | (open_low & (array == low)) | (open_high & (array == high))
     if bad.any():
-        bracket = "(" if open_low else "["
-        raise ValueError(f"{name} is {array[bad].flat[0]:g}; allowed is {bracket}{low:g}, {high:g}]")
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise ValueError(f"{name} is {array[bad].flat[0]:g}; allowed is {left}{low:g}, {high:g}{right}")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -113,7 +157,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def aligned(tree: C) -> C:
-    """The tree with a trailing axis of one on every table that all runs share, so that it meets [..., R] arrays."""
+    """The tree with a trailing axis of one on every table that all runs share, so that it meets [..., R]."""
     if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
         return tuple(aligned(value) for value in tree)  # type: ignore[return-value]
     if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
@@ -126,6 +170,19 @@ def aligned(tree: C) -> C:
         elif not field.metadata.get("static"):
             changed[field.name] = aligned(value)
     return dataclasses.replace(tree, **changed)  # type: ignore[type-var, return-value]
+
+
+def declared(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any, int]]:
+    """(dotted path, value, rank) of every number that a part declares and that is given."""
+    if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
+        for index, value in enumerate(tree):
+            yield from declared(value, f"{prefix}{index}.")
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field, value in _fields(tree):
+            if dataclasses.is_dataclass(value) or isinstance(value, tuple):
+                yield from declared(value, f"{prefix}{field.name}.")
+            elif "bound" in field.metadata and value is not None:
+                yield f"{prefix}{field.name}", value, field.metadata["rank"]
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
@@ -173,7 +230,7 @@ def _key(entry: Any) -> str:
 
 
 def put(tree: Any, path: str, value: Any) -> Any:
-    """A copy of the configuration with ``value`` at the dotted path (a leaf, a static field or a whole part)."""
+    """A copy of the configuration with ``value`` at the dotted path (leaf, static field or whole part)."""
     head, _, rest = path.partition(".")
     if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
         index = int(head)

@@ -2,8 +2,8 @@
 
 Threefry-2x32 with 20 rounds (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011) is a pure
 function of a key and a counter. Here the key is (root, seed) and the counter is (step, position): no state is
-carried, nothing depends on how runs are grouped into chunks or devices, and settings that share a seed share their
-draws (common random numbers).
+carried, nothing depends on how runs are grouped into chunks or devices, and settings that share a seed share
+their draws (common random numbers).
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tupl
 
 
 def uniforms(
-    root: Array, seed: Array, step: Array, stream: Stream, shape: tuple[int, ...], dtype: jnp.dtype | None = None
+    root: Array,
+    seed: Array,
+    step: Array,
+    stream: Stream,
+    shape: tuple[int, ...],
+    dtype: jnp.dtype | None = None,
 ) -> Array:
     """Uniform numbers in [0, 1) of shape ``shape + seed.shape``.
 

@@ -24,7 +24,7 @@ class Inner(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a diagnostic may look at: the configuration, the state after the iteration, its batch, its steps."""
+    """What a diagnostic may look at: the configuration, the state after the iteration, its batch, steps."""
 
     config: Config
     state: TrainState
@@ -70,6 +70,20 @@ def _probabilities(view: View) -> Array:
     return jnp.exp(diagnostics.log_support(policy, view.state.params, diagnostics.all_prompts(policy)))
 
 
+def clip_fractions(config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
+    """Share of the batch's tokens that the clip holds, above and below; an expectation may have its own."""
+    own = getattr(config.expectation, "clip_fractions", None)
+    if own is not None:
+        return own(config, batch, logp)
+    return diagnostics.clip_fractions(config.method, batch.rollout, batch.advantages, logp)
+
+
+def tied_share(config: Config, batch: Batch) -> Array:
+    """Share of the batch's groups whose rewards all tie; an expectation may have its own."""
+    own = getattr(config.expectation, "tied", None)
+    return diagnostics.tied_share(batch.rollout) if own is None else own(config, batch)
+
+
 def _ratio(view: View) -> diagnostics.RatioStatistics:
     return diagnostics.ratio_statistics(view.config.method, view.batch.rollout, view.logp)
 
@@ -88,19 +102,30 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
     "entropy": Diagnostic(_entropy, (), True, "entropy of whole outputs, nats, exact"),
     "kl_ref": Diagnostic(_kl, (), True, "KL(policy || reference), nats, exact"),
     "kl_ref_reverse": Diagnostic(_kl_reverse, (), True, "KL(reference || policy), nats, exact"),
-    "reward": Diagnostic(lambda v: diagnostics.batch_reward(v.batch.rollout), (), False, "mean sampled reward"),
-    "length": Diagnostic(lambda v: diagnostics.batch_length(v.batch.rollout), (), False, "mean sampled length"),
+    "reward": Diagnostic(
+        lambda v: diagnostics.batch_reward(v.batch.rollout), (), False, "mean sampled reward"
+    ),
+    "length": Diagnostic(
+        lambda v: diagnostics.batch_length(v.batch.rollout), (), False, "mean sampled length"
+    ),
     "surrogate": Diagnostic(lambda v: v.inner.surrogate, (), False, "surrogate J, mean over inner steps"),
     "grad_norm": Diagnostic(lambda v: v.inner.grad_norm, (), False, "gradient norm, mean over inner steps"),
     "update_norm": Diagnostic(lambda v: v.inner.update_norm, (), False, "update norm, mean over inner steps"),
-    "clip_high": Diagnostic(lambda v: v.inner.clip_high, (), False, "share of tokens held above, mean over steps"),
-    "clip_low": Diagnostic(lambda v: v.inner.clip_low, (), False, "share of tokens held below, mean over steps"),
+    "clip_high": Diagnostic(
+        lambda v: v.inner.clip_high, (), False, "share of tokens held above, mean over steps"
+    ),
+    "clip_low": Diagnostic(
+        lambda v: v.inner.clip_low, (), False, "share of tokens held below, mean over steps"
+    ),
     "ratio_min": Diagnostic(lambda v: _ratio(v).low, (), False, "least ratio after the last inner step"),
     "ratio_max": Diagnostic(lambda v: _ratio(v).high, (), False, "greatest ratio after the last inner step"),
     "ratio_quantiles": Diagnostic(
-        lambda v: _ratio(v).quantiles, ("quantile",), False, "quantiles of the ratio after the last inner step"
+        lambda v: _ratio(v).quantiles,
+        ("quantile",),
+        False,
+        "quantiles of the ratio after the last inner step",
     ),
-    "tied": Diagnostic(lambda v: diagnostics.tied_share(v.batch.rollout), (), False, "share of tied groups"),
+    "tied": Diagnostic(lambda v: tied_share(v.config, v.batch), (), False, "share of tied groups"),
     "finite": Diagnostic(
         lambda v: diagnostics.finite(v.state.params, runs=v.runs), (), False, "all parameters are finite"
     ),
@@ -115,8 +140,9 @@ DEFAULT = (
 
 
 def names(record: Iterable[str] | None, config: Config) -> tuple[str, ...]:
-    """The diagnostics to record; None is ``DEFAULT`` less what needs a support that the policy does not have."""
+    """The diagnostics to record; None is ``DEFAULT`` less what needs a support that the policy lacks."""
     if record is not None:
+        record = tuple(record)
         for name in record:
             if name not in DIAGNOSTICS:
                 raise ValueError(f"unknown diagnostic {name!r}; {nearest(name, DIAGNOSTICS)}")

@@ -1,14 +1,14 @@
 """The finite space of token sequences up to a horizon, with an optional end-of-sequence token.
 
-A sequence ends right after its EOS, or at the horizon without one. Its prefixes are the nodes of a tree; a node at
-depth t is numbered by its t non-EOS tokens, depth by depth.
+A sequence ends right after its EOS, or at the horizon without one. Its prefixes are the nodes of a tree; a
+node at depth t is numbered by its t non-EOS tokens, depth by depth.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,9 @@ class Sequences:
             raise ValueError(f"EOS is {self.eos}; tokens are 0..{self.vocab - 1}")
         for step, token in self.forbidden:
             if not (0 <= step < self.horizon and 0 <= token < self.vocab):
-                raise ValueError(f"forbidden (step {step}, token {token}) lies outside {self.horizon} x {self.vocab}")
+                raise ValueError(
+                    f"forbidden (step {step}, token {token}) lies outside {self.horizon} x {self.vocab}"
+                )
         if self.allowed.sum(1).min() == 0:
             raise ValueError(f"every token is forbidden at step {int(self.allowed.sum(1).argmin())}")
 
@@ -105,6 +107,11 @@ class Sequences:
         ended = jnp.cumsum(tokens == self.eos, 2) - (tokens == self.eos)
         return jnp.where(ended > 0, 0.0, 1.0)
 
+    def ended(self, tokens: Array) -> tuple[Array, Array]:
+        """Tokens, EOS repeated after the first one as in ``support``, and their mask."""
+        mask = self.mask(tokens)
+        return (tokens if self.eos is None else jnp.where(mask > 0, tokens, self.eos)), mask
+
     def child(self, local: Array, token: Array) -> Array:
         """Place within its depth of the node reached from place ``local`` by ``token`` (any, after EOS)."""
         digit = token - (token > self.eos) if self.eos is not None else token
@@ -121,7 +128,7 @@ class Sequences:
 
     @functools.cached_property
     def support(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and mask, int and float [S, T]: every allowed sequence, EOS-padded, in lexicographic order."""
+        """Tokens and mask, int and float [S, T]: every allowed sequence, EOS-padded, lexicographic."""
         rows: list[tuple[int, ...]] = []
         self._extend((), rows)
         tokens = np.array([row + (self.eos or 0,) * (self.horizon - len(row)) for row in rows], np.int32)
@@ -130,7 +137,9 @@ class Sequences:
 
     def _extend(self, prefix: tuple[int, ...], rows: list[tuple[int, ...]]) -> None:
         if len(rows) > MAX_SUPPORT:
-            raise ValueError(f"more than {MAX_SUPPORT} sequences; use a smaller vocabulary or horizon, or sampling")
+            raise ValueError(
+                f"more than {MAX_SUPPORT} sequences; use a smaller vocabulary or horizon, or sampling"
+            )
         if len(prefix) == self.horizon or (prefix and prefix[-1] == self.eos):
             rows.append(prefix)
             return
@@ -145,7 +154,7 @@ class Sequences:
         places[code] = np.arange(len(code))
         return places
 
-    def _code(self, tokens: Array, mask: Array, xp: Callable) -> Array:  # type: ignore[type-arg]
+    def _code(self, tokens: Any, mask: Any, xp: Any) -> Any:
         digits = xp.where(mask > 0, tokens + 1, 0)
         code = digits[..., 0] if xp is np else digits[:, :, 0]
         for t in range(1, self.horizon):
@@ -156,7 +165,7 @@ class Sequences:
         """[P, N] row of each sequence in ``support``; −1 for a sequence that is not in it."""
         if (self.vocab + 1) ** self.horizon > 2**31 - 1:
             raise ValueError("the space is too large to number its sequences")
-        return jnp.asarray(self._places)[self._code(tokens, mask, jnp)]  # type: ignore[arg-type]
+        return jnp.asarray(self._places)[self._code(tokens, mask, jnp)]
 
 
 def at_prompts(table: Array, prompts: Array) -> Array:

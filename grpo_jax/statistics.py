@@ -1,7 +1,7 @@
 """Statistics of entries that carry multiplicities.
 
-An entry of multiplicity n stands for n equal samples; fractions are allowed and 0 means absent: an absent entry
-may hold any number. ``axes`` are the leading axes that are reduced, and they stay as length one.
+An entry of multiplicity n stands for n equal samples; fractions are allowed and 0 means absent: an absent
+entry may hold any number. ``axes`` are the leading axes that are reduced, and they stay as length one.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def spread(x: Array, weight: Array, axes: tuple[int, ...], *, ddof: Number = 0.0
 def quantile(x: Array, weight: Array, probability: Number, axes: tuple[int, ...]) -> Array:
     """Quantile with linear interpolation between the sorted samples, an entry of weight n counting n times.
 
-    The position is probability·(Σ w − 1) among the sorted samples, as NumPy's default. Weights should be whole
-    numbers; a fractional weight occupies a fraction of a position. 0 for an empty set.
+    The position is probability·(Σ w − 1) among the sorted samples, as NumPy's default. Weights should be
+    whole numbers; a fractional weight occupies a fraction of a position. 0 for an empty set.
     """
     lead = tuple(range(max(axes) + 1))
     if axes != lead:

@@ -2,8 +2,8 @@
 
     J(θ) = Σ_{p,i,t} w_{i,t} c_{i,t} gain(s_{i,t}, A_{i,t}) − Σ_{p,i,t} w'_{i,t} β D_{i,t}
 
-w from the reduction, c from the corrections (detached), A from shaping and advantage (constants), s from the ratio,
-β D from the penalty with its own weights w' or the gain's.
+w from the reduction, c from the corrections (detached), A from shaping and advantage (constants), s from the
+ratio, β D from the penalty with its own weights w' or the gain's.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def sanitized(rollout: Rollout, logp: Array) -> tuple[Rollout, Array]:
     """Zeros where a token is masked or its entry absent, so that whatever stands there is never read."""
     live = (rollout.mask > 0) & (rollout.multiplicity > 0)[:, :, None]
 
-    def clean(x: Array | None) -> Array | None:
-        return None if x is None else jnp.where(live, x, 0)
+    def clean(x: Array) -> Array:
+        return jnp.where(live, x, 0)
 
     cleaned = rollout._replace(
         sampling_logp=clean(rollout.sampling_logp),
         old_logp=clean(rollout.old_logp),
         ref_logp=clean(rollout.ref_logp),
-        entropy=clean(rollout.entropy),
+        entropy=None if rollout.entropy is None else clean(rollout.entropy),
     )
     return cleaned, jnp.where(live, logp, 0)
 

@@ -1,4 +1,4 @@
-"""The training loop: ``init``, ``step``, ``run``. Pure functions of (configuration, state), one run or a chunk."""
+"""The training loop: ``init``, ``step``, ``run``. Pure functions of (configuration, state), for many runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from grpo_jax import diagnostics, optimizers, recording
-from grpo_jax.config import Batch, Config, TrainState, prompt_count, validate
+from grpo_jax.config import Batch, Config, TrainState, check_runs, prompt_count, validate
 from grpo_jax.expectations import choose
 from grpo_jax.part import aligned
 from grpo_jax.random import Stream, uniforms
@@ -26,14 +27,17 @@ def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
 
     Args:
       config: the configuration; it is validated.
-      seed: the seed coordinate, an integer or [R] integers: one per run, runs being the last axis of everything.
+      seed: the seed coordinate, an integer or [R] integers, one per run: runs are everything's last axis.
       root: the seed root, shared by an experiment.
     """
     validate(config)
-    seed = jnp.asarray(seed, jnp.uint32)
+    seed = _coordinate(seed)
+    check_runs(config, seed)
     runs = bool(seed.ndim)
     if runs and not config.policy.trailing:
-        raise ValueError(f"{type(config.policy).__name__} takes one run at a time; vmap over runs, or use sweep")
+        raise ValueError(
+            f"{type(config.policy).__name__} takes one run at a time; vmap over runs, or use sweep"
+        )
     key = jax.random.key(root) if runs else jax.random.fold_in(jax.random.key(root), seed)
 
     def spread_out(leaf: Array, like: Array) -> Array:
@@ -57,6 +61,15 @@ def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
     )
 
 
+def _coordinate(seed: Any) -> Array:
+    if not isinstance(seed, jax.Array):
+        given = np.asarray(seed)
+        whole = given.dtype.kind in "iu" and given.ndim < 2 and given.size > 0
+        if not whole or given.min() < 0 or given.max() >= 2**32:
+            raise ValueError(f"seed is {seed!r}; it must be a whole number in [0, 2^32), or [R] of them")
+    return jnp.asarray(seed, jnp.uint32)
+
+
 def _has_runs(config: Config, leaf: Array) -> bool:
     return leaf.ndim > config.policy.rank
 
@@ -77,9 +90,7 @@ def _take(batch: Batch, rows: Array) -> Batch:
 
     def pick(leaf: Any) -> Array:
         leaf = jnp.asarray(leaf)
-        if rows.ndim == 1:
-            return leaf[rows]
-        if leaf.ndim == 1:
+        if rows.ndim == 1 or leaf.ndim == 1:
             return leaf[rows]
         leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], rows.shape[1]))
         index = rows.reshape((rows.shape[0],) + (1,) * (leaf.ndim - 2) + (rows.shape[1],))
@@ -88,10 +99,12 @@ def _take(batch: Batch, rows: Array) -> Batch:
     return jax.tree.map(pick, batch)
 
 
-def step(config: Config, state: TrainState, *, record: Iterable[str] = recording.DEFAULT) -> tuple[TrainState, Info]:
+def step(
+    config: Config, state: TrainState, *, record: Iterable[str] | None = None
+) -> tuple[TrainState, Info]:
     """One iteration: collect groups with θ_old, then μ passes of optimizer steps on the surrogate.
 
-    Returns the next state and the named diagnostics. Diagnostics that nobody reads cost nothing under ``jit``.
+    Returns the next state and the diagnostics that ``run`` records; under ``jit`` unread ones are free.
     """
     config = choose(aligned(config) if state.seed.ndim else config)
     assert config.expectation is not None
@@ -106,7 +119,7 @@ def step(config: Config, state: TrainState, *, record: Iterable[str] = recording
         step=done,
     )
     view = View(config, after, batch, inner)
-    return after, {name: DIAGNOSTICS[name].measure(view) for name in record}
+    return after, {name: DIAGNOSTICS[name].measure(view) for name in recording.names(record, config)}
 
 
 def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Params, Any], Inner]:
@@ -125,7 +138,7 @@ def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Pa
 
         grads, (value, logp) = jax.grad(negated, has_aux=True)(state.old_params if at_old else params)
         updates, opt_state = optimizers.update(config.optimizer, grads, opt_state, params, runs=runs)
-        high, low = diagnostics.clip_fractions(config.method, part.rollout, part.advantages, logp)
+        high, low = recording.clip_fractions(config, part, logp)
         seen = Inner(
             surrogate=value,
             grad_norm=diagnostics.norm(grads, runs=runs),
@@ -136,7 +149,9 @@ def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Pa
         return (jax.tree.map(jnp.add, params, updates), opt_state), seen
 
     steps = config.loop.inner_steps * config.loop.minibatches
-    carry, seen = jax.lax.scan(body, (state.params, state.opt_state), _minibatches(config, state), length=steps)
+    carry, seen = jax.lax.scan(
+        body, (state.params, state.opt_state), _minibatches(config, state), length=steps
+    )
     return carry, jax.tree.map(lambda x: jnp.mean(x, 0), seen)
 
 
@@ -145,7 +160,9 @@ def _run(
     config: Config, state: TrainState, iterations: int, record_every: int, record: tuple[str, ...]
 ) -> tuple[TrainState, Info]:
     def stretch(state: TrainState, _: None) -> tuple[TrainState, Info]:
-        state, _ = jax.lax.scan(lambda s, _: (step(config, s, record=())[0], None), state, length=record_every - 1)
+        state, _ = jax.lax.scan(
+            lambda s, _: (step(config, s, record=())[0], None), state, length=record_every - 1
+        )
         return step(config, state, record=record)
 
     return jax.lax.scan(stretch, state, length=iterations // record_every)
@@ -161,8 +178,8 @@ def run(
 ) -> tuple[TrainState, Info]:
     """``iterations`` steps in one compiled scan, recording every ``record_every``-th.
 
-    Two short runs equal one long run bit for bit. A run that turns non-finite says so in ``finite`` and leaves
-    its neighbours alone.
+    Two short runs equal one long run bit for bit. A run that turns non-finite says so in ``finite`` and
+    leaves its neighbours alone.
 
     Args:
       config: one compile per tree structure; numbers are traced.
@@ -174,6 +191,9 @@ def run(
       The state, and name -> [iterations / record_every, ...(, R)].
     """
     validate(config)
+    check_runs(config, state.seed)
     if iterations < 1 or record_every < 1 or iterations % record_every:
-        raise ValueError(f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})")
-    return _run(config, state, iterations, record_every, recording.names(record, config))
+        raise ValueError(
+            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
+        )
+    return _run(choose(config), state, iterations, record_every, recording.names(record, config))

@@ -1,10 +1,10 @@
 """Records, protocols and axes that everything else is written in.
 
-Leading axes are the mathematics, trailing axes are runs. P prompts, N entries of a group and T tokens are axes
-0, 1 and 2; whatever follows is runs. So one piece of code serves a single run ``[P, N, T]`` and a chunk of runs
-``[P, N, T, R]`` without ``vmap``: numbers are scalars or ``[R]`` and broadcast from the right, losses are summed
-over the leading axes only, and the gradient of the sum over runs is every run's gradient. Where runs are present,
-an array that all runs share carries a trailing axis of length one.
+Leading axes are the mathematics, trailing axes are runs. P prompts, N entries of a group and T tokens are
+axes 0, 1 and 2; whatever follows is runs. So one piece of code serves a single run ``[P, N, T]`` and a chunk
+of runs ``[P, N, T, R]`` without ``vmap``: numbers are scalars or ``[R]`` and broadcast from the right, losses
+are summed over the leading axes only, and the gradient of the sum over runs is every run's gradient. Where
+runs are present, an array that all runs share carries a trailing axis of length one.
 
 A finite action is a sequence of length one; a histogram is a group whose entries carry multiplicities.
 """
@@ -15,6 +15,7 @@ import enum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 
 from grpo_jax.part import subparts
 
@@ -67,9 +68,9 @@ class Scores(NamedTuple):
 class Support(NamedTuple):
     """Every output a policy can give to each prompt; S of them."""
 
-    tokens: Array
+    tokens: Array | np.ndarray
     """int [P, S, T]."""
-    mask: Array
+    mask: Array | np.ndarray
     """[P, S, T]."""
 
 

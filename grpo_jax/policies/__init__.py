@@ -1,7 +1,7 @@
-"""Policies: finite actions, sequence trees and neural networks behind one protocol (``grpo_jax.types.Policy``)."""
+"""Policies: finite actions, sequence trees and networks behind one protocol (``grpo_jax.types.Policy``)."""
 
 from grpo_jax.policies.actions import ActionPolicy
 from grpo_jax.policies.neural import MLPPolicy
-from grpo_jax.policies.tree import TreePolicy
+from grpo_jax.policies.tree import TreePolicy, tied
 
-__all__ = ["ActionPolicy", "MLPPolicy", "TreePolicy"]
+__all__ = ["ActionPolicy", "MLPPolicy", "TreePolicy", "tied"]

@@ -26,12 +26,14 @@ class ActionPolicy:
     rank: ClassVar[int] = 2
 
     def check(self) -> None:
-        """Logits must be a table of at least two actions, with some finite entry in every context."""
+        """Logits must be a table with some finite entry in every context."""
         logits = np.asarray(self.logits)
         if logits.ndim not in (2, 3) or logits.shape[1] < 1:
             raise ValueError(f"logits have shape {logits.shape}; they must be [contexts, actions]")
         if np.isposinf(logits).any() or not np.isfinite(logits).any(axis=1).all():
-            raise ValueError("logits may be -inf for single actions, not for all of a context, and never +inf")
+            raise ValueError(
+                "logits may be -inf for single actions, not for all of a context, and never +inf"
+            )
 
     @classmethod
     def from_probabilities(cls, probabilities: Any) -> ActionPolicy:
@@ -100,5 +102,6 @@ class ActionPolicy:
         return self._scores(logp[:, :, None], logp)
 
     def _scores(self, chosen: Array, logp: Array) -> Scores:
-        entropy = -jnp.sum(jnp.where(logp > -jnp.inf, jnp.exp(logp) * logp, 0), 1, keepdims=True)[:, :, None]
+        finite = jnp.where(logp > -jnp.inf, logp, 0)
+        entropy = -jnp.sum(jnp.exp(logp) * finite, 1, keepdims=True)[:, :, None]
         return Scores(logp=chosen, entropy=jnp.broadcast_to(entropy, chosen.shape))

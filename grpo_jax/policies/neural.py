@@ -20,7 +20,9 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        return nn.Dense(self.vocab)(nn.tanh(nn.Dense(self.width)(features)))
+        dtype = features.dtype
+        hidden = nn.tanh(nn.Dense(self.width, param_dtype=dtype)(features))
+        return nn.Dense(self.vocab, param_dtype=dtype)(hidden)
 
 
 @part
@@ -46,14 +48,18 @@ class MLPPolicy:
     def _features(self, prompts: Array, tokens: Array) -> Array:
         """[P, N, T, F], causal: step t sees tokens before t."""
         earlier = np.tril(np.ones((self.horizon, self.horizon)), -1)
-        seen = jax.nn.one_hot(tokens, self.space.vocab)[:, :, None] * earlier[:, :, None]
+        seen = jax.nn.one_hot(tokens, self.space.vocab, dtype=float)[:, :, None] * earlier[:, :, None]
         shape = tokens.shape
-        context = jnp.broadcast_to(jax.nn.one_hot(prompts, self.contexts)[:, None, None], (*shape, self.contexts))
+        context = jnp.broadcast_to(
+            jax.nn.one_hot(prompts, self.contexts)[:, None, None], (*shape, self.contexts)
+        )
         step = jnp.broadcast_to(jnp.eye(self.horizon), (*shape, self.horizon))
         return jnp.concatenate([context, step, seen.reshape(*shape, -1)], -1)
 
     def _log_probabilities(self, params: Any, prompts: Array, tokens: Array) -> Array:
-        logits = _MLP(self.width, self.space.vocab).apply(params, self._features(jnp.asarray(prompts), tokens))
+        logits: Any = _MLP(self.width, self.space.vocab).apply(
+            params, self._features(jnp.asarray(prompts), tokens)
+        )
         allowed = self.space.allowed
         return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, logits, -1e30)), -1e30)
 
@@ -63,7 +69,7 @@ class MLPPolicy:
         for t in range(self.horizon):
             probabilities = jnp.exp(self._log_probabilities(params, prompts, tokens)[:, :, t])
             tokens = tokens.at[:, :, t].set(inverse_cdf(probabilities, uniforms[:, :, t]))
-        return tokens, self.space.mask(tokens)
+        return self.space.ended(tokens)
 
     def score(self, params: Any, prompts: Array, tokens: Array, mask: Array) -> Scores:
         """See ``types.Policy``."""

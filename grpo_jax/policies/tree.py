@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
 import jax
@@ -17,13 +19,13 @@ _NEVER = -1e30
 
 @part
 class TreePolicy:
-    """π_θ(y_t | y_<t, c) = softmax(θ_{c, row(y_<t)}), EOS ending a sequence; forbidden tokens have probability 0.
+    """π_θ(y_t | y_<t, c) = softmax(θ_{c, row(y_<t)}); EOS ends it, forbidden tokens have probability 0.
 
     Args:
       space: the sequences.
       logits: [C, rows, V] where training starts; rows are nodes unless ``tie`` says otherwise.
       tie: the row of every node, so that prefixes can share parameters (a tail that does not see the first
-        token: ``tree.tied(space, lambda prefix: prefix[1:])``).
+        token: ``tied(space, lambda prefix: prefix[1:])``).
     """
 
     space: Sequences = static()
@@ -37,12 +39,16 @@ class TreePolicy:
         rows = self.space.offsets[-1] if self.tie is None else max(self.tie) + 1
         shape = np.shape(self.logits)
         if len(shape) not in (3, 4) or shape[1:3] != (rows, self.space.vocab):
-            raise ValueError(f"logits have shape {shape}; they must be [contexts, {rows}, {self.space.vocab}]")
+            raise ValueError(
+                f"logits have shape {shape}; they must be [contexts, {rows}, {self.space.vocab}]"
+            )
         if self.tie is not None and len(self.tie) != self.space.offsets[-1]:
             raise ValueError(f"tie names {len(self.tie)} rows; there are {self.space.offsets[-1]} nodes")
 
     @classmethod
-    def uniform(cls, space: Sequences, *, contexts: int = 1, tie: tuple[int, ...] | None = None) -> TreePolicy:
+    def uniform(
+        cls, space: Sequences, *, contexts: int = 1, tie: tuple[int, ...] | None = None
+    ) -> TreePolicy:
         """Every allowed token equally likely at every prefix."""
         rows = space.offsets[-1] if tie is None else max(tie) + 1
         return cls(space=space, logits=np.zeros((contexts, rows, space.vocab)), tie=tie)
@@ -66,7 +72,9 @@ class TreePolicy:
         table = at_prompts(params, prompts)
         if self.tie is not None:
             table = table[:, np.array(self.tie)]
-        allowed = self.space.allowed[self.space.depths].reshape((1, -1, self.space.vocab) + (1,) * (table.ndim - 3))
+        allowed = self.space.allowed[self.space.depths].reshape(
+            (1, -1, self.space.vocab) + (1,) * (table.ndim - 3)
+        )
         return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, table, _NEVER), axis=2), _NEVER)
 
     def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
@@ -79,8 +87,7 @@ class TreePolicy:
             probabilities = jnp.take_along_axis(table, node[:, :, None], axis=1)
             drawn.append(inverse_cdf(probabilities, uniforms[:, :, t]))
             local = self.space.child(local, drawn[-1])
-        tokens = jnp.stack(drawn, 2)
-        return tokens, self.space.mask(tokens)
+        return self.space.ended(jnp.stack(drawn, 2))
 
     def score(self, params: Array, prompts: Array, tokens: Array, mask: Array) -> Scores:
         """[P, N, T] log-probability of each token and entropy of the node it was drawn at."""
@@ -89,7 +96,9 @@ class TreePolicy:
         place = node * self.space.vocab + tokens
         flat = table.reshape((table.shape[0], -1) + table.shape[3:])
         logp = _take(flat, place)
-        return Scores(logp=jnp.where(mask > 0, logp, 0), entropy=jnp.where(mask > 0, _take(_entropy(table), node), 0))
+        return Scores(
+            logp=jnp.where(mask > 0, logp, 0), entropy=jnp.where(mask > 0, _take(_entropy(table), node), 0)
+        )
 
     def support(self, prompts: Array) -> Support:
         """Every sequence of the space, for every prompt."""
@@ -111,6 +120,18 @@ class TreePolicy:
         place = self.space.place(*self.sample(params, prompts, uniforms))
         rows = np.arange(len(self.space.support[0])).reshape((-1,) + (1,) * (place.ndim - 2))
         return jnp.sum(place[:, :, None] == rows, 1, dtype=uniforms.dtype)
+
+
+def tied(space: Sequences, key: Callable[[tuple[int, ...]], Hashable]) -> tuple[int, ...]:
+    """The row of every node, nodes at one depth whose prefixes have equal keys sharing theirs.
+
+    >>> tied(Sequences(vocab=2, horizon=3), lambda prefix: prefix[1:])
+    (0, 1, 1, 2, 3, 2, 3)
+    """
+    steps = [token for token in range(space.vocab) if token != space.eos]
+    prefixes = [prefix for depth in range(space.horizon) for prefix in itertools.product(steps, repeat=depth)]
+    rows: dict[Hashable, int] = {}
+    return tuple(rows.setdefault((len(prefix), key(prefix)), len(rows)) for prefix in prefixes)
 
 
 def support_nodes(space: Sequences) -> np.ndarray:

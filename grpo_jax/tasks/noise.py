@@ -44,9 +44,9 @@ class Gaussian:
     std: Number = number(1.0, low=0.0)
 
     def draw(self, mean: Array, uniforms: Array) -> Array:
-        """Through the inverse normal distribution function."""
-        tiny = jnp.finfo(uniforms.dtype).tiny
-        return mean + self.std * ndtri(jnp.maximum(uniforms, tiny))
+        """mean + std·Φ⁻¹(u); u = 0 stands for half the distance to the next uniform, so that z is finite."""
+        half_cell = jnp.finfo(uniforms.dtype).eps / 4
+        return mean + self.std * ndtri(jnp.maximum(uniforms, half_cell))
 
     def levels(self, mean: Array) -> None:
         """Not finite."""

@@ -31,7 +31,9 @@ class Questions:
     def check(self) -> None:
         """The table must be [contexts, actions]."""
         if np.ndim(self.table) not in (2, 3):
-            raise ValueError(f"the reward table has shape {np.shape(self.table)}; it must be [contexts, actions]")
+            raise ValueError(
+                f"the reward table has shape {np.shape(self.table)}; it must be [contexts, actions]"
+            )
         noises.check_means("the reward table", jnp.asarray(self.table), self.noise)
 
     def prompts(self, uniforms: Array) -> Array:

@@ -30,7 +30,9 @@ class _Sequential:
 
     def rewards(self, prompts: Array, tokens: Array, mask: Array, uniforms: Array) -> Array:
         """[P, N, 1]."""
-        return (self.scale * noises.draw(self.noise, self._means(prompts, tokens, mask), uniforms))[:, :, None]
+        return (self.scale * noises.draw(self.noise, self._means(prompts, tokens, mask), uniforms))[
+            :, :, None
+        ]
 
     def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
         """One level without noise, two under Bernoulli, None under Gaussian."""
@@ -75,8 +77,8 @@ class SequenceReward(_Sequential):
     """r = φ·function(prompts, tokens, mask).
 
     Args:
-      function: (prompts [P], tokens [P, N, T], mask [P, N, T]) -> mean rewards [P, N], written with the leading
-        axes positive so that runs may follow; its identity is part of the program.
+      function: (prompts [P], tokens [P, N, T], mask [P, N, T]) -> mean rewards [P, N], written with the
+        leading axes positive so that runs may follow; its identity is part of the program.
       contexts: the number of prompts.
       noise: None, ``Bernoulli()`` or ``Gaussian(std=...)``.
       scale: φ.
