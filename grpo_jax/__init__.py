@@ -1,0 +1,58 @@
+"""Exact, massively vmapped simulations of GRPO and its relatives.
+
+>>> import grpo_jax as gj
+>>> config = gj.Config(
+...     policy=gj.ActionPolicy.uniform(contexts=1, actions=2),
+...     task=gj.Questions(table=[[1.0, 0.0]]),
+...     method=gj.methods.grpo,
+...     optimizer=gj.SGD(learning_rate=0.1),
+... )
+>>> data = gj.sweep(config, {"kl_coef": [0.0, 0.04]}, seeds=4, iterations=50, progress=False)
+>>> bool((data.expected_reward.isel(iteration=-1) > 0.5).all())
+True
+"""
+
+from grpo_jax import methods, train
+from grpo_jax.config import Config, Loop
+from grpo_jax.expectations import Counts, Sampled
+from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
+from grpo_jax.part import number, part, static
+from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
+from grpo_jax.sequences import Sequences
+from grpo_jax.surrogate import Method
+from grpo_jax.sweep import load, sweep
+from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceReward, SequenceTable
+from grpo_jax.types import Rollout
+
+__all__ = [
+    "SGD",
+    "ActionPolicy",
+    "Adam",
+    "AdamW",
+    "Bernoulli",
+    "ClippedNorm",
+    "Config",
+    "Counts",
+    "Custom",
+    "Gaussian",
+    "HeavyBall",
+    "Lion",
+    "Loop",
+    "MLPPolicy",
+    "Method",
+    "Questions",
+    "RMSProp",
+    "Rollout",
+    "Sampled",
+    "SequenceReward",
+    "SequenceTable",
+    "Sequences",
+    "TreePolicy",
+    "load",
+    "methods",
+    "number",
+    "part",
+    "static",
+    "sweep",
+    "train",
+]

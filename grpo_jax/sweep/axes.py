@@ -1,10 +1,10 @@
-"""What a sweep varies: traced leaves by path (``axes``) and structure (``variants``), as a labelled grid of runs."""
+"""What a sweep varies: traced leaves by path (``axes``) and structure (``variants``), a labelled grid."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Axis:
 
 
 def resolve(config: Config, name: str, *, static: bool) -> str:
-    """The full path that a name means; ValueError says what is traced, what is structure, and what is near."""
+    """The full path that a name means; ValueError says what is traced, what structure, and what is near."""
     traced, structure = leaf_paths(config), static_paths(config)
     known = structure if static else traced
     path = ALIASES.get(name, name)
@@ -55,8 +55,8 @@ def resolve(config: Config, name: str, *, static: bool) -> str:
     if not static and any(p == path or p.endswith(f".{path}") for p in structure):
         below = [p for p in traced if f".{path}." in f".{p}."] or list(traced)
         raise ValueError(
-            f"{name!r} is structure, not a traced number: give it in variants=, which compiles once for each value. "
-            f"Traced: {', '.join(below)}"
+            f"{name!r} is structure, not a traced number: give it in variants=, which compiles once for each "
+            f"value. Traced: {', '.join(below)}"
         )
     if static and any(p == path or p.endswith(f".{path}") for p in traced):
         raise ValueError(f"{name!r} is a traced number: give it in axes=, which compiles once for all values")
@@ -69,20 +69,17 @@ def _display(name: str) -> str:
 
 def _values(name: str, values: Any) -> tuple[list[Any], np.ndarray]:
     """Settings and their labels; a mapping gives its own labels."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, (Mapping, Sequence, np.ndarray)):
-        values = list(values) if hasattr(values, "__iter__") and not isinstance(values, (str, bytes)) else [values]
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        values = [values]
     settings = list(values.values()) if isinstance(values, Mapping) else list(values)
     if not settings:
         raise ValueError(f"the sweep over {name!r} is empty")
     if isinstance(values, Mapping):
-        labels: list[Any] = [str(key) for key in values]
-    elif all(np.ndim(s) == 0 and isinstance(s, (int, float, np.number)) for s in settings):
-        labels = settings
-    elif all(isinstance(s, str) for s in settings):
-        labels = settings
-    else:
-        labels = list(range(len(settings)))
-    return settings, np.asarray(labels)
+        return settings, np.asarray([str(key) for key in values])
+    own = all(isinstance(s, (int, float, np.number)) for s in settings) or all(
+        isinstance(s, str) for s in settings
+    )
+    return settings, np.asarray(settings if own else range(len(settings)))
 
 
 def _traced(config: Config, path: str, settings: list[Any]) -> np.ndarray:
@@ -112,7 +109,9 @@ def parse_axes(config: Config, axes: Mapping[Any, Any]) -> list[Axis]:
         values = tuple(_traced(config, p, column) for p, column in zip(paths, columns, strict=True))
         coordinates = {"+".join(names): labels}
         if len(names) > 1:
-            coordinates = {n: v if v.ndim == 1 else np.arange(len(v)) for n, v in zip(names, values, strict=True)}
+            coordinates = {
+                n: v if v.ndim == 1 else np.arange(len(v)) for n, v in zip(names, values, strict=True)
+            }
         found.append(Axis("+".join(names), paths, values, coordinates))
     _check_names(found)
     return found
@@ -133,7 +132,9 @@ def parse_variants(config: Config, variants: Mapping[str, Any]) -> list[Axis]:
         current = static_paths(config)[path]
         if dataclasses.is_dataclass(current) and not all(dataclasses.is_dataclass(s) for s in settings):
             below = [p for p in leaf_paths(config) if p.startswith(f"{path}.")]
-            raise TypeError(f"{path} holds a part; give parts of its kind, or sweep its traced {', '.join(below)}")
+            raise TypeError(
+                f"{path} holds a part; give parts of its kind, or sweep its traced {', '.join(below)}"
+            )
         for setting in settings:
             put(config, path, setting)
         found.append(Axis(_display(name), (path,), (tuple(settings),), {_display(name): labels}))

@@ -43,8 +43,10 @@ class Request:
     root: int
 
 
-def chunk(config: Config, axes: Sequence[Axis], values: Any, index: Array, seeds: Array, request: Request) -> Any:
-    """One chunk of runs [W]: index [axes, W] picks each run's setting of each axis; diagnostics come runs last."""
+def chunk(
+    config: Config, axes: Sequence[Axis], values: Any, index: Array, seeds: Array, request: Request
+) -> Any:
+    """One chunk of runs [W]: index [axes, W] picks each run's settings; diagnostics come runs last."""
     picked = {
         path: jnp.moveaxis(column[index[i]], 0, -1)
         for i, axis in enumerate(axes)
@@ -85,9 +87,13 @@ class Program:
         self._sharding = _sharding(shape.devices)
 
         def program(config: Config, values: Any, index: Array, seeds: Array) -> Any:
-            return jax.lax.map(lambda piece: chunk(config, axes, values, piece[0], piece[1], request), (index, seeds))
+            return jax.lax.map(
+                lambda piece: chunk(config, axes, values, piece[0], piece[1], request), (index, seeds)
+            )
 
-        index, seeds = self._place(np.zeros((len(axes), shape.runs), np.int32), np.zeros(shape.runs, np.uint32))
+        index, seeds = self._place(
+            np.zeros((len(axes), shape.runs), np.int32), np.zeros(shape.runs, np.uint32)
+        )
         self._lowered = jax.jit(program).lower(config, self.values, index, seeds)
         text = self._lowered.as_text()
         self.hash = hashlib.sha256(text.encode()).hexdigest()
@@ -113,7 +119,9 @@ class Program:
     def _place(self, index: np.ndarray, seeds: np.ndarray) -> tuple[Array, Array]:
         n, w = self.shape.chunks, self.shape.width
         split = np.moveaxis(index.reshape(len(self.axes), n, w), 1, 0)
-        return jax.device_put(split, self._sharding(3)), jax.device_put(seeds.reshape(n, w), self._sharding(2))
+        return jax.device_put(split, self._sharding(3)), jax.device_put(
+            seeds.reshape(n, w), self._sharding(2)
+        )
 
 
 def _sharding(devices: int) -> Any:

@@ -1,4 +1,4 @@
-"""A sweep on disk: a manifest and one netCDF file a part, each written aside and renamed, so a kill loses nothing."""
+"""A sweep on disk: a manifest and a netCDF file a part, written aside and renamed: a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 MANIFEST = "manifest.json"
+RESULT = "sweep.nc"
 
 
 class Store:
@@ -53,11 +54,25 @@ class Store:
         data = xr.Dataset(variables)
         _replace(self.path(variant, part), lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
 
+    def finish(self, data: xr.Dataset) -> None:
+        """The assembled, labelled dataset beside its parts."""
+        _replace(self.folder / RESULT, lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
+
+
+def load(folder: str | os.PathLike[str]) -> xr.Dataset:
+    """The labelled dataset of a finished sweep; FileNotFoundError where there is none."""
+    path = Path(folder) / RESULT
+    if not path.exists():
+        started = (Path(folder) / MANIFEST).exists()
+        state = "holds an unfinished sweep: run it again to go on" if started else "holds no sweep"
+        raise FileNotFoundError(f"{folder} {state}")
+    return xr.load_dataset(path, engine="h5netcdf")
+
 
 def _replace(path: Path, write: Any) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(aside)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

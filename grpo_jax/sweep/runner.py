@@ -46,14 +46,14 @@ def sweep(
 ) -> xr.Dataset:
     """Train every setting of a grid with every seed.
 
-    A run's draws depend on (root, its seed, iteration) alone: settings share them (common random numbers), and a
-    larger grid leaves the runs of a smaller one unchanged.
+    A run's draws depend on (root, its seed, iteration) alone: settings share them (common random numbers),
+    and a larger grid leaves the runs of a smaller one unchanged.
 
     Args:
       config: the base configuration.
-      axes: traced numbers: {path: values}; {(path, path): [(value, value), ...]} zips. Values of a table's path
-        are tables. A mapping {label: value} names its settings. Any unambiguous tail of a path will do.
-      variants: structure: {"method": {"grpo": grpo, "mine": mine}, "loop.group_size": [4, 8]}; one program each.
+      axes: traced numbers: {path: values}; {(path, path): [(value, value), ...]} zips. Values of a table's
+        path are tables. A mapping {label: value} names its settings. Any unambiguous tail of a path will do.
+      variants: structure, one program each: {"method": {"grpo": grpo, "mine": mine}, "group_size": [4, 8]}.
       seeds: how many, or which.
       iterations: training iterations of each run.
       record_every: record every n-th iteration.
@@ -65,8 +65,8 @@ def sweep(
       progress: show a progress bar and a summary.
 
     Returns:
-      A dataset with dimensions (variants..., axes..., seed, iteration, ...), every diagnostic a variable, and the
-      whole configuration in its attributes.
+      A dataset with dimensions (variants..., axes..., seed, iteration, ...), every diagnostic a variable,
+      and the whole configuration in its attributes.
     """
     variant_axes = parse_variants(config, variants or {})
     configs = [choose(c) for c in settings(config, variant_axes)]
@@ -77,17 +77,21 @@ def sweep(
     names = recording.names(record, configs[0])
     request = Request(iterations, record_every, names, root)
     if iterations < 1 or record_every < 1 or iterations % record_every:
-        raise ValueError(f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})")
+        raise ValueError(
+            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
+        )
     runs = size(run_axes[0]) * len(seed_values)
     shape = _layout(configs[0], runs, request, width=width, devices=devices)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
     report = _Report(programs, runs * len(programs), iterations, progress)
-    results = [
-        _variant(i, program, seed_values, runs, store, report) for i, program in enumerate(programs)
-    ]
+    results = [_variant(i, program, seed_values, runs, store, report) for i, program in enumerate(programs)]
     data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
-    data.attrs |= {"config": json.dumps(describe(config)), "root": root} | report.attributes(configs[0], shape)
+    data.attrs |= {"config": json.dumps(describe(config)), "root": root} | report.attributes(
+        configs[0], shape
+    )
+    if store:
+        store.finish(data)
     return data
 
 
@@ -129,8 +133,8 @@ def _variant(
         done = store.read(variant, part) if store else None
         if done is None:
             run = np.minimum(np.arange(first, first + program.shape.runs), runs - 1)
-            place = np.unravel_index(run // len(seeds), sizes) if sizes else ()
-            index = np.asarray(place, np.int32).reshape(len(sizes), -1)
+            place = np.unravel_index(run // len(seeds), sizes) if sizes else np.zeros((0, len(run)))
+            index = np.asarray(place, np.int32)
             done = report.timed(program, index, seeds[run % len(seeds)])
             done = {name: value[: runs - first] for name, value in done.items()}
             if store:
@@ -182,8 +186,9 @@ class _Report:
         if self.spoken:
             rate = self.updates / self.run_seconds / 1e6 if self.run_seconds else 0.0
             print(
-                f"{path} path · chunks of {shape.width} runs on {shape.devices} device(s) · {len(self.compiled)} "
-                f"compilation(s) in {self.compile_seconds:.2f} s · {self.run_seconds:.2f} s running · "
+                f"{path} path · chunks of {shape.width} runs on {shape.devices} device(s) · "
+                f"{len(self.compiled)} compilation(s) in {self.compile_seconds:.2f} s · "
+                f"{self.run_seconds:.2f} s running · "
                 f"{rate:.2f} million updates/s",
                 file=sys.stderr,
             )
@@ -191,14 +196,22 @@ class _Report:
 
 
 def _manifest(
-    configs: list[Config], axes: list[list[Axis]], seeds: np.ndarray, request: Request, shape: Shape, programs: Any
+    configs: list[Config],
+    axes: list[list[Axis]],
+    seeds: np.ndarray,
+    request: Request,
+    shape: Shape,
+    programs: Any,
 ) -> dict[str, Any]:
     def digest(value: Any) -> str:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
     return {
         "configurations": [digest(describe(c)) for c in configs],
-        "axes": [{"name": a.name, "paths": a.paths, "values": digest([v.tolist() for v in a.values])} for a in axes[0]],
+        "axes": [
+            {"name": a.name, "paths": a.paths, "values": digest([v.tolist() for v in a.values])}
+            for a in axes[0]
+        ],
         "seeds": digest(seeds.tolist()),
         "root": request.root,
         "iterations": request.iterations,

@@ -1,0 +1,5 @@
+"""The command line: ``python -m grpo_jax``."""
+
+from grpo_jax.cli.commands import main
+
+__all__ = ["main"]

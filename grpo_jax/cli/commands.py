@@ -1,0 +1,173 @@
+"""The commands: methods, run, sweep, show, diff."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+import xarray as xr
+
+from grpo_jax import methods as method_table
+from grpo_jax import presets
+from grpo_jax.cli.build import Setup, axes, build, traced, variants
+from grpo_jax.part import subparts
+from grpo_jax.sweep import load
+from grpo_jax.sweep import sweep as run_sweep
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def methods() -> None:
+    """List the methods: each slot's part and the numbers that a sweep can vary."""
+    for name, method in method_table.METHODS.items():
+        slots = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+        shown = (f"{slot} {_spell(part)}" for slot, part in slots.items() if part not in (None, ()))
+        print(f"{name}\n    " + "\n    ".join(shown))
+
+
+def _spell(part: object) -> str:
+    if isinstance(part, tuple):
+        return " · ".join(_spell(p) for p in part)
+    top, *below = [type(p).__name__ for p in subparts(part)]
+    return f"{top}({', '.join(below)})" if below else top
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long, how often, where to."""
+
+    seeds: int = 64
+    """Number of seeds."""
+    iterations: int = 200
+    """Training iterations."""
+    record_every: int = 10
+    """Record every n-th iteration."""
+    record: tuple[str, ...] = ()
+    """Diagnostics to record; the usual ones by default."""
+    root: int = 0
+    """Seed root."""
+    out: Path | None = None
+    """Folder for the results; an interrupted sweep goes on where it stopped."""
+    x64: bool = False
+    """Double precision."""
+
+
+SETUP, TRAINING = Setup(), Training()
+
+
+@app.command
+def run(
+    setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP,
+    train: Annotated[Training, tyro.conf.arg(name="")] = TRAINING,
+) -> None:
+    """Train one setting with many seeds and print what became of it."""
+    _simulate(setup, train, (), ())
+
+
+@app.command
+def sweep(
+    setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP,
+    train: Annotated[Training, tyro.conf.arg(name="")] = TRAINING,
+    sweep: tuple[str, ...] = (),
+    variants: tuple[str, ...] = (),
+) -> None:
+    """Train a grid of settings: --sweep learning_rate=1e-3,1e-2 kl_coef=0,0.04 --variants method=grpo,dapo.
+
+    Args:
+        setup: what is trained on what.
+        train: how long, how often, where to.
+        sweep: traced numbers, one program for all: path=value,value.
+        variants: structure, one program each: method=grpo,dapo group_size=4,8 optimizer=sgd,adamw.
+    """
+    _simulate(setup, train, sweep, variants)
+
+
+def _simulate(setup: Setup, train: Training, sweep: tuple[str, ...], structure: tuple[str, ...]) -> None:
+    jax.config.update("jax_enable_x64", train.x64)
+    data = run_sweep(
+        build(setup),
+        axes(sweep),
+        variants=variants(structure),
+        seeds=train.seeds,
+        iterations=train.iterations,
+        record_every=train.record_every,
+        record=train.record or None,
+        root=train.root,
+        out=train.out,
+    )
+    print(summary(data))
+    if train.out:
+        print(f"written to {train.out}", file=sys.stderr)
+
+
+def summary(data: xr.Dataset) -> str:
+    """Final values, mean ± standard deviation over seeds, a row per setting."""
+    last = data.isel(iteration=-1)
+    scalars = [name for name in last.data_vars if set(last[name].dims) <= set(_grid(data)) | {"seed"}]
+    bad = int((~last["finite"]).sum()) if "finite" in last else 0
+    shown = [str(name) for name in scalars if name != "finite"]
+    rows = [[*_grid(data), *shown]]
+    settings = last.stack(setting=_grid(data)) if _grid(data) else last.expand_dims("setting")
+    for i in range(settings.sizes["setting"]):
+        one = settings.isel(setting=i)
+        labels = [_show(one[dim].item()) for dim in _grid(data)]
+        rows.append(labels + [f"{one[n].mean().item():.4g}±{one[n].std().item():.2g}" for n in shown])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if bad:
+        lines.append(f"{bad} of {last['finite'].size} runs turned non-finite")
+    return "\n".join(lines)
+
+
+def _grid(data: xr.Dataset) -> list[str]:
+    return [str(d) for d in data["finite"].dims if d not in ("seed", "iteration")]
+
+
+def _show(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@app.command
+def show(folder: tyro.conf.Positional[Path]) -> None:
+    """Print the settings and the final diagnostics of a finished sweep.
+
+    Args:
+        folder: where the sweep was written (--out).
+    """
+    data = load(folder)
+    print(data)
+    print(summary(data))
+
+
+@app.command
+def paths(setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP) -> None:
+    """List the traced numbers of a setting: what --set and --sweep may name."""
+    print(traced(build(setup)))
+
+
+@app.command
+def diff(first: tyro.conf.Positional[str], second: tyro.conf.Positional[str]) -> None:
+    """Show, slot by slot, where two libraries' settings differ, and by how much on a random batch.
+
+    Args:
+        first: LIBRARY:NAME with options, for example trl:dapo or verl:vanilla,kl_loss_coef=0.04.
+        second: the other.
+    """
+    print(presets.diff(first, second))
+
+
+def main() -> None:
+    """The entry point: errors in what was asked are one line, without a traceback."""
+    try:
+        app.cli(
+            prog="python -m grpo_jax",
+            description="Exact, massively vmapped simulations of GRPO and its relatives.",
+        )
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,212 @@
+"""A sweep equals a Python loop, is labelled, resumes, and refuses what has no meaning before it compiles."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+import grpo_jax as gj
+from grpo_jax import methods, train
+from grpo_jax.parts.gains import Linear
+from grpo_jax.parts.penalties import K3, Penalty
+from grpo_jax.sweep import runner, storage
+from grpo_jax.sweep.axes import resolve
+
+TABLE = np.random.default_rng(1).normal(size=(2, 3))
+SHORT = {"iterations": 6, "record_every": 3, "progress": False}
+
+
+def config(**changes):
+    base = gj.Config(
+        policy=gj.ActionPolicy.uniform(contexts=2, actions=3),
+        task=gj.Questions(table=TABLE),
+        loop=gj.Loop(group_size=4, inner_steps=2),
+        optimizer=gj.AdamW(learning_rate=0.05),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def test_sweep_equals_a_python_loop(x64):
+    base = config()
+    data = gj.sweep(base, {"learning_rate": [0.01, 0.2], "kl_coef": [0.0, 0.3]}, seeds=[5, 2], **SHORT)
+    assert data.expected_reward.dims == ("learning_rate", "kl_coef", "seed", "iteration")
+    for rate in (0.01, 0.2):
+        for coef in (0.0, 0.3):
+            method = dataclasses.replace(base.method, penalty=Penalty(divergence=K3(), coef=coef))
+            single = dataclasses.replace(base, method=method, optimizer=gj.AdamW(learning_rate=rate))
+            for seed in (5, 2):
+                info = train.run(single, train.init(single, seed), iterations=6, record_every=3)[1]
+                cell = data.sel(learning_rate=rate, kl_coef=coef, seed=seed)
+                for name, value in info.items():
+                    np.testing.assert_allclose(cell[name].values, value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_network_is_swept_as_a_table_is(x64):
+    space = gj.Sequences(vocab=2, horizon=2)
+    task = gj.SequenceReward(function=lambda prompts, tokens, mask: jnp.sum(tokens * mask, 2))
+    base = gj.Config(policy=gj.MLPPolicy(space=space, width=3), task=task, loop=gj.Loop(group_size=4))
+    data = gj.sweep(base, {"learning_rate": [0.01, 0.1]}, seeds=3, **SHORT)
+    for i, rate in enumerate((0.01, 0.1)):
+        single = dataclasses.replace(base, optimizer=gj.AdamW(learning_rate=rate))
+        for seed in range(3):
+            info = train.run(single, train.init(single, seed), iterations=6, record_every=3)[1]
+            found = data.expected_reward.values[i, seed]
+            np.testing.assert_allclose(found, info["expected_reward"], rtol=1e-9)
+
+
+def test_draws_are_shared_and_survive_a_larger_grid():
+    small = gj.sweep(config(), {"learning_rate": [0.01]}, seeds=2, width=2, devices=1, **SHORT)
+    large = gj.sweep(config(), {"learning_rate": [0.2, 0.01]}, seeds=4, width=2, devices=1, **SHORT)
+    np.testing.assert_array_equal(
+        small.reward.sel(learning_rate=0.01), large.reward.sel(learning_rate=0.01, seed=[0, 1])
+    )
+
+
+@pytest.mark.parametrize(("width", "devices"), [(2, 1), (4, 2), (6, 1)])
+def test_results_do_not_depend_on_chunks_or_devices(width, devices):
+    reference = gj.sweep(config(), {"kl_coef": [0.0, 0.1, 0.2]}, seeds=2, width=1, devices=1, **SHORT)
+    other = gj.sweep(config(), {"kl_coef": [0.0, 0.1, 0.2]}, seeds=2, width=width, devices=devices, **SHORT)
+    for name in reference.data_vars:
+        np.testing.assert_allclose(reference[name], other[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_zipped_axes_share_a_dimension():
+    pairs = [(0.01, 0.0), (0.02, 0.1), (0.03, 0.2)]
+    data = gj.sweep(config(), {("learning_rate", "kl_coef"): pairs}, **SHORT)
+    dim = "learning_rate+kl_coef"
+    assert data.sizes[dim] == 3
+    np.testing.assert_allclose(data.learning_rate, [0.01, 0.02, 0.03])
+    np.testing.assert_allclose(data.kl_coef, [0.0, 0.1, 0.2])
+    alone = gj.sweep(config(), {"learning_rate": [0.02], "kl_coef": [0.1]}, **SHORT)
+    np.testing.assert_allclose(data.expected_reward[1], alone.expected_reward[0, 0], rtol=1e-5)
+
+
+def test_tables_are_swept_by_label():
+    tables = {"up": TABLE, "down": -TABLE}
+    data = gj.sweep(config(), {"task.table": tables}, **SHORT)
+    assert list(data["task.table"].values) == ["up", "down"]
+    alone = gj.sweep(config(task=gj.Questions(table=-TABLE)), **SHORT)
+    np.testing.assert_allclose(
+        data.expected_reward.sel({"task.table": "down"}), alone.expected_reward, rtol=1e-5
+    )
+
+
+def test_variants_compile_once_for_each_structure():
+    mine = dataclasses.replace(methods.grpo, gain=Linear())
+    near = dataclasses.replace(methods.grpo, penalty=Penalty(divergence=K3(), coef=0.5))
+    variants = {"method": {"grpo": methods.grpo, "near": near, "mine": mine}, "loop.group_size": [4, 6]}
+    data = gj.sweep(config(), variants=variants, seeds=2, **SHORT)
+    assert data.reward.dims == ("algorithm", "loop.group_size", "seed", "iteration")
+    assert data.attrs["compilations"] == 4  # (grpo = near in structure, mine) x two group sizes
+    assert list(data.algorithm.values) == ["grpo", "near", "mine"]
+    assert not np.allclose(data.kl_ref.sel(algorithm="grpo"), data.kl_ref.sel(algorithm="near"))
+
+
+def test_attributes_hold_the_configuration():
+    data = gj.sweep(config(), **SHORT)
+    held = json.loads(data.attrs["config"])
+    assert held["task"]["table"] == TABLE.tolist()
+    assert held["method"]["gain"] == {"kind": "Clip", "low": 0.2, "high": 0.2}
+    assert data.attrs["expectation"] == "Counts"
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
+    arguments = {"seeds": 7, "out": tmp_path, "width": 2, "devices": 1, **SHORT}
+    monkeypatch.setattr(runner, "PART_RUNS", 2)
+    whole = gj.sweep(config(), **{**arguments, "out": None})
+    written = []
+    write = storage.Store.write
+
+    def failing(store, variant, part, result):
+        if part == 2:
+            raise KeyboardInterrupt
+        written.append(part)
+        write(store, variant, part, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Store, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            gj.sweep(config(), **arguments)
+    with pytest.raises(FileNotFoundError, match="unfinished"):
+        gj.load(tmp_path)
+    assert written == [0, 1]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    monkeypatch.setattr(storage.Store, "write", lambda s, v, p, r: (written.append(p), write(s, v, p, r)))
+    resumed = gj.sweep(config(), **arguments)
+    assert written == [0, 1, 2, 3]
+    xr.testing.assert_equal(resumed, whole)
+    xr.testing.assert_equal(gj.load(tmp_path), whole)
+
+
+def test_another_sweep_in_the_folder_is_refused(tmp_path):
+    gj.sweep(config(), out=tmp_path, **SHORT)
+    for other, changed in (
+        ((config(), {"kl_coef": [0.1]}), "axes"),
+        ((config(task=gj.Questions(table=2 * TABLE)), None), "configurations"),
+        ((config(loop=gj.Loop(group_size=5)), None), "programs"),
+    ):
+        with pytest.raises(ValueError, match=f"another sweep.*{changed}"):
+            gj.sweep(*other, out=tmp_path, **SHORT)
+
+
+def test_a_run_that_turns_non_finite_is_marked_and_alone():
+    base = config(optimizer=gj.SGD(learning_rate=0.1), method=methods.dr_grpo)
+    wild = gj.sweep(base, {"reward_scale": [1.0, 3e38]}, seeds=3, **SHORT)
+    calm = gj.sweep(base, {"reward_scale": [1.0]}, seeds=3, **SHORT)
+    assert not wild.finite.sel(reward_scale=3e38).isel(iteration=-1).all()
+    assert wild.finite.sel(reward_scale=1.0).all()
+    np.testing.assert_allclose(
+        wild.reward.sel(reward_scale=1.0), calm.reward.sel(reward_scale=1.0), rtol=1e-5
+    )
+
+
+BAD = [
+    ({"learning_rat": [0.1]}, None, ValueError, "did you mean optimizer.learning_rate"),
+    ({"gain.hihg": [0.1]}, None, ValueError, "method.gain.high"),
+    ({"coef": [0.1]}, None, None, ""),
+    ({"eps": [0.1]}, None, ValueError, "could be .*optimizer.eps"),
+    ({"group_size": [4, 8]}, None, ValueError, "structure.*variants=.*Traced"),
+    ({"method.gain": [0.1]}, None, ValueError, "structure.*method.gain.low, method.gain.high"),
+    ({"learning_rate": []}, None, ValueError, "empty"),
+    ({"learning_rate": [-1.0]}, None, ValueError, "learning_rate is -1"),
+    ({"learning_rate": [float("nan")]}, None, ValueError, "NaN"),
+    ({"learning_rate": ["fast"]}, None, TypeError, "traced number"),
+    ({"learning_rate": [0.1, [0.1, 0.2]]}, None, ValueError, "ragged"),
+    ({("learning_rate", "kl_coef"): [(0.1, 0.0), (0.1,)]}, None, ValueError, "ragged"),
+    ({"learning_rate": [0.1], "optimizer.learning_rate": [0.2]}, None, ValueError, "swept twice"),
+    ({"task.table": [np.zeros((2, 2))]}, None, ValueError, r"shape \(2, 3\)"),
+    ({"task.table": [np.full((2, 3), np.nan)]}, None, ValueError, "NaN"),
+    (None, {"learning_rate": [0.1]}, ValueError, "traced number.*axes="),
+    (None, {"method.gain": [0.1]}, TypeError, "method.gain.low"),
+    (None, {"loop.group_size": [1]}, ValueError, "at least 2"),
+    (None, {"loop.group_size": [2.5]}, TypeError, "whole number"),
+]
+
+
+@pytest.mark.parametrize(("axes", "variants", "error", "match"), BAD)
+def test_bad_sweeps_are_refused_before_compiling(axes, variants, error, match, monkeypatch):
+    monkeypatch.setattr(runner, "Program", None)
+    if error is None:
+        assert resolve(config(), next(iter(axes)), static=False) == "method.penalty.coef"
+        return
+    with pytest.raises(error, match=match):
+        gj.sweep(config(), axes, variants=variants, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": [1, 1]}, "repeat"),
+        ({"iterations": 5, "record_every": 2}, "multiple"),
+        ({"devices": 99}, "this process has"),
+        ({"width": 3, "devices": 2, "seeds": 6}, "multiple of the 2 devices"),
+        ({"record": ("entropi",)}, "did you mean entropy"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        gj.sweep(config(), **{**SHORT, **changes})
