@@ -1,10 +1,11 @@
 """AdamW ignores the reward's scale until its epsilon notices.
 
-Claim B3 of arXiv:2601.05002 (Propositions 2, 5, 6): with shift-only advantages and no penalty, rewards times phi leave
-AdamW's steps unchanged at eps = 0; with eps > 0 each coordinate's step shrinks by 1/(1 + eps/(phi sqrt(v))). Refuted if
-a power-of-two phi changes a single bit at eps = 0, if (phi, phi eps) differs from (1, eps), or if a corner measured by
-training lies more than 5 % from the one predicted out of the recorded second moments. Qualified if the optimizer's
-customary company (a penalty, L2 in the gradient, norm clipping, float32) breaks the invariance.
+Claim B3 of arXiv:2601.05002 (Propositions 2, 5, 6): with shift-only advantages and no penalty, rewards times
+phi leave AdamW's steps unchanged at eps = 0; with eps > 0 each coordinate's step shrinks by
+1/(1 + eps/(phi sqrt(v))). Refuted if a power-of-two phi changes a single bit at eps = 0, if (phi, phi eps)
+differs from (1, eps), if a corner measured by training lies more than 5 % from the one predicted out of the
+recorded second moments, or if the control, SGD, moves less than 0.1. Qualified if AdamW's customary company
+(a penalty, L2 in the gradient, norm clipping, rounding) breaks the invariance.
 """
 
 import dataclasses
@@ -36,7 +37,13 @@ RATE, STEPS = 1e-3, 60
 DOUBLINGS = np.array([-6, -3, 0, 3, 6])
 SIZES = {"smoke": (16, 8), "quick": (128, 2), "full": (512, 1)}
 """Seeds, and doublings between the reward scales from 2^-80 to 2^27."""
-INVARIANT = ("AdamW", "AdamW, weight decay", "AdamW, cosine rate", "AdamW, always clipped", "σ-normalised SGD")
+INVARIANT = (
+    "AdamW",
+    "AdamW, weight decay",
+    "AdamW, cosine rate",
+    "AdamW, always clipped",
+    "σ-normalised SGD",
+)
 BREAKING = ("AdamW, penalty", "AdamW, L2 in gradient", "AdamW, clipped at times", "SGD")
 MARGIN = 0.005
 """Total variation below which a policy counts as unchanged."""
@@ -44,7 +51,6 @@ CONDITIONS = {
     "drift: AdamW, penalty": "without a penalty",
     "drift: AdamW, L2 in gradient": "without L2 inside the gradient",
     "drift: AdamW, clipped at times": "where norm clipping is active always or never",
-    "drift: SGD": "for an adaptive optimizer",
     "float64, phi = 3, eps 0: drift": "in exact arithmetic: at eps 0 rounding errors become full steps",
 }
 
@@ -112,18 +118,20 @@ def displacement(root: int, scales: np.ndarray, eps: np.ndarray, seeds: np.ndarr
 
 
 def rounding(root: int, seeds: np.ndarray) -> np.ndarray:
-    """[eps, seed] total variation between the policies trained at scales 3 and 1, which differ by rounding alone.
+    """[eps, seed] total variation between the policies trained at scales 3 and 1: rounding alone.
 
     eps is scaled along, so that exact arithmetic would give 0.
     """
     e, scale, seed = grid(EPS, np.array([1.0, 3.0]), seeds)
     config = scaled(problem(root, optimizer=AdamW(learning_rate=0.02, eps=e * scale)), scale)
-    policy = np.asarray(jax.nn.softmax(final(config, seed, root), axis=1)).reshape(4, 6, len(EPS), 2, len(seeds))
+    policy = np.asarray(jax.nn.softmax(final(config, seed, root), axis=1)).reshape(
+        4, 6, len(EPS), 2, len(seeds)
+    )
     return 0.5 * abs(policy[:, :, :, 1] - policy[:, :, :, 0]).sum(1).mean(0)
 
 
 def predicted(root: int, scales: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[eps, scale, seed] distance from the moments of the run at eps = 0, scale 1; and the seeds' median sqrt(v)."""
+    """[eps, scale, seed] distance from the moments of the run at eps = 0; and the seeds' median sqrt(v)."""
     config = problem(root, optimizer=AdamW(learning_rate=RATE, eps=0.0))
     _, (m, root_v) = trained(config, train.init(config, seeds, root=root), moments=True)
 
@@ -181,7 +189,7 @@ def company(root: int, seeds: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """The displacement over reward scales, its prediction, the bit-exact pairs, and what breaks the invariance."""
+    """The displacement over reward scales, its prediction, bit-exact pairs, what breaks the invariance."""
     root = int(jax.random.key_data(key)[-1])
     count, every = SIZES[size]
     seeds, scales = np.arange(count), 2.0 ** np.arange(-80, 28, every)
@@ -213,7 +221,9 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
 def corner(scale: np.ndarray, response: np.ndarray) -> float:
     """The scale at which an increasing response passes one half; NaN if it does not."""
     response = np.asarray(response)
-    return float(np.exp(np.interp(0.5, response, np.log(scale)))) if response.min() < 0.5 < response.max() else np.nan
+    if not response.min() < 0.5 < response.max():
+        return float("nan")
+    return float(np.exp(np.interp(0.5, response, np.log(scale))))
 
 
 def check(data: xr.Dataset):
@@ -230,16 +240,25 @@ def check(data: xr.Dataset):
         numbers[f"drift: {variant}"] = worst(data.drift.sel(variant=variant), expected=0.0, tolerance=1e-9)
     for variant in BREAKING:
         drift = data.drift.sel(variant=variant).isel(doubling=[0, 4]).mean("doubling")
-        numbers[f"drift: {variant}"] = mean(drift, expected=MARGIN, relation="at most")
+        judged = (
+            {"expected": 0.1, "relation": "at least"}
+            if variant == "SGD"
+            else {"expected": MARGIN, "relation": "at most"}
+        )
+        numbers[f"drift: {variant}"] = mean(drift, **judged)
     for precision in ("float32", "float64"):
         for eps in (0.0, 1e-8):
             drift = data.rounding.sel(precision=precision, eps=eps)
             judged = {"expected": 0.0, "tolerance": 1e-6} if precision == "float64" else {}
             numbers[f"{precision}, phi = 3, eps {eps:g}: drift"] = mean(drift, **judged)
     intact = (abs(curves["single"].sel(eps=0.0) - 1) < 0.01).values
-    numbers["float32, eps 0: least scale with unchanged steps"] = Number(float(data.scale.values[intact].min()))
+    numbers["float32, eps 0: least scale with unchanged steps"] = Number(
+        float(data.scale.values[intact].min())
+    )
     qualifies = {name: words for name, words in CONDITIONS.items() if name in numbers}
-    refutes = [name for name, number in numbers.items() if number.expected is not None and name not in qualifies]
+    refutes = [
+        name for name, number in numbers.items() if number.expected is not None and name not in qualifies
+    ]
     return judge(numbers, refutes=refutes, qualifies=qualifies)
 
 
@@ -276,11 +295,9 @@ def _draw_response(axes, data: xr.Dataset) -> None:
     axes.plot(data.scale, single, "x", ms=4, color="#c51b7d", label="float32, ε = 0 (NaN below)")
     line = np.logspace(-4, 0.2, 100)
     axes.plot(line, line, color="0.6", ls="--", lw=1, label="SGD (∝ φ)")
-    axes.set(
-        xscale="log", xlim=(1e-24, 3e8), ylim=(-0.04, 1.3), xlabel="reward scale φ", ylabel="distance trained, relative to φ = 1, ε = 0",
-        title="Points: trained. Lines: predicted from recorded √v. Dotted: φ = ε/√v",
-    )  # fmt: skip
-    axes.title.set_fontsize(9)
+    axes.set(xscale="log", xlim=(1e-24, 3e8), ylim=(-0.04, 1.3), xlabel="reward scale φ")
+    axes.set_ylabel("distance trained, relative to φ = 1, ε = 0")
+    axes.set_title("Points: trained. Lines: predicted from recorded √v. Dotted: φ = ε/√v", fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.0, 0.55))
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -1,7 +1,7 @@
 """What the optimizer does to GRPO: momentum beyond the clip, and Adam's indifference to the reward's scale.
 
-References: [B] Fontana et al., arXiv:2601.05002, Propositions 2, 3, 5, 6, 7 and Appendix C.3 (the main text's (4)-(6)
-divide by zero at the first step and are not Adam).
+References: [B] Fontana et al., arXiv:2601.05002, Propositions 2, 3, 5, 6, 7 and Appendix C.3. (The main
+text's (4)-(6) divide by zero at the first step and are not Adam.)
 """
 
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ def coasting(b1: ArrayLike, b2: ArrayLike, *, live: ArrayLike, k: ArrayLike) -> 
 
     ``C_{T,k} = b1^{k+1} (1 - b1^{T-1}) / (1 - b1^{T+k}) sqrt((1 - b2^{T+k}) / (b2^{k+1} (1 - b2^{T-1})))``
 
-    with T - 1 = ``live`` live steps, so that T is Adam's 1-based count at the first step with gradient zero, and
-    k = 0 is that step. Exact for any history of gradients, coordinate by coordinate, at eps = 0 and without weight
-    decay.
+    with T - 1 = ``live`` live steps, so that T is Adam's 1-based count at the first step with gradient zero,
+    and k = 0 is that step. Exact for any history of gradients, coordinate by coordinate, at eps = 0 and
+    without weight decay.
 
     Args:
       b1, b2: [...] decay rates in [0, 1).
@@ -34,7 +34,9 @@ def coasting(b1: ArrayLike, b2: ArrayLike, *, live: ArrayLike, k: ArrayLike) -> 
     """
     _check_decay(b1, b2)
     if concrete(live) and np.any(np.asarray(live) < 1):
-        raise ValueError(f"there is no update to compare with before the first; live must be at least 1, got {live}")
+        raise ValueError(
+            f"there is no update to compare with before the first; live must be at least 1, got {live}"
+        )
     check_nonnegative("k", k)
     b1, b2, live, k = as_floats(b1, b2, live, k)
     gone, count = k + 1, live + k + 1
@@ -43,7 +45,7 @@ def coasting(b1: ArrayLike, b2: ArrayLike, *, live: ArrayLike, k: ArrayLike) -> 
 
 
 def coasting_rate(b1: ArrayLike, b2: ArrayLike) -> Array:
-    """``rho = b1 / sqrt(b2)``: by how much each update on zero gradient is smaller than the one before, late on.
+    """``rho = b1 / sqrt(b2)``: the late factor from one update on zero gradient to the next.
 
     Above 1 (b1 > sqrt(b2)) Adam *accelerates* on zero gradient, until eps stops it.
 
@@ -56,7 +58,7 @@ def coasting_rate(b1: ArrayLike, b2: ArrayLike) -> Array:
 
 
 def coasting_travel(b1: ArrayLike, b2: ArrayLike) -> Array:
-    """``rho / (1 - rho)``, the whole way on zero gradient in units of the last live update, late on; inf for rho >= 1.
+    """``rho / (1 - rho)``, the late way on zero gradient in units of the last live update; inf for rho >= 1.
 
     >>> float(coasting_travel(0.9, 0.95)), float(coasting_travel(0.9, 0.999))
     (12.0515, 9.0452)
@@ -68,7 +70,8 @@ def coasting_travel(b1: ArrayLike, b2: ArrayLike) -> Array:
 def heavy_ball_coasting(momentum: ArrayLike, *, k: ArrayLike) -> Array:
     """Heavy-ball's k-th update on zero gradient over its last live one: ``momentum^{k+1}``.
 
-    SGD and RMSProp stop at once (0); Lion goes on at its full step (1) as long as its momentum is not exactly 0.
+    SGD and RMSProp stop at once (0); Lion goes on at its full step (1) as long as its momentum is not exactly
+    0.
     """
     check_probability("momentum", momentum)
     momentum, k = as_floats(momentum, k)
@@ -78,8 +81,8 @@ def heavy_ball_coasting(momentum: ArrayLike, *, k: ArrayLike) -> Array:
 def scale_response(scale: ArrayLike, *, root_v: ArrayLike, eps: ArrayLike) -> Array:
     """Adam's step with rewards times ``scale`` over its step at eps = 0: ``1 / (1 + eps / (scale sqrt(v)))``.
 
-    Rewards times phi scale A, g and m by phi and v by phi^2 (beta = 0), so only eps notices ([B] Proposition 2 is
-    the limit 1). Half-way at the corner phi = eps / sqrt(v).
+    Rewards times phi scale A, g and m by phi and v by phi^2 (beta = 0), so only eps notices ([B] Proposition
+    2 is the limit 1). Half-way at the corner phi = eps / sqrt(v).
 
     Args:
       scale: [...] phi > 0.
