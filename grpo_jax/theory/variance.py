@@ -186,12 +186,19 @@ def _reach(law: Array, horizon: int) -> Array:
     return np.prod(law ** prefixes(horizon, law.shape[0]), -1)
 
 
-def _continuations(law: Array, horizon: int) -> Array:
-    """[N, V, H] probability that a sequence through this prefix and token ends with these counts."""
-    vocab = law.shape[0]
+@functools.lru_cache(maxsize=64)
+def _remaining(horizon: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    """[N, V, H, V] counts still to come after a prefix and a token, and [N, V, H] their number of orders."""
     after = prefixes(horizon, vocab)[:, None] + np.eye(vocab, dtype=int)
     rest = token_counts(horizon, vocab) - after[:, :, None]
-    return arrangements(rest) * np.prod(law ** np.maximum(rest, 0), -1)
+    return np.maximum(rest, 0), arrangements(rest)
+
+
+def _continuations(law: Array, horizon: int) -> Array:
+    """[N, V, H] probability that a sequence through this prefix and token ends with these counts."""
+    rest, orders = _remaining(horizon, law.shape[0])
+    powers = law[:, None] ** np.arange(horizon + 1)
+    return orders * np.prod([powers[v][rest[..., v]] for v in range(law.shape[0])], 0)
 
 
 def _ratio(kind: str, old: Array, new: Array, horizon: int) -> Array:
