@@ -58,7 +58,7 @@ class MLPPolicy:
 
     def _log_probabilities(self, params: Any, prompts: Array, tokens: Array) -> Array:
         logits: Any = _MLP(self.width, self.space.vocab).apply(
-            params, self._features(jnp.asarray(prompts), tokens)
+            params, self._features(jnp.asarray(prompts, int), tokens)
         )
         allowed = self.space.allowed
         return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, logits, -1e30)), -1e30)
