@@ -1,0 +1,191 @@
+"""The expectation over all groups: the surrogate of samples, summed over multisets with their probability.
+
+    E[J(θ)] = Σ_p Σ_h w_h(p)·J_p(θ; h),    w_h(p) the multinomial weight of group h of prompt p
+
+Under group coupling the surrogate is additive over prompts, so every prompt's terms carry that prompt's own
+weights and nothing is enumerated jointly. [A], [B] and [C] state their claims for this expectation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.config import Batch, Config, TrainState, prompt_count
+from grpo_jax.exact import groups
+from grpo_jax.exact.outcomes import each_level, listed, outcomes
+from grpo_jax.expectations import draw_prompts, with_entropy
+from grpo_jax.part import aligned, leaf_paths, part, static
+from grpo_jax.parts.gains import held
+from grpo_jax.statistics import GROUP_AXES, tied
+from grpo_jax.surrogate import advantages, objective_terms, sanitized
+from grpo_jax.types import Array, Params, Rollout, Scores
+
+CHUNK = 2**18
+"""Numbers of one kind that are alive at once while groups are summed."""
+
+Terms = Callable[[Rollout, Array], Any]
+"""(a group, its advantages) -> tree of [P(, R)]."""
+
+
+class Enumeration(NamedTuple):
+    """All groups of a rollout's outcomes."""
+
+    counts: np.ndarray
+    """int [H, C]."""
+    split: groups.Split
+    rollout: Rollout
+    """Every outcome; its multiplicity is its probability."""
+
+    def group(self, counts: Array) -> Rollout:
+        """The group that has these counts [C], as multiplicities of outcomes."""
+        return self.rollout._replace(multiplicity=self.split.multiplicity(counts))
+
+    def weights(self, counts: Array) -> Array:
+        """[P(, R)] the group's probability at each prompt."""
+        return groups.weights(counts, int(self.counts[0].sum()), self.split.probabilities)
+
+
+def enumeration(config: Config, rollout: Rollout, *, group_size: int, cells: int) -> Enumeration:
+    """All groups of ``group_size`` outcomes; by ``cells`` cells, or by outcome where ``cells`` is 0."""
+    width = cells or rollout.multiplicity.shape[1]
+    groups.require_size(group_size, width, "cells" if cells else "outcomes")
+    breakers = groups.cell_breakers(config.method)
+    if cells and breakers:
+        raise ValueError(f"{', '.join(breakers)} reads more than rewards and lengths; use Exact(cells=0)")
+    cell = groups.cells(config.method, rollout) if cells else None
+    split = groups.split(rollout.multiplicity, cell, width)
+    return Enumeration(groups.enumerate_groups(group_size, width), split, rollout)
+
+
+def expect(config: Config, every: Enumeration, terms: Terms) -> Any:
+    """Σ_h w_h(p)·terms(h)[p]: the expectation over groups, for each prompt; a tree of [P(, R)].
+
+    Long sums go chunk by chunk, and their gradients too.
+    """
+    per_group = max(every.rollout.multiplicity.size * every.rollout.mask.shape[2], 1)
+    size = max(1, min(len(every.counts), CHUNK // per_group))
+    chunks = math.ceil(len(every.counts) / size)
+    padded = np.zeros((chunks * size, every.counts.shape[1]), np.int32)
+    padded[: len(every.counts)] = every.counts
+    live = (np.arange(chunks * size) < len(every.counts)).reshape(chunks, size)
+
+    def one(counts: Array, alive: Array) -> Any:
+        rollout = every.group(counts)
+        weight = jnp.where(alive, every.weights(counts), 0)
+        value = terms(rollout, advantages(config.method, rollout))
+        return jax.tree.map(lambda t: weight * jnp.where(weight == 0, 0, t), value)
+
+    def chunk(rows: tuple[Array, Array]) -> Any:
+        return jax.tree.map(lambda t: jnp.sum(t, 0), jax.vmap(one)(*rows))
+
+    rows = (jnp.asarray(padded.reshape(chunks, size, -1)), jnp.asarray(live))
+    first = (rows[0][0], rows[1][0])
+    if chunks == 1:
+        return chunk(first)
+    start = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(chunk, first))
+    remade = jax.checkpoint(lambda total, row: jax.tree.map(jnp.add, total, chunk(row)))
+    return jax.lax.scan(lambda total, row: (remade(total, row), None), start, rows)[0]
+
+
+@part
+class Exact:
+    """The exact expectation over all groups of the old policy: deterministic dynamics fed with E[∇J].
+
+    Needs a policy that lists its outputs and rewards with finitely many levels; ValueError otherwise, and for
+    minibatches, for parts that couple a batch of several prompts, for more than ``groups.MAX_GROUPS`` groups.
+
+    Args:
+      cells: how many cells the outcomes of a prompt fall into, at most: equal rewards, and equal lengths where
+        a part reads lengths. 0 enumerates histograms of single outcomes. None takes cells wherever they are
+        fewer and the reward table is known (``train.run`` knows it; a sweep over reward tables knows its base
+        table only), else histograms. With more cells than said the result is NaN.
+    """
+
+    cells: int | None = static(None, low=0)
+
+    def resolved(self, config: Config) -> Exact:
+        """The same with ``cells`` decided, if the configuration's numbers are known."""
+        if self.cells is not None or any(isinstance(x, jax.core.Tracer) for x in leaf_paths(config).values()):
+            return self
+        if groups.cell_breakers(config.method):
+            return dataclasses.replace(self, cells=0)
+        with jax.ensure_compile_time_eval():
+            cell = np.asarray(_cells_of(dataclasses.replace(config, expectation=None)))
+        width = int(cell.max()) + 1
+        return dataclasses.replace(self, cells=width if width < cell.shape[1] else 0)
+
+    def collect(self, config: Config, state: TrainState) -> Batch:
+        """Every outcome, with its expected multiplicity G·q and the advantages of that mean group."""
+        if config.loop.minibatches > 1:
+            raise ValueError("Exact() takes whole batches: minibatches must be 1")
+        groups.require_couplings(config.method, prompt_count(config))
+        rollout = outcomes(config, state, draw_prompts(config, state))
+        rollout = rollout._replace(multiplicity=config.loop.group_size * rollout.multiplicity)
+        return Batch(rollout, advantages(config.method, rollout))
+
+    def enumeration(self, config: Config, batch: Batch) -> Enumeration:
+        """All groups of a collected batch."""
+        size = config.loop.group_size
+        rollout = batch.rollout._replace(multiplicity=batch.rollout.multiplicity / size)
+        return enumeration(config, rollout, group_size=size, cells=self.cells or 0)
+
+    def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
+        """E[J(θ)] over groups, and the log-probabilities of every outcome."""
+        scores = self._scores(config, batch, params)
+
+        def terms(rollout: Rollout, advantage: Array) -> Array:
+            rollout = with_entropy(rollout, scores)
+            return jnp.sum(objective_terms(config.method, rollout, advantage, scores.logp), (1, 2))
+
+        value = expect(config, self.enumeration(config, batch), terms)
+        return jnp.sum(value, 0), scores.logp
+
+    def clip_fractions(self, config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
+        """Expected tokens whose gain the clip holds constant, above and below, over expected tokens."""
+
+        def terms(rollout: Rollout, advantage: Array) -> tuple[Array, Array, Array]:
+            weight = rollout.multiplicity[:, :, None] * rollout.mask
+            clean, here = sanitized(rollout, logp)
+            out = held(config.method.gain, config.method.ratio(clean, here), advantage)
+            high, low = (jnp.sum(jnp.where(side, weight, 0), (1, 2)) for side in out)
+            return high, low, jnp.sum(weight, (1, 2))
+
+        high, low, total = expect(config, self.enumeration(config, batch), terms)
+        return jnp.sum(high, 0) / jnp.sum(total, 0), jnp.sum(low, 0) / jnp.sum(total, 0)
+
+    def tied(self, config: Config, batch: Batch) -> Array:
+        """Probability that all rewards of a group are equal, mean over prompts."""
+
+        def terms(rollout: Rollout, advantage: Array) -> Array:
+            same = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)
+            return same[:, 0].astype(rollout.rewards.dtype)
+
+        return jnp.mean(expect(config, self.enumeration(config, batch), terms), 0)
+
+    def _scores(self, config: Config, batch: Batch, params: Params) -> Scores:
+        scores = config.policy.score_support(params, batch.rollout.prompts)
+        width = batch.rollout.tokens.shape[1] // scores.logp.shape[1]
+        return Scores(logp=each_level(scores.logp, width), entropy=each_level(scores.entropy, width))
+
+
+@jax.jit
+def _cells_of(config: Config) -> Array:
+    """[P, N, R or 1] the cell of every outcome of every context; no probability is read."""
+    config = aligned(config)
+    contexts: Any = np.arange(config.policy.contexts or 0)
+    support = config.policy.support(contexts)
+    levels = None
+    if support is not None:
+        tokens, mask = jnp.asarray(support.tokens)[..., None], jnp.asarray(support.mask)[..., None]
+        levels = config.task.levels(contexts, tokens, mask)
+    if levels is None:
+        return jnp.zeros((1, 1, 1), int)
+    blank = Scores(logp=jnp.zeros(mask.shape), entropy=jnp.zeros(mask.shape))
+    return groups.cells(config.method, listed(contexts, tokens, mask, levels, blank, blank))

@@ -1,0 +1,78 @@
+"""Expected objective, gradient and preference at any (θ, θ_old), and the law of the gradient over groups.
+
+All of them take every context once (P = C); under group coupling drawn prompts have the same expectation.
+Parameters may carry runs as their last axis, except where said. Gradients are those of J, to be ascended.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.config import Config, TrainState
+from grpo_jax.exact.expectation import Exact
+from grpo_jax.expectations import choose
+from grpo_jax.part import aligned, put
+from grpo_jax.types import Array, Params
+
+
+def _decided(config: Config) -> Config:
+    """The configuration over every context, with the cells of its expectation decided where known."""
+    given = config.expectation if isinstance(config.expectation, Exact) else Exact()
+    return choose(put(put(config, "loop.prompts", None), "expectation", given))
+
+
+def _state(config: Config, old: Params, reference: Params) -> tuple[Config, TrainState]:
+    """A state that samples from ``old``, and the configuration ready for its runs."""
+    leaf = jax.tree.leaves(old)[0]
+    runs = config.policy.trailing and jnp.ndim(leaf) > config.policy.rank
+    seed = jnp.zeros(jnp.shape(leaf)[-1:] if runs else (), jnp.uint32)
+    zero = jnp.uint32(0)
+    return aligned(config) if runs else config, TrainState(old, old, reference, None, zero, zero, seed)
+
+
+@jax.jit
+def _objective(config: Config, params: Params, old: Params, reference: Params) -> Array:
+    config, state = _state(config, old, reference)
+    assert isinstance(config.expectation, Exact)
+    return config.expectation.objective(config, config.expectation.collect(config, state), params)[0]
+
+
+@jax.jit
+def _gradient(config: Config, params: Params, old: Params, reference: Params) -> Params:
+    return jax.grad(lambda p: jnp.sum(_objective(config, p, old, reference)))(params)
+
+
+def expected_objective(
+    config: Config, params: Params, *, old: Params | None = None, reference: Params | None = None
+) -> Array:
+    """E[J(θ)] over groups drawn from the old policy: a scalar, or [R].
+
+    Args:
+      config: its policy, task, method and group size; the optimizer is not read. ``expectation`` may be an
+        ``Exact(cells=...)``.
+      params: θ.
+      old: θ_old; None is θ, held fixed.
+      reference: θ_ref; None is θ_old.
+    """
+    return _objective(_decided(config), *_points(params, old, reference))
+
+
+def expected_gradient(
+    config: Config, params: Params, *, old: Params | None = None, reference: Params | None = None
+) -> Params:
+    """E[∇J(θ)], shaped like θ: what the optimizer is fed on average (with its sign turned).
+
+    The arguments are those of ``expected_objective``. A method whose ratio is ``Frozen`` has its gradient at
+    θ_old whatever θ is. Differentiable: give ``old`` as well, to let θ_old move along.
+    """
+    params, old, reference = _points(params, old, reference)
+    at = old if getattr(config.method.ratio, "at_old", False) else params
+    return _gradient(_decided(config), at, old, reference)
+
+
+def _points(params: Params, old: Params | None, reference: Params | None) -> tuple[Params, Params, Params]:
+    params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
+    old = jax.lax.stop_gradient(params) if old is None else jax.tree.map(lambda x: jnp.asarray(x, float), old)
+    reference = old if reference is None else jax.tree.map(lambda x: jnp.asarray(x, float), reference)
+    return params, old, reference

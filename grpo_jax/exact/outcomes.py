@@ -1,0 +1,58 @@
+"""The outcomes of one draw: every (output, reward level) of a prompt, with its probability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from grpo_jax.config import Config, TrainState
+from grpo_jax.expectations import shared
+from grpo_jax.types import Array, Levels, Rollout, Scores
+
+
+def outcomes(config: Config, state: TrainState, prompts: Any) -> Rollout:
+    """Every outcome as an entry of its prompt's group; its multiplicity is π_old(o)·p(level|o).
+
+    Returns a rollout with N = S·L entries: S outputs of the policy's support, L levels of the task's
+    reward, the levels of one output side by side. ValueError where either list does not exist.
+    """
+    support = config.policy.support(prompts)
+    if support is None:
+        name = type(config.policy).__name__
+        raise ValueError(f"{name} cannot list its outputs, so nothing is exact; use Sampled()")
+    tokens, mask = shared(support.tokens, state), shared(support.mask, state)
+    levels = config.task.levels(prompts, tokens, mask)
+    if levels is None:
+        name = type(getattr(config.task, "noise", None) or config.task).__name__
+        raise ValueError(f"{name} rewards have no finite list of levels, so nothing is exact; use Sampled()")
+    old = config.policy.score_support(state.old_params, prompts)
+    ref = config.policy.score_support(state.ref_params, prompts)
+    return listed(prompts, tokens, mask, levels, old, ref)
+
+
+def listed(prompts: Any, tokens: Array, mask: Array, levels: Levels, old: Scores, ref: Scores) -> Rollout:
+    """The rollout of all outcomes: support [P, S, T], levels [P, S, L] and scores [P, S, T] together."""
+    width = levels.values.shape[2]
+    probability = jnp.exp(jnp.sum(old.logp, 2))[:, :, None] * levels.probabilities
+    old_logp = each_level(old.logp, width)
+    return Rollout(
+        prompts=prompts,
+        tokens=each_level(tokens, width),
+        mask=each_level(mask, width),
+        rewards=_flat(levels.values)[:, :, None],
+        multiplicity=_flat(probability),
+        sampling_logp=old_logp,
+        old_logp=old_logp,
+        ref_logp=each_level(ref.logp, width),
+        entropy=each_level(old.entropy, width),
+    )
+
+
+def each_level(array: Array, width: int) -> Array:
+    """[P, S, ...] -> [P, S·L, ...], every output repeated for its L levels."""
+    return array if width == 1 else jnp.repeat(array, width, axis=1)
+
+
+def _flat(array: Array) -> Array:
+    return array.reshape((array.shape[0], -1, *array.shape[3:]))
