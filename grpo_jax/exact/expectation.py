@@ -102,7 +102,7 @@ class Exact:
     minibatches, for parts that couple a batch of several prompts, for more than ``groups.MAX_GROUPS`` groups.
 
     Args:
-      cells: how many cells the outcomes of a prompt fall into, at most: equal rewards, and equal lengths where
+      cells: how many cells the outcomes of a prompt fall into at most: equal rewards, and equal lengths where
         a part reads lengths. 0 enumerates histograms of single outcomes. None takes cells wherever they are
         fewer and the reward table is known (``train.run`` knows it; a sweep over reward tables knows its base
         table only), else histograms. With more cells than said the result is NaN.
