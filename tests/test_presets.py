@@ -1,0 +1,126 @@
+"""Presets: what is refused and by what name, numbers as leaves, names, and the comparison of two."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import methods, presets
+from grpo_jax.part import leaf_paths
+from grpo_jax.presets import registry
+from grpo_jax.presets.compare import random_batch
+from grpo_jax.surrogate import loss
+
+
+@pytest.mark.parametrize("library", list(presets.PRESETS))
+def test_defaults_give_a_finite_loss(library: str) -> None:
+    rollout, logp = random_batch()
+    value, grad = jax.value_and_grad(loss, argnums=2)(presets.PRESETS[library](), rollout, logp)
+    assert np.isfinite(value)
+    assert np.isfinite(np.asarray(grad)).all()
+
+
+@pytest.mark.parametrize(
+    ("library", "options", "message"),
+    [
+        ("trl", {"entropy_coef": 0.1}, "trl: entropy_coef=0.1 is not modelled"),
+        ("trl", {"mask_truncated_completions": True}, "mask_truncated_completions"),
+        ("trl", {"epsilon_hgih": 0.3}, "epsilon_hgih is not modelled; did you mean .*epsilon_high"),
+        ("trl", {"loss_type": "gmpo", "off_policy_mask_threshold": 0.1}, "GMPO trainer ignores"),
+        ("verl", {"loss_mode": "clip_cov", "clip_cov_ratio": 0.1}, "clip_cov_ratio below 1"),
+        ("verl", {"adv_estimator": "gae"}, "gae"),
+        ("verl", {"rollout_rs": "token_k1"}, "rollout_rs"),
+        ("openrlhf", {"estimator": "gae"}, "critic"),
+        ("liger", {"epsilon": 0.1}, "epsilon_low"),
+        ("liger", {"loss_type": "luspo"}, "reads padding"),
+    ],
+)
+def test_what_is_not_modelled_is_named(library: str, options: dict, message: str) -> None:
+    with pytest.raises(presets.NotModelled, match=message):
+        presets.PRESETS[library](**options)
+
+
+@pytest.mark.parametrize(
+    ("library", "options", "message"),
+    [
+        ("trl", {"learning_rate": 1e-6}, "learning_rate.*belongs to the optimizer"),
+        ("trl", {"num_iterations": 2}, "num_iterations.*belongs to the loop"),
+        ("verl", {"ppo_epochs": 2}, "ppo_epochs.*belongs to the loop"),
+        ("trl", {"loss_type": "drgrpo"}, "dr_grpo"),
+        ("verl", {"loss_mode": "dro"}, "dro_beta"),
+        ("verl", {"loss_agg_mode": "seq-mean"}, "seq-mean-token-mean"),
+        ("openrlhf", {"overlong_buffer_len": 4}, "max_new_tokens"),
+        ("liger", {"loss_type": "sapo", "importance_sampling_level": "sequence"}, "token"),
+    ],
+)
+def test_what_belongs_elsewhere_or_is_wrong_is_named(library: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        presets.PRESETS[library](**options)
+
+
+def test_options_that_change_nothing_are_accepted() -> None:
+    assert presets.trl(entropy_coef=0.0, top_p=1.0) == presets.trl()
+
+
+def test_numbers_are_leaves_and_kinds_are_structure() -> None:
+    narrow, wide = presets.trl(epsilon_high=0.2, beta=0.0), presets.trl(epsilon_high=0.4, beta=0.1)
+    assert jax.tree.structure(narrow) == jax.tree.structure(wide)
+    assert leaf_paths(wide)["gain.high"] == 0.4
+    assert leaf_paths(wide)["penalty.coef"] == 0.1
+    assert jax.tree.structure(narrow) != jax.tree.structure(presets.trl(loss_type="grpo"))
+    for library, options in (
+        ("trl", {"beta": 0.1, "epsilon": 0.3}),
+        ("verl", {"kl_loss_coef": 0.1, "use_kl_loss": True, "clip_ratio_high": 0.3}),
+        ("openrlhf", {"kl_loss_coef": 0.1, "clip_eps_low": 0.3}),
+        ("liger", {"beta": 0.1, "delta": 2.0}),
+    ):
+        traced = {k: v if isinstance(v, bool) else jnp.asarray(v) for k, v in options.items()}
+        made = [presets.PRESETS[library](**o) for o in (options, traced)]
+        assert jax.tree.structure(made[0]) == jax.tree.structure(made[1])
+        np.testing.assert_allclose(*[np.asarray(jax.tree.leaves(m), float) for m in made])
+
+
+def test_clip_ratio_of_verl_counts_only_without_low_and_high() -> None:
+    assert presets.verl(clip_ratio=0.4).gain.high == 0.2
+    assert presets.verl(clip_ratio=0.4, clip_ratio_low=None, clip_ratio_high=None).gain.low == 0.4
+
+
+def test_flags_of_openrlhf_are_understood() -> None:
+    flags = {"algo.advantage.estimator": "rloo", "actor.dual_clip": 2.0}
+    assert presets.openrlhf(**flags) == presets.openrlhf(estimator="rloo", dual_clip=2.0)
+    known = {field.name for field in dataclasses.fields(registry.openrlhf.__globals__["Options"])}
+    assert set(registry.openrlhf.__globals__["FLAGS"].values()) <= known
+
+
+def test_names() -> None:
+    assert presets.parse("trl:dapo,epsilon_high=0.28") == presets.trl(loss_type="dapo", epsilon_high=0.28)
+    assert presets.parse("verl:vanilla,adv_estimator=rloo") == presets.verl(adv_estimator="rloo")
+    assert presets.parse("openrlhf:gspo", dual_clip=2.0) == presets.openrlhf(
+        policy_loss_type="gspo", dual_clip=2.0
+    )
+    assert presets.parse("dr_grpo") is methods.get("dr_grpo")
+    with pytest.raises(ValueError, match="did you mean trl"):
+        presets.parse("trll:dapo")
+    with pytest.raises(ValueError, match="option=value"):
+        presets.parse("trl:dapo,epsilon")
+
+
+def test_difference_is_found_where_it_is() -> None:
+    found = presets.compare(presets.trl(epsilon_high=0.28), presets.trl(epsilon_high=0.2))
+    assert list(found.slots) == ["gain"]
+    assert found.advantage == 0
+    assert 0 < found.gradient < 1
+    same = presets.compare(presets.trl(), presets.trl())
+    assert same.slots == {}
+    assert same.gradient == 0
+    np.testing.assert_allclose(same.cosine, 1, rtol=1e-5)
+
+
+def test_difference_as_text() -> None:
+    text = presets.diff("trl:dapo", "verl:vanilla")
+    assert "DualClip" in text
+    assert "eps=1e-06" in text
+    assert "gradient" in text
+    assert "no slot differs" in presets.diff("grpo", "grpo")
