@@ -1,0 +1,101 @@
+"""What the experiments on [A] share: problems of one question, exact ascent, and time averages of sampling.
+
+Arrays have runs last. Training is on-policy (one step a batch) and unclipped, the setting of [A].
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from experiments.verdict import Number, extrapolate, mean
+from grpo_jax import train
+from grpo_jax.config import Config, Loop
+from grpo_jax.exact import Exact
+from grpo_jax.methods import grpo
+from grpo_jax.optimizers import SGD
+from grpo_jax.parts.gains import Linear
+from grpo_jax.parts.penalties import K3, Penalty, Weighted
+from grpo_jax.policies import ActionPolicy
+from grpo_jax.surrogate import Method
+from grpo_jax.tasks import Questions
+
+BURN = 0.25
+"""Share of a sampled run that its time average leaves out."""
+
+
+def method(beta: ArrayLike, *, direct: bool = False) -> Method:
+    """GRPO of [A]: no clip, k3 penalty; `direct` multiplies the penalty by the ratio (Section 5)."""
+    divergence = Weighted(inner=K3()) if direct else K3()
+    return dataclasses.replace(grpo, gain=Linear(), penalty=Penalty(divergence=divergence, coef=beta))
+
+
+def problem(
+    reference: np.ndarray, rewards: ArrayLike, beta: ArrayLike, *, group_size: int, start=None, **changes
+) -> Config:
+    """One question with K answers.
+
+    Args:
+      reference: [K(, R)] pi_ref.
+      rewards: [K(, R)] rewards, or success probabilities if `noise` is Bernoulli; or a task.
+      beta: the penalty's coefficient, a number or [R].
+      group_size: G.
+      start: [K(, R)] policy to start from; the reference by default.
+      changes: `noise`, `direct`, or fields of `Config`, such as `optimizer`; `expectation` is exact by default.
+    """
+    made, noise = method(beta, direct=changes.pop("direct", False)), changes.pop("noise", None)
+    task = rewards if hasattr(rewards, "rewards") else Questions(table=np.asarray(rewards)[None], noise=noise)
+    with np.errstate(divide="ignore"):
+        logits, anchor = (
+            np.log(np.asarray(p))[None] for p in (reference if start is None else start, reference)
+        )
+    base = {"method": made, "loop": Loop(group_size=group_size), "expectation": Exact(), "reference": anchor}
+    return Config(policy=ActionPolicy(logits=logits), task=task, **(base | changes))
+
+
+def binary(p: ArrayLike) -> np.ndarray:
+    """[2, ...] the policy that gives p to the first answer."""
+    return np.stack([np.asarray(p, float), 1 - np.asarray(p, float)])
+
+
+def grid(*axes: ArrayLike) -> list[np.ndarray]:
+    """The product of the axes, flattened to runs."""
+    return [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
+
+
+def ascend(config: Config, runs: int, *, iterations: int) -> np.ndarray:
+    """[K, R] policy after so many steps; deterministic under the exact expectation."""
+    state = train.init(config, np.zeros(runs, int))
+    state, _ = train.run(config, state, iterations=iterations, record_every=iterations, record=())
+    return np.asarray(jax.nn.softmax(state.params[0], axis=0))
+
+
+def steady_rate(beta: ArrayLike) -> SGD:
+    """SGD with a rate, one a run, at which exact ascent is stable for every group size: 3 / (1 + beta)."""
+    return SGD(learning_rate=3 / (1 + np.asarray(beta, float)))
+
+
+def time_average(config: Config, seeds: np.ndarray, *, root: int, iterations: int) -> np.ndarray:
+    """[K, R] mean policy over a sampled run but for its burn-in."""
+    state = train.init(config, seeds, root=root)
+    _, record = train.run(config, state, iterations=iterations, record_every=5, record=("probabilities",))
+    policies = np.asarray(record["probabilities"])[:, 0]
+    return policies[int(BURN * len(policies)) :].mean(0)
+
+
+def furthest(samples: np.ndarray, expected: ArrayLike, *, tolerance: float) -> Number:
+    """Of many settings [S, R] the mean, less what is expected [S], whose interval reaches furthest from 0.
+
+    It lies within the margin only if every setting's does.
+    """
+    gaps = np.asarray(samples) - np.asarray(expected, float)[:, None]
+    found = [mean(gap, expected=0.0, tolerance=tolerance) for gap in gaps]
+    return max(found, key=lambda number: max(-float(number.low or 0), float(number.high or 0)))
+
+
+def intercepts(rates: ArrayLike, averages: np.ndarray, *, degree: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Time averages [L, S, R] at L learning rates -> values at rate zero and slopes there, each [S, R]."""
+    averages = np.asarray(averages)
+    fits = extrapolate(rates, averages.reshape(len(averages), -1), degree=degree)
+    return fits[0].reshape(averages.shape[1:]), fits[1].reshape(averages.shape[1:])
