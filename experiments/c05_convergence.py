@@ -1,0 +1,377 @@
+"""TIC-GRPO converges faster than GRPO, depending on the clip, the drift and the rewards.
+
+Claim C5 of arXiv:2508.02833, on random sequence trees: exact and sampled, clipped and not, judged by the
+means of ‖∇J‖² and of J over outer iterations, at equal learning rates and at each method's best. Refuted if
+TIC-GRPO wins nowhere: if in no regime it beats GRPO on more than half of the tables (intervals of 99.9 % over
+all regimes together), or if after one iteration J(TIC) − J(GRPO) is not ½η²μ(μ−1)gᵀ(H − H_block)g to leading
+order. Qualified if GRPO wins somewhere.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from matplotlib.colors import TwoSlopeNorm
+
+from experiments.trees import INF, Problem, config_of, curvature_gap, method, problem, trained
+from experiments.verdict import CONFIDENCE, Number, judge, mean, share
+from grpo_jax import train
+from grpo_jax.sequences import Sequences
+
+CLAIM = "C5"
+PAPER = "C"
+PRECISION = "float64"
+
+EPS, GROUP, PERIOD = 0.2, 8, 8
+RATES = 2.0 ** np.arange(-1, 5)
+STEPS = np.array([2.0, 4.0, 8.0])
+SMALL = np.array([0.0025, 0.005, 0.01])
+KINDS = ("binary", "graded")
+PARTS = ("trajectory", "upper", "length")
+TREE = Sequences(vocab=2, horizon=4)
+ENDING = Sequences(vocab=3, horizon=3, eos=2)
+SIZES = {"smoke": (24, 8), "quick": (200, 20), "full": (1000, 60)}
+NAMES = {"trajectory": "trajectory ratio", "upper": "upper-only clip", "length": "r/|o| for 1/|o|"}
+
+
+def grid(**axes) -> dict[str, np.ndarray]:
+    """The product of the axes, flattened to runs."""
+    return dict(zip(axes, (a.ravel() for a in np.meshgrid(*axes.values(), indexing="ij")), strict=True))
+
+
+def run(given: Problem, root: int, cells: dict[str, np.ndarray], method, group: int | None, iterations: int):
+    """[3, R]: mean J, mean ‖∇J‖² over outer iterations, and final J; a seed for each table."""
+    which = cells["table"].astype(int)
+    config = config_of(
+        given, which, method, rate=cells["rate"], steps=cells["steps"], period=PERIOD, group_size=group
+    )
+    values, squares = trained(config, train.init(config, which, root=root), iterations=iterations)
+    return np.stack([values[1:].mean(0), squares[1:].mean(0), values[-1]])
+
+
+def head_to_head(
+    root: int, space: Sequences, tables: int, iterations: int, rates, steps, groups
+) -> xr.Dataset:
+    """GRPO and TIC-GRPO, without a clip and each with its own, over tables, learning rates and μ."""
+    cells = grid(table=np.arange(tables), tic=[0.0, 1.0], clipped=[0, 1], rate=rates, steps=steps)
+    bound = np.where(cells["clipped"] == 1, EPS, INF)
+    low = np.where((cells["clipped"] == 1) & (cells["tic"] == 0), EPS, 1.0)
+    chosen = method(trajectory=cells["tic"], low=low, high=bound)
+    found = [
+        [run(problem(root, space, tables=tables, kind=k), root, cells, chosen, g, iterations) for g in groups]
+        for k in KINDS
+    ]
+    shape = (len(KINDS), len(groups), 3, tables, 2, 2, len(rates), len(steps))
+    dims = ("kind", "sampling", "table", "tic", "clipped", "rate", "steps")
+    names = ("value", "square", "final")
+    split = np.moveaxis(np.array(found).reshape(shape), 2, 0)
+    coords = {
+        "kind": list(KINDS), "sampling": ["exact", "sampled"][: len(groups)], "rate": rates, "steps": steps,
+        "tic": ["GRPO", "TIC-GRPO"], "clipped": ["unclipped", "clipped"],
+    }  # fmt: skip
+    return xr.Dataset({n: (dims, x) for n, x in zip(names, split, strict=True)}, coords=coords)
+
+
+def factorial(root: int, tables: int, iterations: int) -> xr.Dataset:
+    """All eight combinations of TIC-GRPO's three changes, on trees whose outputs end at EOS."""
+    axes = {part: [0.0, 1.0] for part in PARTS}
+    cells = grid(table=np.arange(tables), **axes, rate=RATES[:5], steps=[PERIOD])
+    low = np.where(cells["upper"] == 1, 1.0, EPS)
+    chosen = method(
+        trajectory=cells["trajectory"], low=low, high=np.full_like(low, EPS),
+        loss_power=1 - cells["length"], reward_power=cells["length"],
+    )  # fmt: skip
+    found = [
+        [
+            run(problem(root, ENDING, tables=tables, kind=k), root, cells, chosen, g, iterations)
+            for g in (None, GROUP)
+        ]
+        for k in KINDS
+    ]
+    shape = (len(KINDS), 2, 3, tables, 2, 2, 2, 5)
+    dims = ("kind", "sampling", "table", *PARTS, "eta")
+    split = np.moveaxis(np.array(found).reshape(shape), 2, 0)
+    coords = {"eta": RATES[:5], "kind": list(KINDS), "sampling": ["exact", "sampled"]}
+    return xr.Dataset(
+        {f"parts_{n}": (dims, x) for n, x in zip(("value", "square", "final"), split, strict=True)}, coords
+    )
+
+
+def leading_order(root: int, tables: int) -> xr.Dataset:
+    """J(TIC) − J(GRPO) after one iteration of μ = 4 small steps over η², against the prediction."""
+    found = []
+    for kind in KINDS:
+        given = problem(root, TREE, tables=tables, kind=kind)
+        cells = grid(table=np.arange(tables), tic=[0.0, 1.0], rate=SMALL, steps=[4.0])
+        chosen = method(
+            trajectory=cells["tic"], low=np.ones(len(cells["tic"])), high=np.full(len(cells["tic"]), INF)
+        )
+        final = run(given, root, cells, chosen, None, 1)[2].reshape(tables, 2, len(SMALL))
+        quadratic = (final[:, 1] - final[:, 0]) / SMALL**2
+        limit = np.polynomial.polynomial.polyfit(SMALL, quadratic.T, 2)[0]
+        found.append([limit, 0.5 * 4 * 3 * curvature_gap(given)])
+    measured, predicted = np.moveaxis(np.array(found), 1, 0)
+    return xr.Dataset(
+        {"measured": (("kind", "table"), measured), "predicted": (("kind", "table"), predicted)}
+    )
+
+
+def simulate(key, size: str) -> xr.Dataset:
+    """Maps over (μ, lr), horizons, the factorial of TIC-GRPO's parts, and the leading order."""
+    tables, iterations = SIZES[size]
+    root = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    maps = head_to_head(root, TREE, tables, iterations, RATES, STEPS, (None, GROUP))
+    horizons = [
+        head_to_head(
+            root, Sequences(vocab=2, horizon=T), tables, iterations, RATES[[1, 4]], STEPS[1:2], (None,)
+        )
+        for T in (2, 3, 5)
+    ]
+    horizon = xr.concat(horizons, xr.Variable("horizon", [2, 3, 5])).isel(sampling=0, steps=0)
+    horizon = horizon.rename({n: f"horizon_{n}" for n in ("value", "square", "final")})
+    horizon = horizon.rename({"rate": "rate_of_two"}).drop_vars(["sampling", "steps"])
+    return xr.merge([maps, horizon, factorial(root, tables, iterations), leading_order(root, tables)])
+
+
+def wins(data: xr.Dataset, name: str, better: str = "more") -> xr.DataArray:
+    """1 where TIC-GRPO has more (or less) than GRPO, 0 where less, on each table."""
+    gap = data[name].sel(tic="TIC-GRPO") - data[name].sel(tic="GRPO")
+    return ((gap > 0) if better == "more" else (gap < 0)).astype(float)
+
+
+def tuned(data: xr.Dataset) -> xr.DataArray:
+    """Mean J of each method at the learning rate that is best for it on average over tables."""
+    best = data.value.mean("table").argmax("rate")
+    return data.value.isel(rate=best)
+
+
+def ends(number: Number) -> tuple[float, float]:
+    """Its interval."""
+    assert number.low is not None
+    assert number.high is not None
+    return number.low, number.high
+
+
+def regimes(data: xr.Dataset) -> dict[str, Number]:
+    """Win rates over tables on both measures, at small and at large drift; leads at the best rates."""
+    numbers = {}
+    confidence = 1 - (1 - CONFIDENCE) / 32
+    drifts: dict[str, dict[str, Any]] = {
+        "small steps": {"rate": RATES[0], "steps": 2.0},
+        "large steps": {"rate": RATES[4], "steps": 8.0},
+    }
+    best = tuned(data)
+    for kind in KINDS:
+        for sampling in ("exact", "sampled"):
+            for clipped in ("unclipped", "clipped"):
+                at: dict[str, Any] = {"kind": kind, "sampling": sampling, "clipped": clipped}
+                label = f"{kind}, {sampling}, {clipped}"
+                for drift, place in drifts.items():
+                    for name, better in (("value", "more"), ("square", "less")):
+                        won = wins(data, name, better).sel(at | place)
+                        what = "J" if name == "value" else "‖∇J‖²"
+                        numbers[f"TIC-GRPO wins on {what}: {label}, {drift}"] = share(
+                            int(won.sum()), won.size, expected=0.5, relation="at least", confidence=confidence
+                        )
+                gap = (best.sel(tic="TIC-GRPO") - best.sel(tic="GRPO")).sel(at | {"steps": 8.0})
+                numbers[f"mean J, TIC-GRPO − GRPO at best rates: {label}"] = mean(gap)
+    return numbers
+
+
+def effects(data: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Part -> [kind, sampling, table, eta] what switching it on does to mean J, mean over the other two."""
+    others = {part: [p for p in PARTS if p != part] for part in PARTS}
+    return {
+        part: (data.parts_value.isel({part: 1}) - data.parts_value.isel({part: 0})).mean(others[part])
+        for part in PARTS
+    }
+
+
+def part_numbers(data: xr.Dataset) -> dict[str, Number]:
+    """The mean effect of each part on mean J, at the smallest and the largest learning rate."""
+    return {
+        f"effect of {NAMES[part]} on mean J: {sampling}, η = {eta:g}": mean(
+            effect.sel(sampling=sampling, eta=eta).mean("kind")
+        )
+        for part, effect in effects(data).items()
+        for sampling in ("exact", "sampled")
+        for eta in (RATES[0], RATES[2], RATES[4])
+    }
+
+
+def totals(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean J minus GRPO's: of TIC-GRPO [kind, sampling, table, eta], and of every combination."""
+    gain = data.parts_value - data.parts_value.isel(dict.fromkeys(PARTS, 0))
+    return gain.isel(dict.fromkeys(PARTS, 1)), gain
+
+
+def best_combination(data: xr.Dataset, sampling: str, eta: float) -> tuple[str, Number]:
+    """The combination with the greatest mean J, by the parts that are switched on, and its lead over GRPO."""
+    gain = totals(data)[1].sel(sampling=sampling, eta=eta).mean("kind")
+    switches = np.unravel_index(int(gain.mean("table").transpose(*PARTS).values.argmax()), (2, 2, 2))
+    on = [NAMES[part] for part, switch in zip(PARTS, switches, strict=True) if switch]
+    number = (
+        mean(gain.isel(dict(zip(PARTS, switches, strict=True)))) if on else Number(0.0, low=0.0, high=0.0)
+    )
+    return " + ".join(on) or "GRPO", number
+
+
+def check(data: xr.Dataset):
+    """Refuted if TIC-GRPO wins nowhere or the leading order fails; qualified if GRPO wins somewhere."""
+    found = regimes(data)
+    judged = {name: number for name, number in found.items() if name.startswith("TIC-GRPO wins")}
+    best = max(judged, key=lambda name: ends(judged[name])[0])
+    worst_ = min(judged, key=lambda name: ends(judged[name])[1])
+    error = np.abs(data.measured - data.predicted).max() / np.abs(data.predicted).max()
+    numbers = {
+        f"best regime for TIC-GRPO ({best[len('TIC-GRPO wins ') :]})": judged[best],
+        "leading order of J(TIC) − J(GRPO), largest relative error": Number(float(error), 0.0, 1e-4),
+        f"worst regime for TIC-GRPO ({worst_[len('TIC-GRPO wins ') :]})": judged[worst_],
+    }
+    refutes, qualifies = list(numbers)[:2], {list(numbers)[2]: "in some regimes, which the map shows"}
+    for kind in KINDS:
+        ahead = data.predicted.sel(kind=kind) > 0
+        numbers[f"{kind}: share of tables where leading order favours TIC-GRPO"] = share(
+            int(ahead.sum()), ahead.size
+        )
+    reported = {name: Number(n.value, low=n.low, high=n.high) for name, n in found.items()}
+    return judge(numbers | reported | part_numbers(data), refutes=refutes, qualifies=qualifies)
+
+
+def draw(figure, data: xr.Dataset) -> None:
+    """Maps of who wins; leading order, horizon and parts; and the table of which parts matter, when."""
+    figure.set_size_inches(11.5, 11.5)
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.9, 1.15, 0.72))
+    _draw_maps(top, data)
+    left, centre, right = middle.subplots(1, 3)
+    _draw_leading_order(left, data)
+    _draw_horizon(centre, data)
+    _draw_effects(right, data)
+    _draw_page(bottom, data)
+
+
+def _draw_maps(figure, data: xr.Dataset) -> None:
+    axes = figure.subplots(2, 4, sharex=True, sharey=True)
+    won, square = wins(data, "value").mean("table"), wins(data, "square", "less").mean("table")
+    norm = TwoSlopeNorm(0.5, 0, 1)
+    for row, kind in enumerate(KINDS):
+        for column, (sampling, clipped) in enumerate(
+            (s, c) for c in ("unclipped", "clipped") for s in ("exact", "sampled")
+        ):
+            axis = axes[row, column]
+            at = {"kind": kind, "sampling": sampling, "clipped": clipped}
+            grid_ = won.sel(at).transpose("steps", "rate")
+            image = axis.imshow(grid_, origin="lower", cmap="RdBu", norm=norm, aspect="auto")
+            marks = square.sel(at).transpose("steps", "rate")
+            for (y, x), rate in np.ndenumerate(grid_.values):
+                color = "w" if abs(rate - 0.5) > 0.33 else "k"
+                text = f"{rate:.2f}\n({marks.values[y, x]:.2f})"
+                axis.text(x, y, text, ha="center", va="center", fontsize=6.5, color=color)
+            axis.set_title(f"{kind} rewards, {sampling}, {clipped}", fontsize=9)
+            axis.set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
+            axis.set_yticks(range(len(STEPS)), [f"{step:g}" for step in STEPS])
+    for axis in axes[1]:
+        axis.set_xlabel("learning rate η")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("inner steps μ")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
+    bar.set_label(
+        "share of tables where TIC-GRPO has the greater mean J\n(in brackets: the smaller mean ‖∇J‖²)"
+    )
+
+
+def _draw_leading_order(axis, data: xr.Dataset) -> None:
+    for kind, color in zip(KINDS, ("#1b9e77", "#d95f02"), strict=True):
+        at = data.sel(kind=kind)
+        axis.plot(at.predicted, at.measured, "o", ms=3.5, mec="none", alpha=0.6, color=color, label=kind)
+    line = [data.predicted.min(), data.predicted.max()]
+    axis.plot(line, line, color="0.3", lw=0.8, zorder=0)
+    axis.axvline(0, color="0.8", lw=0.8, zorder=0)
+    axis.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axis.locator_params(nbins=5)
+    axis.set(xlabel="½μ(μ−1) gᵀ(H − H$_{block}$)g", ylabel="(J(TIC) − J(GRPO))/η² after one iteration")
+    axis.set_title("Leading order, unclipped, μ = 4: a table each", fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_horizon(axis, data: xr.Dataset) -> None:
+    rates = RATES[[1, 4]]
+    at_four = data.value.sel(sampling="exact", steps=STEPS[1], rate=rates)
+    for clipped, color in (("unclipped", "#222222"), ("clipped", "#e7298a")):
+        for rate, style in zip(rates, ("--", "-"), strict=True):
+            rows = []
+            for T in (2, 3, 4, 5):
+                value = (
+                    at_four.sel(rate=rate) if T == 4 else data.horizon_value.sel(horizon=T, rate_of_two=rate)
+                )
+                value = value.sel(clipped=clipped).mean("kind")
+                rows.append(mean(value.sel(tic="TIC-GRPO") - value.sel(tic="GRPO")))
+            middle = [n.value for n in rows]
+            reach = [n.value - ends(n)[0] for n in rows]
+            look = {"ls": style, "color": color, "lw": 1.4, "marker": "o", "ms": 4, "capsize": 2}
+            axis.errorbar((2, 3, 4, 5), middle, reach, label=f"{clipped}, η = {rate:g}", **look)
+    axis.axhline(0, color="0.6", lw=0.8)
+    axis.set(xlabel="T", xticks=(2, 3, 4, 5), ylabel="mean J of TIC-GRPO − GRPO")
+    axis.set_title("Horizon, exact, μ = 4", fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_effects(axis, data: xr.Dataset) -> None:
+    colors = ("#7570b3", "#1b9e77", "#d95f02")
+    for (part, effect), color in zip(effects(data).items(), colors, strict=True):
+        for sampling, style in (("exact", "-"), ("sampled", "--")):
+            rows = [mean(effect.sel(sampling=sampling, eta=eta).mean("kind")) for eta in data.eta.values]
+            middle = np.array([n.value for n in rows])
+            label = NAMES[part] if sampling == "exact" else None
+            axis.plot(data.eta, middle, style, color=color, lw=1.5, marker="o", ms=3.5, label=label)
+            axis.fill_between(
+                data.eta, [n.low for n in rows], [n.high for n in rows], color=color, alpha=0.15, lw=0
+            )
+    axis.axhline(0, color="0.6", lw=0.8)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="learning rate η", ylabel="effect on mean J", xticks=data.eta)
+    axis.set_xticklabels([f"{eta:g}" for eta in data.eta.values])
+    axis.set_title(f"Each change, μ = {PERIOD} (dashed: sampled)", fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def page(data: xr.Dataset) -> tuple[list[str], list[list[tuple[str, Number]]]]:
+    """Which parts of TIC-GRPO matter, when: column titles, and rows of (text, number) after a name."""
+    columns = [(sampling, eta) for sampling in ("exact", "sampled") for eta in (RATES[0], RATES[2], RATES[4])]
+    changes = {NAMES[part]: effect for part, effect in effects(data).items()}
+    changes["all three: TIC-GRPO − GRPO"] = totals(data)[0]
+    rows = [
+        [(name, Number(0.0))] + [
+            ("{0:+.3f}", mean(effect.sel(sampling=s, eta=eta).mean("kind"))) for s, eta in columns
+        ]
+        for name, effect in changes.items()
+    ]  # fmt: skip
+    best = [best_combination(data, s, eta) for s, eta in columns]
+    rows.append(
+        [("best of the eight", Number(0.0))] + [(f"{name}\n{{0:+.3f}}", number) for name, number in best]
+    )
+    return ["change", *(f"{s}, η = {eta:g}" for s, eta in columns)], rows
+
+
+def _draw_page(figure, data: xr.Dataset) -> None:
+    axis = figure.subplots()
+    axis.axis("off")
+    titles, rows = page(data)
+    text = [[words.format(n.value) for words, n in row] for row in rows]
+    table = axis.table(text, colLabels=titles, loc="center", cellLoc="center", colWidths=[0.2] + [0.133] * 6)
+    table.auto_set_font_size(False)
+    table.set_fontsize(7.5)
+    for (row, column), cell in table.get_celld().items():
+        cell.set(edgecolor="0.85", height=0.24 if row == len(rows) else 0.145)
+        if row and column:
+            number = rows[row - 1][column][1]
+            low, high = ends(number)
+            cell.set_facecolor("#cfe8d8" if low > 0 else "#f8d5c9" if high < 0 else "#f4f4f4")
+    axis.set_title(
+        "Which parts of TIC-GRPO matter, when: effect on mean J over training, outputs that end at EOS, "
+        "mean over the other changes\n(green helps, red hurts, grey undecided at 99.9 %)", fontsize=9,
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""The instruments of the claims about TIC-GRPO: what they are said to equal, they equal."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import trees
+from grpo_jax import train
+from grpo_jax.config import Loop
+from grpo_jax.exact import Exact
+from grpo_jax.methods import SHIFT
+from grpo_jax.optimizers import SGD
+from grpo_jax.parts.gains import Clip
+from grpo_jax.parts.ratios import Token, Trajectory
+from grpo_jax.parts.reductions import Constant, PerSequence
+from grpo_jax.parts.shaping import PerToken, Sum
+from grpo_jax.sequences import Sequences
+from grpo_jax.surrogate import Method, loss
+from grpo_jax.types import Rollout
+
+pytestmark = pytest.mark.usefixtures("x64")
+SPACE = Sequences(vocab=2, horizon=3)
+
+
+def rollout(rng) -> Rollout:
+    """Two groups of five outputs of one to four tokens."""
+    shape = (2, 5, 4)
+    mask = (np.arange(4) < rng.integers(1, 5, (2, 5, 1))).astype(float)
+    old = jnp.asarray(-rng.uniform(0.1, 2, shape))
+    rewards = jnp.asarray(rng.normal(size=(2, 5, 1)))
+    return Rollout(
+        np.arange(2), jnp.zeros(shape, int), jnp.asarray(mask), rewards, jnp.ones((2, 5)), old, old, old
+    )
+
+
+@pytest.mark.parametrize(
+    ("switches", "slots"),
+    [
+        ({"trajectory": 0.0}, {"ratio": Token(), "reduction": Constant(length=1.0)}),
+        ({"trajectory": 1.0}, {"ratio": Trajectory(), "reduction": PerSequence()}),
+        ({"trajectory": 0.0, "loss_power": 1.0}, {"ratio": Token(), "reduction": PerSequence()}),
+        (
+            {"trajectory": 1.0, "reward_power": 1.0},
+            {"ratio": Trajectory(), "reduction": PerSequence(), "shaping": PerToken()},
+        ),
+    ],
+)
+def test_switches_reach_the_library_s_parts(switches, slots):
+    rng = np.random.default_rng(3)
+    batch = rollout(rng)
+    logp = batch.old_logp + jnp.asarray(rng.normal(scale=0.3, size=(2, 5, 4)))
+    switched = trees.method(low=0.2, high=0.3, **switches)
+    named = Method(**({"shaping": Sum(), "advantage": SHIFT, "gain": Clip(low=0.2, high=0.3)} | slots))
+    for function in (jax.jit(loss), jax.jit(jax.grad(loss, 2))):
+        np.testing.assert_allclose(function(switched, batch, logp), function(named, batch, logp), atol=1e-14)
+
+
+def tree(kind: str, *, period: int = 4, steps: float = 4.0, rate: float = 3.0, **changes):
+    """Three tables, GRPO and TIC-GRPO on each."""
+    given = trees.problem(5, SPACE, tables=3, kind=kind)
+    which, tic = np.repeat(np.arange(3), 2), np.tile([0.0, 1.0], 3)
+    return trees.config_of(
+        given,
+        which,
+        trees.method(trajectory=tic, **changes),
+        rate=np.full(6, rate),
+        steps=np.full(6, steps),
+        period=period,
+        group_size=None,
+    )
+
+
+@pytest.mark.parametrize("kind", ["binary", "graded"])
+def test_population_is_the_expectation_over_pairs_up_to_its_factor(kind):
+    """Pairs have 1 − 1/G = ½ of the update, so twice the rate; clipped where there are two levels."""
+    bounds = {"low": 0.2, "high": 0.2} if kind == "binary" else {"low": 1.0, "high": trees.INF}
+    config = tree(kind, **bounds)
+    twice = dataclasses.replace(
+        config,
+        expectation=Exact(cells=2 if kind == "binary" else 4),
+        loop=dataclasses.replace(config.loop, group_size=2),
+        optimizer=SGD(learning_rate=np.full(6, 6.0)),
+    )
+    state = train.init(config, np.arange(6))
+    after = [jax.jit(lambda c, s: train.step(c, s, record=())[0].params)(c, state) for c in (config, twice)]
+    assert float(jnp.abs(after[0] - state.params).max()) > 0.1
+    np.testing.assert_allclose(after[0], after[1], atol=1e-12)
+
+
+def test_first_steps_are_inner_steps():
+    config = tree("binary", period=4, steps=3.0, low=0.2, high=0.2)
+    plain = dataclasses.replace(
+        config,
+        loop=Loop(group_size=2, inner_steps=3),
+        optimizer=SGD(learning_rate=np.full(6, 3.0)),
+    )
+    found = []
+    for chosen in (config, plain):
+        state, _ = train.run(chosen, train.init(chosen, np.arange(6)), iterations=3, record=())
+        found.append(state.params)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_curvature_gap_is_the_slope_of_the_difference_between_two_fields():
+    """gᵀ(H − H_block)g from finite differences of ∇J along g, all of it and prefix by prefix."""
+    given = trees.problem(1, SPACE, tables=2, kind="graded")
+    tokens = SPACE.support[0]
+    nodes = np.array([[0, 1 + row[0], 3 + 2 * row[0] + row[1]] for row in tokens])
+
+    def gradient(logits, rewards):
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        chance = p[nodes, tokens].prod(1)
+        slope = np.zeros_like(logits)
+        for row, node, weight in zip(tokens, nodes, chance * rewards, strict=True):
+            for token, place in zip(row, node, strict=True):
+                slope[place] += weight * (np.eye(2)[token] - p[place])
+        return slope
+
+    for table in range(2):
+        theta, rewards, step = given.logits[..., table], given.table[:, table], 1e-5
+        g = gradient(theta, rewards)
+
+        def along(direction, theta=theta, rewards=rewards, step=step):
+            ahead, behind = (gradient(theta + sign * step * direction, rewards) for sign in (1, -1))
+            return np.sum(direction * (ahead - behind)) / (2 * step)
+
+        blocks = sum(along(g * (np.arange(len(g)) == row)[:, None]) for row in range(len(g)))
+        np.testing.assert_allclose(trees.curvature_gap(given)[table], along(g) - blocks, atol=1e-9)
