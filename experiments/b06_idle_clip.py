@@ -1,7 +1,7 @@
 """The clip is idle where every batch is used once.
 
-Claim B6 of arXiv:2601.05002: with one pass over each batch (mu = 1) the ratio is exactly 1, so clipping at
-0.2 and not clipping at all give the same run. Refuted if one bit of a policy differs, or if the controls do not
+Claim B6 of arXiv:2601.05002: with one pass over each batch (mu = 1) the ratio is exactly 1, so clipping
+at 0.2 and not at all give the same run. Refuted if one bit of a policy differs, or if the controls do not
 differ: many passes, and mu = 1 with an old policy that is refreshed every eighth iteration only. Qualified if
 clipping that is active makes no difference to the reward that training ends with.
 """

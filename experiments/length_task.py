@@ -1,0 +1,131 @@
+"""The task on which length biases are measured: only the first token matters, the rest may be of any length.
+
+Shared by the claims of [B] on sequence trees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax import methods, train
+from grpo_jax.biases import length_moments
+from grpo_jax.config import Config, Loop
+from grpo_jax.diagnostics import log_support
+from grpo_jax.optimizers import SGD, AdamW, Optimizer
+from grpo_jax.part import number, part
+from grpo_jax.policies import TreePolicy
+from grpo_jax.policies.tree import tied
+from grpo_jax.statistics import divide
+from grpo_jax.surrogate import Method
+from grpo_jax.tasks import trees
+from grpo_jax.types import Array, Number, Rollout
+
+SPACE = trees.free_length(vocab=3, horizon=6)
+TASK = trees.first_token(SPACE)
+RIGHT = np.asarray(TASK.table[0] > 0)
+"""[S] outputs whose first token is right."""
+GROUP = 8
+STEPS = 120
+RATES = np.array([0.1, 0.5, 0.9])
+"""Success rates at the start."""
+LEARNING = {"SGD": 0.6, "AdamW": 0.02}
+TABLE = ("grpo", "grpo_v32", "gspo", "gtpo", "dapo", "cppo", "dr_grpo", "gpg", "cispo", "gcpo")
+"""Methods of Table 1 of [B]."""
+
+
+@part
+class LengthPower:
+    """α = (L0/|o_i|)^power / G: power 0 is constant, 1 is GRPO's 1/len with its mean kept."""
+
+    power: Number = number(1.0)
+    length: Number = number(1.0)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        lengths = jnp.sum(rollout.mask, 2, keepdims=True)
+        counted = rollout.mask * rollout.multiplicity[:, :, None]
+        entries = jnp.sum(rollout.multiplicity, (0, 1), keepdims=True)[:, :, None]
+        return divide(counted * (self.length / jnp.maximum(lengths, 1)) ** self.power, entries)
+
+
+def policy(rate: np.ndarray, *, blind: bool = False) -> TreePolicy:
+    """First token right with probability rate [R], a uniform tail; ``blind``: the tail does not see it."""
+    tie = tied(SPACE, lambda prefix: (len(prefix), prefix[1:])) if blind else None
+    logits = np.zeros((1, (max(tie) + 1) if tie else SPACE.offsets[-1], SPACE.vocab, len(rate)))
+    logits[0, 0, 0], logits[0, 0, 1] = np.log(rate), np.log(1 - rate)
+    return TreePolicy(space=SPACE, logits=logits, tie=tie)
+
+
+@functools.cache
+def mean_length() -> float:
+    """L0: under a uniform tail."""
+    start = policy(np.array([0.5]))
+    probability = np.exp(np.asarray(log_support(start, jnp.asarray(start.logits), np.arange(1))))[0, :, 0]
+    return float(probability @ SPACE.support[1].sum(1))
+
+
+def weighted(power: np.ndarray, normalized: np.ndarray) -> Method:
+    """GRPO without penalty at numbers [R]: the power of 1/len, and whether the spread divides advantages."""
+    advantage = dataclasses.replace(methods.grpo.advantage, power=jnp.asarray(normalized, float))
+    reduction = LengthPower(power=jnp.asarray(power, float), length=mean_length())
+    return dataclasses.replace(methods.grpo, advantage=advantage, penalty=None, reduction=reduction)
+
+
+def optimizer(name: str, rate: float | None = None) -> Optimizer:
+    """The optimizer of that name at its learning rate here."""
+    rate = LEARNING[name] if rate is None else rate
+    return SGD(learning_rate=rate) if name == "SGD" else AdamW(learning_rate=rate)
+
+
+def problem(
+    rate: np.ndarray, method: Method, name: str = "SGD", *, inner_steps: int = 1, **changes
+) -> Config:
+    """The task from a success rate [R] on."""
+    loop = Loop(group_size=GROUP, inner_steps=inner_steps)
+    base = Config(policy=policy(rate), task=TASK, method=method, optimizer=optimizer(name), loop=loop)
+    return dataclasses.replace(base, **changes)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "every"))
+def _watched(config: Config, state: train.TrainState, *, steps: int, every: int) -> dict[str, Array]:
+    def lengths(params: Array) -> Array:
+        both = length_moments(config.policy, params, np.arange(1), 1 - RIGHT.astype(int))
+        return jnp.concatenate(
+            [both, length_moments(config.policy, params, np.arange(1), 0 * RIGHT.astype(int))]
+        )
+
+    def one(state: train.TrainState, _: None) -> tuple[train.TrainState, dict[str, Array]]:
+        return train.step(config, state, record=("surrogate", "expected_reward", "reward"))
+
+    def stretch(state: train.TrainState, _: None):
+        state, info = jax.lax.scan(one, state, length=every)
+        return state, (info, lengths(state.params))
+
+    _, (info, seen) = jax.lax.scan(stretch, state, length=steps // every)
+    found = {name: value.reshape(steps, -1) for name, value in info.items()}
+    return found | {"length": jnp.concatenate([lengths(state.params)[None], seen])}
+
+
+def watched(
+    config: Config, seeds: np.ndarray, root: int, *, steps: int, every: int = 10
+) -> dict[str, np.ndarray]:
+    """Train and watch: ``length`` [steps/every + 1, 3, R], expected lengths of right, wrong and all outputs;
+    ``surrogate``, ``expected_reward`` and ``reward`` (of the batch) [steps, R].
+    """  # fmt: skip
+    found = _watched(config, train.init(config, seeds, root=root), steps=steps, every=every)
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def table_runs(root: int, seeds: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Every method of Table 1 with AdamW and two passes: method -> ``watched``, runs as [rate, seed]."""
+    rate, seed = (axis.ravel() for axis in np.meshgrid(RATES, seeds, indexing="ij"))
+    found = {}
+    for name in TABLE:
+        config = problem(rate, methods.get(name), "AdamW", inner_steps=2)
+        seen = watched(config, seed, root, steps=STEPS)
+        found[name] = {k: v.reshape(*v.shape[:-1], len(RATES), len(seeds)) for k, v in seen.items()}
+    return found
