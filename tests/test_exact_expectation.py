@@ -261,7 +261,7 @@ def test_dynamics_follow_the_expected_gradient():
     theta = np.asarray(config.policy.logits)
     for _ in range(3):
         theta = theta + 0.1 * expected_gradient(config, theta, old=theta, reference=config.policy.logits)
-    after, _ = train.run(config, train.init(config), iterations=3, record=("tied",))
+    after, _ = train.run(config, train.init(config), iterations=3, record=("finite",))
     np.testing.assert_allclose(after.params, theta, atol=1e-15)
     tables = np.stack([np.array([[1.0, 0.0, 0.5, 0.0]]), np.array([[0.0, 1.0, 0.0, 1.0]])], -1)
     rates = np.array([0.1, 0.3])
@@ -271,14 +271,15 @@ def test_dynamics_follow_the_expected_gradient():
         optimizer=SGD(learning_rate=rates),
         loop=Loop(group_size=3, inner_steps=2),
     )
-    together, info = train.run(swept, train.init(swept, np.arange(2)), iterations=3)
+    record = ("tied", "clip_high", "surrogate")
+    together, info = train.run(swept, train.init(swept, np.arange(2)), iterations=3, record=record)
     for r in range(2):
         alone = dataclasses.replace(
             swept,
             task=dataclasses.replace(config.task, table=tables[..., r]),
             optimizer=SGD(learning_rate=rates[r]),
         )
-        single, numbers = train.run(alone, train.init(alone), iterations=3)
+        single, numbers = train.run(alone, train.init(alone), iterations=3, record=record)
         np.testing.assert_allclose(together.params[..., r], single.params, atol=1e-15)
         for name in numbers:
             np.testing.assert_allclose(info[name][:, r], numbers[name], atol=1e-13)

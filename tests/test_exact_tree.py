@@ -1,6 +1,7 @@
 """Trees as decision processes, and what the expected updates of [C] are, to rounding."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,24 @@ GROUP = 4
 SHRINK = 1 - 1 / GROUP
 TIC = dataclasses.replace(methods.tic_grpo, advantage=methods.SHIFT, gain=Linear())
 TOKEN = dataclasses.replace(TIC, ratio=Token(), reduction=reductions.Constant())
+
+
+MEASURES = {
+    "values": tree.action_values,
+    "visits": lambda policy, task, theta: tree.visits(policy, theta),
+    "lengths": lambda policy, task, theta: tree.lengths(policy, theta),
+    "curvature": tree.state_curvature,
+    "gradient": tree.return_gradient,
+    "local": lambda policy, task, theta: tree.local_gradient(policy, task, theta, old=policy.logits),
+    "hessian": tree.return_hessian,
+    "blocks": tree.block_hessian,
+}
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def measured(policy, task, theta, names):
+    """The named quantities of the tree, compiled together."""
+    return {name: MEASURES[name](policy, task, theta) for name in names}
 
 
 def made(seed=0, *, contexts=1, levels=4):
@@ -80,24 +99,26 @@ def test_visits_values_and_lengths_equal_brute_force():
             visits[node] += chance
             total[node, token] += chance * reward
             mass[node, token] += chance
-    np.testing.assert_allclose(tree.visits(policy, params)[0], visits, atol=1e-15)
-    np.testing.assert_allclose(tree.lengths(policy, params)[0], lengths, atol=1e-15)
+    found = measured(policy, task, params, ("visits", "lengths", "values"))
+    np.testing.assert_allclose(found["visits"][0], visits, atol=1e-15)
+    np.testing.assert_allclose(found["lengths"][0], lengths, atol=1e-15)
     values = np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
-    np.testing.assert_allclose(tree.action_values(policy, task, params)[0], values, atol=1e-14)
+    np.testing.assert_allclose(found["values"][0], values, atol=1e-14)
 
 
 def test_policy_gradient_theorem_and_curvature():
     policy, task, params = made(1, contexts=2)
-    gradient = tree.return_gradient(policy, task, params)
-    np.testing.assert_allclose(tree.local_gradient(policy, task, params, old=params), gradient, atol=1e-15)
-    hessian = tree.return_hessian(policy, task, params)
+    policy = TreePolicy(space=SPACE, logits=params)
+    found = measured(policy, task, params, ("gradient", "local", "hessian", "curvature", "blocks"))
+    np.testing.assert_allclose(found["local"], found["gradient"], atol=1e-15)
+    hessian = np.asarray(found["hessian"])
     step = 1e-5 * np.cos(np.arange(params.size)).reshape(params.shape)
-    ahead, behind = (tree.return_gradient(policy, task, params + s * step) for s in (1, -1))
+    ahead, behind = (measured(policy, task, params + s * step, ("gradient",))["gradient"] for s in (1, -1))
     np.testing.assert_allclose(hessian @ step.ravel(), (ahead - behind).ravel() / 2, atol=1e-14)
-    blocks = np.asarray(hessian).reshape(2, 7, 3, 2, 7, 3)
+    blocks = hessian.reshape(2, 7, 3, 2, 7, 3)
     diagonal = np.stack([[blocks[c, s, :, c, s] for s in range(7)] for c in range(2)])
-    np.testing.assert_allclose(tree.state_curvature(policy, task, params), diagonal, atol=1e-15)
-    outside = np.asarray(hessian) - np.asarray(tree.block_hessian(policy, task, params))
+    np.testing.assert_allclose(found["curvature"], diagonal, atol=1e-15)
+    outside = hessian - np.asarray(found["blocks"])
     assert np.abs(outside).max() > 1e-3
     np.testing.assert_allclose(np.einsum("csicsj->csij", outside.reshape(2, 7, 3, 2, 7, 3)), 0, atol=1e-15)
 
@@ -106,26 +127,11 @@ def test_runs_stand_last():
     policies, tasks, params = zip(*[made(s, contexts=2) for s in range(3)], strict=True)
     together = TreePolicy(space=SPACE, logits=np.stack([p.logits for p in policies], -1))
     task = SequenceTable(space=SPACE, table=np.stack([t.table for t in tasks], -1))
-    theta, old = np.stack(params, -1), together.logits
-    measured = {
-        "values": tree.action_values(together, task, theta),
-        "visits": tree.visits(together, theta),
-        "curvature": tree.state_curvature(together, task, theta),
-        "gradient": tree.return_gradient(together, task, theta),
-        "local": tree.local_gradient(together, task, theta, old=old),
-        "lengths": tree.lengths(together, theta),
-    }
-    policy, task, params = policies[1], tasks[1], params[1]
-    alone = {
-        "values": tree.action_values(policy, task, params),
-        "visits": tree.visits(policy, params),
-        "curvature": tree.state_curvature(policy, task, params),
-        "gradient": tree.return_gradient(policy, task, params),
-        "local": tree.local_gradient(policy, task, params, old=policy.logits),
-        "lengths": tree.lengths(policy, params),
-    }
-    for name, value in alone.items():
-        np.testing.assert_allclose(measured[name][..., 1], value, atol=1e-15, err_msg=name)
+    theta = np.stack(params, -1)
+    names = ("values", "visits", "curvature", "gradient", "local", "lengths")
+    many = measured(together, task, theta, names)
+    for name, value in measured(policies[1], tasks[1], params[1], names).items():
+        np.testing.assert_allclose(many[name][..., 1], value, atol=1e-15, err_msg=name)
 
 
 def test_trajectory_ratio_is_the_gradient_at_the_current_policy():

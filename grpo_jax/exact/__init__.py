@@ -3,5 +3,16 @@
 from grpo_jax.exact import tree
 from grpo_jax.exact.expectation import Exact
 from grpo_jax.exact.gradient import expected_gradient, expected_objective
+from grpo_jax.exact.law import Law, gradient_law, step_law
+from grpo_jax.exact.preference import expected_preference
 
-__all__ = ["Exact", "expected_gradient", "expected_objective", "tree"]
+__all__ = [
+    "Exact",
+    "Law",
+    "expected_gradient",
+    "expected_objective",
+    "expected_preference",
+    "gradient_law",
+    "step_law",
+    "tree",
+]

@@ -31,7 +31,7 @@ CHUNK = 2**18
 """Numbers of one kind that are alive at once while groups are summed."""
 
 Terms = Callable[[Rollout, Array], Any]
-"""(a group, its advantages) -> tree of [P(, R)]."""
+"""(a group, its advantages) -> tree of [P, ...(, R)]."""
 
 
 class Enumeration(NamedTuple):
@@ -65,7 +65,7 @@ def enumeration(config: Config, rollout: Rollout, *, group_size: int, cells: int
 
 
 def expect(config: Config, every: Enumeration, terms: Terms) -> Any:
-    """Σ_h w_h(p)·terms(h)[p]: the expectation over groups, for each prompt; a tree of [P(, R)].
+    """Σ_h w_h(p)·terms(h)[p]: the expectation over groups, for each prompt; a tree of [P, ...(, R)].
 
     Long sums go chunk by chunk, and their gradients too.
     """
@@ -80,7 +80,7 @@ def expect(config: Config, every: Enumeration, terms: Terms) -> Any:
         rollout = every.group(counts)
         weight = jnp.where(alive, every.weights(counts), 0)
         value = terms(rollout, advantages(config.method, rollout))
-        return jax.tree.map(lambda t: weight * jnp.where(weight == 0, 0, t), value)
+        return jax.tree.map(lambda t: _weighted(weight, t), value)
 
     def chunk(rows: tuple[Array, Array]) -> Any:
         return jax.tree.map(lambda t: jnp.sum(t, 0), jax.vmap(one)(*rows))
@@ -92,6 +92,12 @@ def expect(config: Config, every: Enumeration, terms: Terms) -> Any:
     start = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(chunk, first))
     remade = jax.checkpoint(lambda total, row: jax.tree.map(jnp.add, total, chunk(row)))
     return jax.lax.scan(lambda total, row: (remade(total, row), None), start, rows)[0]
+
+
+def _weighted(weight: Array, value: Array) -> Array:
+    """weight [P(, R)] times value [P, ...(, R)], 0 where the weight is 0."""
+    weight = weight.reshape(weight.shape[:1] + (1,) * (value.ndim - weight.ndim) + weight.shape[1:])
+    return weight * jnp.where(weight == 0, 0, value)
 
 
 @part
@@ -138,7 +144,7 @@ class Exact:
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """E[J(θ)] over groups, and the log-probabilities of every outcome."""
-        scores = self._scores(config, batch, params)
+        scores = every_score(config, batch.rollout, params)
 
         def terms(rollout: Rollout, advantage: Array) -> Array:
             rollout = with_entropy(rollout, scores)
@@ -169,10 +175,12 @@ class Exact:
 
         return jnp.mean(expect(config, self.enumeration(config, batch), terms), 0)
 
-    def _scores(self, config: Config, batch: Batch, params: Params) -> Scores:
-        scores = config.policy.score_support(params, batch.rollout.prompts)
-        width = batch.rollout.tokens.shape[1] // scores.logp.shape[1]
-        return Scores(logp=each_level(scores.logp, width), entropy=each_level(scores.entropy, width))
+
+def every_score(config: Config, rollout: Rollout, params: Params) -> Scores:
+    """Log-probabilities and entropies [P, N, T] of every outcome of ``rollout``."""
+    scores = config.policy.score_support(params, rollout.prompts)
+    width = rollout.tokens.shape[1] // scores.logp.shape[1]
+    return Scores(logp=each_level(scores.logp, width), entropy=each_level(scores.entropy, width))
 
 
 @jax.jit

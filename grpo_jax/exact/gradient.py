@@ -16,13 +16,13 @@ from grpo_jax.part import aligned, put
 from grpo_jax.types import Array, Params
 
 
-def _decided(config: Config) -> Config:
+def decided(config: Config) -> Config:
     """The configuration over every context, with the cells of its expectation decided where known."""
     given = config.expectation if isinstance(config.expectation, Exact) else Exact()
     return choose(put(put(config, "loop.prompts", None), "expectation", given))
 
 
-def _state(config: Config, old: Params, reference: Params) -> tuple[Config, TrainState]:
+def state_of(config: Config, old: Params, reference: Params) -> tuple[Config, TrainState]:
     """A state that samples from ``old``, and the configuration ready for its runs."""
     leaf = jax.tree.leaves(old)[0]
     runs = config.policy.trailing and jnp.ndim(leaf) > config.policy.rank
@@ -33,7 +33,7 @@ def _state(config: Config, old: Params, reference: Params) -> tuple[Config, Trai
 
 @jax.jit
 def _objective(config: Config, params: Params, old: Params, reference: Params) -> Array:
-    config, state = _state(config, old, reference)
+    config, state = state_of(config, old, reference)
     assert isinstance(config.expectation, Exact)
     return config.expectation.objective(config, config.expectation.collect(config, state), params)[0]
 
@@ -55,7 +55,7 @@ def expected_objective(
       old: θ_old; None is θ, held fixed.
       reference: θ_ref; None is θ_old.
     """
-    return _objective(_decided(config), *_points(params, old, reference))
+    return _objective(decided(config), *points(params, old, reference))
 
 
 def expected_gradient(
@@ -66,12 +66,12 @@ def expected_gradient(
     The arguments are those of ``expected_objective``. A method whose ratio is ``Frozen`` has its gradient at
     θ_old whatever θ is. Differentiable: give ``old`` as well, to let θ_old move along.
     """
-    params, old, reference = _points(params, old, reference)
+    params, old, reference = points(params, old, reference)
     at = old if getattr(config.method.ratio, "at_old", False) else params
-    return _gradient(_decided(config), at, old, reference)
+    return _gradient(decided(config), at, old, reference)
 
 
-def _points(params: Params, old: Params | None, reference: Params | None) -> tuple[Params, Params, Params]:
+def points(params: Params, old: Params | None, reference: Params | None) -> tuple[Params, Params, Params]:
     params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
     old = jax.lax.stop_gradient(params) if old is None else jax.tree.map(lambda x: jnp.asarray(x, float), old)
     reference = old if reference is None else jax.tree.map(lambda x: jnp.asarray(x, float), reference)

@@ -11,12 +11,8 @@ from grpo_jax.expectations import shared
 from grpo_jax.types import Array, Levels, Rollout, Scores
 
 
-def outcomes(config: Config, state: TrainState, prompts: Any) -> Rollout:
-    """Every outcome as an entry of its prompt's group; its multiplicity is π_old(o)·p(level|o).
-
-    Returns a rollout with N = S·L entries: S outputs of the policy's support, L levels of the task's
-    reward, the levels of one output side by side. ValueError where either list does not exist.
-    """
+def support_levels(config: Config, state: TrainState, prompts: Any) -> tuple[Array, Array, Levels]:
+    """Tokens and mask [P, S, T] of every output, and its reward levels; ValueError if not listable."""
     support = config.policy.support(prompts)
     if support is None:
         name = type(config.policy).__name__
@@ -26,6 +22,16 @@ def outcomes(config: Config, state: TrainState, prompts: Any) -> Rollout:
     if levels is None:
         name = type(getattr(config.task, "noise", None) or config.task).__name__
         raise ValueError(f"{name} rewards have no finite list of levels, so nothing is exact; use Sampled()")
+    return tokens, mask, levels
+
+
+def outcomes(config: Config, state: TrainState, prompts: Any) -> Rollout:
+    """Every outcome as an entry of its prompt's group; its multiplicity is π_old(o)·p(level|o).
+
+    Returns a rollout with N = S·L entries: S outputs of the policy's support, L levels of the task's
+    reward, the levels of one output side by side.
+    """
+    tokens, mask, levels = support_levels(config, state, prompts)
     old = config.policy.score_support(state.old_params, prompts)
     ref = config.policy.score_support(state.ref_params, prompts)
     return listed(prompts, tokens, mask, levels, old, ref)
