@@ -61,7 +61,7 @@ def settle(reference: np.ndarray, strength: np.ndarray, start: np.ndarray, succe
     """[R] pi(a) where exact ascent ends; all [R], but success probabilities [2, R] of coin-flip rewards."""
     gamma = success[0] - success[1]
     beta = np.where(gamma > 0, gamma, 1) * strength
-    rate = SGD(learning_rate=3 / (gamma + beta))
+    rate = SGD(learning_rate=jnp.asarray(3 / (gamma + beta)))
     options = {"start": binary(start), "noise": Bernoulli(), "optimizer": rate}
     config = problem(binary(reference), success, beta, group_size=2, **options)
     return ascend(config, len(beta), iterations=800)[0]
@@ -110,7 +110,7 @@ def solved() -> np.ndarray:
 def sampled(optimizer, rates: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
     """[rate, setting, seed] time averages of pi(a)."""
     rate, r, b, seed = grid(rates, *SAMPLED.values(), np.arange(seeds))
-    made = optimizer(learning_rate=rate)
+    made = optimizer(learning_rate=jnp.asarray(rate))
     config = problem(binary(r), np.array([1.0, 0.0]), b, group_size=2, optimizer=made, expectation=None)
     average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
     return average.reshape(len(rates), -1, seeds)
@@ -120,7 +120,7 @@ def placebo(seeds: int, iterations: int, root: int) -> np.ndarray:
     """[rate, pi_ref, seed] time averages of pi(a) under rewards that are a fair coin for both answers."""
     rates, references = RATES["SGD"], SAMPLED["pi_ref"]
     rate, r, seed = grid(rates, references, np.arange(seeds))
-    options = {"noise": Bernoulli(), "optimizer": SGD(learning_rate=rate), "expectation": None}
+    options = {"noise": Bernoulli(), "optimizer": SGD(learning_rate=jnp.asarray(rate)), "expectation": None}
     config = problem(binary(r), np.array([0.5, 0.5]), 0.5, group_size=2, **options)
     average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
     return average.reshape(len(rates), len(references), seeds)
@@ -169,7 +169,8 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
         coords={
             "pair": list(PAIRS), "gamma": GAMMAS, "pi_ref": REFERENCES, "strength": STRENGTHS,
             "start": STARTS, "below_one": STRENGTHS[STRENGTHS < 1], "optimizer": list(RATES),
-            "setting": setting, "sampled_pi_ref": SAMPLED["pi_ref"], "map_pi_ref": r[:, 0], "map_strength": b[0],
+            "setting": setting, "sampled_pi_ref": SAMPLED["pi_ref"],
+            "map_pi_ref": r[:, 0], "map_strength": b[0],
         },
     )  # fmt: skip
 

@@ -4,8 +4,10 @@ Arrays have runs last. Training is on-policy (one step a batch) and unclipped, t
 """
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -25,14 +27,14 @@ BURN = 0.25
 """Share of a sampled run that its time average leaves out."""
 
 
-def method(beta: ArrayLike, *, direct: bool = False) -> Method:
+def method(beta: Any, *, direct: bool = False) -> Method:
     """GRPO of [A]: no clip, k3 penalty; `direct` multiplies the penalty by the ratio (Section 5)."""
     divergence = Weighted(inner=K3()) if direct else K3()
     return dataclasses.replace(grpo, gain=Linear(), penalty=Penalty(divergence=divergence, coef=beta))
 
 
 def problem(
-    reference: np.ndarray, rewards: ArrayLike, beta: ArrayLike, *, group_size: int, start=None, **changes
+    reference: np.ndarray, rewards: Any, beta: Any, *, group_size: int, start=None, **changes
 ) -> Config:
     """One question with K answers.
 
@@ -42,7 +44,7 @@ def problem(
       beta: the penalty's coefficient, a number or [R].
       group_size: G.
       start: [K(, R)] policy to start from; the reference by default.
-      changes: `noise`, `direct`, or fields of `Config`, such as `optimizer`; `expectation` is exact by default.
+      changes: `noise`, `direct`, or fields of `Config`, of which `expectation` is exact by default.
     """
     made, noise = method(beta, direct=changes.pop("direct", False)), changes.pop("noise", None)
     task = rewards if hasattr(rewards, "rewards") else Questions(table=np.asarray(rewards)[None], noise=noise)
@@ -73,7 +75,7 @@ def ascend(config: Config, runs: int, *, iterations: int) -> np.ndarray:
 
 def steady_rate(beta: ArrayLike) -> SGD:
     """SGD with a rate, one a run, at which exact ascent is stable for every group size: 3 / (1 + beta)."""
-    return SGD(learning_rate=3 / (1 + np.asarray(beta, float)))
+    return SGD(learning_rate=3 / (1 + jnp.asarray(beta, float)))
 
 
 def time_average(config: Config, seeds: np.ndarray, *, root: int, iterations: int) -> np.ndarray:
