@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from grpo_jax import methods
 from grpo_jax.optimizers import AdamW, Optimizer
-from grpo_jax.part import declared, part, static, subparts
+from grpo_jax.part import declared, leaf_paths, part, static, subparts
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Array, Params, Policy, Rollout, Task
 
@@ -136,6 +137,9 @@ def _check_slots(config: Config) -> None:
             hint = {"optimizer": "; optimizers.Custom wraps an Optax transformation"}.get(slot, "")
             what = "a class, not an instance" if isinstance(value, type) else f"without {', '.join(lacking)}"
             raise TypeError(f"{slot} is {value!r}, {what}{hint}")
+    for path, leaf in leaf_paths(config).items():
+        if not isinstance(leaf, (numbers.Number, np.ndarray, jax.Array)):
+            raise TypeError(f"{path} is {leaf!r}, neither a number nor a part; decorate its class with @part")
 
 
 def _rows(table: Any) -> int | None:
