@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.folds import total
 from grpo_jax.parts.gains import held
 from grpo_jax.parts.ratios import exponential
 from grpo_jax.statistics import GROUP_AXES, quantile, tied
@@ -40,19 +41,24 @@ def expected_reward(policy: Policy, task: Task, params: Params, prompts: Array) 
     """J(θ) = mean over prompts of Σ_o π_θ(o|q) E[r|o], by enumeration."""
     logp = log_support(policy, params, prompts)
     means = support_means(policy, task, prompts, logp)
-    return jnp.mean(jnp.sum(jnp.exp(logp) * means, 1), 0)
+    return _over_prompts(jnp.exp(logp) * means)
 
 
 def entropy(policy: Policy, params: Params, prompts: Array) -> Array:
     """Entropy in nats of the distribution over whole outputs, mean over prompts."""
     logp = log_support(policy, params, prompts)
-    return -jnp.mean(jnp.sum(_times(jnp.exp(logp), logp), 1), 0)
+    return -_over_prompts(_times(jnp.exp(logp), logp))
 
 
 def kl(policy: Policy, params: Params, other: Params, prompts: Array) -> Array:
     """KL(π_params‖π_other) in nats over whole outputs, mean over prompts."""
     logp, reference = log_support(policy, params, prompts), log_support(policy, other, prompts)
-    return jnp.mean(jnp.sum(_times(jnp.exp(logp), logp - reference), 1), 0)
+    return _over_prompts(_times(jnp.exp(logp), logp - reference))
+
+
+def _over_prompts(terms: Array) -> Array:
+    """Mean over prompts of sums over outputs [P, S]."""
+    return total(terms, (0, 1))[0, 0] / terms.shape[0]
 
 
 def _times(probability: Array, value: Array) -> Array:
@@ -111,8 +117,8 @@ def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Ar
     rollout, logp = sanitized(rollout, logp)
     out = held(method.gain, method.ratio(rollout, logp), advantages)
     weight = _token_weight(rollout)
-    total = jnp.sum(weight, (0, 1, 2))
-    high, low = (jnp.sum(jnp.where(side, weight, 0), (0, 1, 2)) / total for side in out)
+    mass = jnp.sum(weight, (0, 1, 2))
+    high, low = (total(jnp.where(side, weight, 0), (0, 1, 2))[0, 0, 0] / mass for side in out)
     return high, low
 
 

@@ -59,7 +59,8 @@ def uniforms(
       step: uint32 scalar, the iteration.
       stream: what the draw is for.
       shape: the leading shape.
-      dtype: float32 (24 bits) or float64 (53 bits); default the widest enabled.
+      dtype: float32 (24 bits, the leading ones of the float64 draw) or float64 (53 bits); default the widest
+        enabled.
     """
     dtype = jax.dtypes.canonicalize_dtype(dtype or float)
     size = 1
@@ -68,15 +69,18 @@ def uniforms(
     if size >= 2**_STREAM_BITS:
         raise ValueError(f"{size} draws at one step; at most {2**_STREAM_BITS - 1}")
     wide = dtype == jnp.float64
-    blocks = size if wide else (size + 1) // 2
-    trailing = (1,) * seed.ndim
-    position = jnp.arange(blocks, dtype=jnp.uint32).reshape((blocks,) + trailing)
+    position = jnp.arange(size, dtype=jnp.uint32).reshape((size,) + (1,) * seed.ndim)
     position = position + jnp.uint32(int(stream) << _STREAM_BITS)
-    a, b = threefry2x32((root.astype(jnp.uint32), seed), (jnp.asarray(step, jnp.uint32), position))
-    if wide:
-        mantissa = (a.astype(jnp.uint64) << 21) ^ (b.astype(jnp.uint64) >> 11)
-        unit = mantissa.astype(jnp.float64) * 2.0**-53
-    else:
-        words = jnp.concatenate([a, b], axis=0)[:size]
-        unit = (words >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)
+    key, counter = (root.astype(jnp.uint32), seed), (jnp.asarray(step, jnp.uint32), position)
+
+    def draw() -> Array:
+        a, b = threefry2x32(key, counter)
+        if wide:
+            mantissa = (a.astype(jnp.uint64) << 21) ^ (b.astype(jnp.uint64) >> 11)
+            return mantissa.astype(jnp.float64) * 2.0**-53
+        return (a >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)
+
+    # A branch that is never taken: the draws are made once, not again inside everything that reads them.
+    never = jnp.asarray(step, jnp.uint32) == jnp.uint32(2**32 - 1)
+    unit = jax.lax.cond(never, lambda: jnp.zeros((size,) + seed.shape, dtype), draw)
     return unit.reshape(tuple(shape) + seed.shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from grpo_jax import folds
 from grpo_jax.types import Array, Number
 
 GROUP_AXES = (1,)
@@ -21,7 +22,7 @@ def present(x: Array, weight: Array, fill: Number = 0.0) -> Array:
 
 def total(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
     """Σ w x over present entries."""
-    return jnp.sum(weight * present(x, weight), axes, keepdims=True)
+    return folds.total(weight * present(x, weight), axes)
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
@@ -32,13 +33,13 @@ def divide(numerator: Array, denominator: Array) -> Array:
 
 def mean(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
     """Σ w x / Σ w; 0 for an empty set."""
-    return divide(total(x, weight, axes), jnp.sum(weight, axes, keepdims=True))
+    return divide(total(x, weight, axes), folds.total(weight, axes))
 
 
 def extent(x: Array, weight: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Least and greatest present value (+inf and -inf for an empty set)."""
-    low = jnp.min(present(x, weight, jnp.inf), axes, keepdims=True)
-    return low, jnp.max(present(x, weight, -jnp.inf), axes, keepdims=True)
+    low = folds.least(present(x, weight, jnp.inf), axes)
+    return low, folds.greatest(present(x, weight, -jnp.inf), axes)
 
 
 def tied(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
@@ -65,7 +66,7 @@ def spread(x: Array, weight: Array, axes: tuple[int, ...], *, ddof: Number = 0.0
     width = jnp.where(flat, 1, high - low)
     unit = jnp.where(flat, 0, (x - jnp.where(flat, 0, low)) / width)
     deviation = unit - mean(unit, weight, axes)
-    count = jnp.sum(weight, axes, keepdims=True)
+    count = folds.total(weight, axes)
     variance = divide(total(deviation**2, weight, axes), jnp.maximum(count - ddof, 0))
     return jnp.where(flat, 0, width * jnp.sqrt(variance))
 

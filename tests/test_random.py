@@ -41,15 +41,14 @@ def test_threefry_is_the_generator_of_jax():
 
 
 def reference_uniforms(root, seed, step, stream, size, *, wide):
-    """The layout written out in Python integers."""
-    blocks = size if wide else -(-size // 2)
+    """The layout written out in Python integers: one block a draw, its first word leading."""
     pairs = [
         [int(w) for w in block(words((root, seed)), words((step, (int(stream) << 28) + i)))]
-        for i in range(blocks)
+        for i in range(size)
     ]
     if wide:
         return [((a << 21) ^ (b >> 11)) / 2**53 for a, b in pairs]
-    return [(word >> 8) / 2**24 for word in [a for a, _ in pairs] + [b for _, b in pairs]][:size]
+    return [(a >> 8) / 2**24 for a, _ in pairs]
 
 
 def test_layout_in_single_precision():

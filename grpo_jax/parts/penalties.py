@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.folds import bounded
 from grpo_jax.part import number, part
 from grpo_jax.parts.ratios import Ratio, Token, exponential
 from grpo_jax.parts.reductions import Reduction
@@ -78,7 +79,7 @@ class K3:
     clamp: Number = number(float("inf"), low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        x = jnp.clip(rollout.ref_logp - logp, -self.clamp, self.clamp)
+        x = bounded(rollout.ref_logp - logp, -self.clamp, self.clamp)
         return exponential(x) - x - 1
 
 

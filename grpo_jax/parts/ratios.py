@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.folds import bounded
 from grpo_jax.part import number, part
 from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Number, Rollout
@@ -25,7 +26,7 @@ class Ratio(Protocol):
 def exponential(log_ratio: Array) -> Array:
     """e^x, held with gradient 0 where |x| passes log(largest number)/1.05: 84.5 (float32), 676 (float64)."""
     limit = float(np.log(jnp.finfo(log_ratio.dtype).max)) / 1.05
-    return jnp.exp(jnp.clip(log_ratio, -limit, limit))
+    return jnp.exp(bounded(log_ratio, -limit, limit))
 
 
 def _mean(rollout: Rollout, gap: Array) -> Array:
@@ -40,7 +41,7 @@ class Token:
     clamp: Number = number(float("inf"), low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
-        return jnp.clip(logp - rollout.old_logp, -self.clamp, self.clamp)
+        return bounded(logp - rollout.old_logp, -self.clamp, self.clamp)
 
 
 @part
@@ -78,7 +79,7 @@ class Trajectory:
     clamp_sum: Number = number(float("inf"), low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
-        gap = jnp.clip(logp - rollout.old_logp, -self.clamp, self.clamp)
+        gap = bounded(logp - rollout.old_logp, -self.clamp, self.clamp)
         gap = jnp.where(rollout.mask > 0, gap, 0)
         total = jnp.clip(jnp.sum(gap, 2, keepdims=True), -self.clamp_sum, self.clamp_sum)
         return jnp.broadcast_to(total, gap.shape)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.folds import log_softmax, total
 from grpo_jax.part import number, part
 from grpo_jax.sequences import at_prompts, inverse_cdf, lookup
 from grpo_jax.types import Array, Scores, Support
@@ -70,7 +70,7 @@ class ActionPolicy:
 
     def log_probabilities(self, params: Array, prompts: Array) -> Array:
         """[P, K] log π_θ(k|c)."""
-        return jax.nn.log_softmax(at_prompts(params, prompts), axis=1)
+        return log_softmax(at_prompts(params, prompts), 1)
 
     def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
         """Actions [P, G, 1] by inverse CDF; see ``types.Policy``."""
@@ -82,9 +82,9 @@ class ActionPolicy:
         """[P, K] histogram of what ``sample`` would draw from the same uniforms [P, G, 1]."""
         upto = jnp.cumsum(jnp.exp(self.log_probabilities(params, prompts)), 1)
         level = uniforms[:, :, 0] * upto[:, -1:]
-        below = jnp.sum(level[:, None] < upto[:, :-1, None], 2, dtype=upto.dtype)
-        total = jnp.full_like(below[:, :1], uniforms.shape[1])
-        return jnp.diff(jnp.concatenate([jnp.zeros_like(total), below, total], 1), axis=1)
+        below = total(jnp.where(level[:, None] < upto[:, :-1, None], 1.0, 0.0), (2,))[:, :, 0]
+        ends = jnp.zeros_like(below[:, :1])
+        return jnp.diff(jnp.concatenate([ends, below, ends + uniforms.shape[1]], 1), axis=1)
 
     def score(self, params: Array, prompts: Array, tokens: Array, mask: Array) -> Scores:
         """[P, N, 1] log-probability of each action and entropy of its distribution."""

@@ -16,21 +16,8 @@ from grpo_jax import train
 from grpo_jax.config import Config
 from grpo_jax.part import put_all
 from grpo_jax.sweep.axes import Axis
+from grpo_jax.sweep.layout import Shape, compiled
 from grpo_jax.types import Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """How runs are laid out: ``chunks`` chunks of ``width`` runs in a part, over ``devices`` devices."""
-
-    width: int
-    chunks: int
-    devices: int
-
-    @property
-    def runs(self) -> int:
-        """Runs in a part."""
-        return self.width * self.chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +56,6 @@ def chunk(
     return single(picked, seeds)
 
 
-def default_width(config: Config, runs: int, devices: int) -> int:
-    """Runs in a chunk, all devices together: about as many as keep a chunk's parameters in the L2 cache."""
-    start = jax.eval_shape(config.policy.init, jax.random.key(0))
-    numbers = sum(np.prod(leaf.shape[: config.policy.rank or None]) for leaf in jax.tree.leaves(start))
-    width = max(16, 16 * int(2560 / max(numbers, 1) / 16)) if config.policy.trailing else 8
-    needed = -(-runs // devices)
-    return min(width, needed) * devices
-
-
 class Program:
     """A compiled part of a sweep; lowered first, so that its text can be hashed and its compilation timed."""
 
@@ -106,7 +84,7 @@ class Program:
             self.compiled = known[self.hash]
             return False
         start = time.perf_counter()
-        self.compiled = known[self.hash] = self._lowered.compile()
+        self.compiled = known[self.hash] = compiled(self._lowered)
         self.compile_seconds = time.perf_counter() - start
         return True
 

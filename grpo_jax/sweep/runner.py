@@ -22,11 +22,9 @@ from grpo_jax.expectations import choose
 from grpo_jax.part import describe
 from grpo_jax.recording import DIAGNOSTICS
 from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
-from grpo_jax.sweep.program import Program, Request, Shape, default_width
+from grpo_jax.sweep.layout import Shape, check_fits, estimate, free_memory, layout
+from grpo_jax.sweep.program import Program, Request
 from grpo_jax.sweep.storage import Store
-
-PART_RUNS = 65536
-PART_BYTES = 256 * 2**20
 
 
 def sweep(
@@ -81,7 +79,10 @@ def sweep(
             f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
         )
     runs = size(run_axes[0]) * len(seed_values)
-    shape = _layout(configs[0], runs, request, width=width, devices=devices)
+    numbers = _numbers(request, configs[0])
+    shape = layout(configs[0], runs, numbers, width=width, devices=devices)
+    wanted = estimate(configs[0], shape, runs, iterations=iterations, numbers=numbers, kept=True)
+    check_fits(wanted, free_memory())
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
     report = _Report(programs, runs * len(programs), iterations, progress)
@@ -104,18 +105,10 @@ def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
     return values.astype(np.uint32)
 
 
-def _layout(config: Config, runs: int, request: Request, *, width: int | None, devices: int | None) -> Shape:
-    local = jax.local_device_count()
-    if devices is not None and not 1 <= devices <= local:
-        raise ValueError(f"devices is {devices}; this process has {local}")
-    count = devices or min(local, runs)
-    width = width or default_width(config, runs, count)
-    if width < 1 or width % count:
-        raise ValueError(f"width is {width}; it must be a positive multiple of the {count} devices")
-    numbers = sum(int(np.prod(_extra(name, config), dtype=int)) for name in request.record)
-    bytes_per_run = 8 * numbers * (request.iterations // request.record_every)
-    part_runs = min(runs, PART_RUNS, max(PART_BYTES // bytes_per_run, width))
-    return Shape(width=width, chunks=max(1, -(-part_runs // width)), devices=count)
+def _numbers(request: Request, config: Config) -> int:
+    """Numbers that one run records."""
+    each = sum(int(np.prod(_extra(name, config), dtype=int)) for name in request.record)
+    return each * (request.iterations // request.record_every)
 
 
 def _extra(name: str, config: Config) -> tuple[int, ...]:

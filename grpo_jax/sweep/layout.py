@@ -1,0 +1,153 @@
+"""How a sweep meets the machine: compiler options, runs in a chunk and a part, and whether it all fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax.config import Config, prompt_count
+
+CHUNK_NUMBERS = 8192
+"""Numbers in one array of a chunk on one device: what keeps a chunk's dozen arrays in a 1 MiB L2 cache."""
+PART_RUNS = 65536
+PART_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How runs are laid out: ``chunks`` chunks of ``width`` runs in a part, over ``devices`` devices."""
+
+    width: int
+    chunks: int
+    devices: int
+
+    @property
+    def runs(self) -> int:
+        """Runs in a part."""
+        return self.width * self.chunks
+
+
+def compiler_options() -> dict[str, Any]:
+    """What a program of small elementwise kernels wants of the compiler, on the default backend.
+
+    On a CPU: 512-bit vectors where it has them, and no splitting of one kernel over threads. The runs are
+    already spread over devices, and a kernel of microseconds loses more by the hand-over than it gains.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options: dict[str, Any] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    return options | ({"xla_cpu_prefer_vector_width": 512} if _wide_vectors() else {})
+
+
+@functools.cache
+def _wide_vectors() -> bool:
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def compiled(lowered: Any) -> Any:
+    """The executable with ``compiler_options``, or without them where this compiler does not know them."""
+    try:
+        return lowered.compile(compiler_options=compiler_options())
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        return lowered.compile()
+
+
+def default_width(config: Config, runs: int, devices: int) -> int:
+    """Runs in a chunk, all devices together.
+
+    On a CPU as many as keep a chunk in the L2 cache; on an accelerator as many as fill it.
+    """
+    needed = -(-runs // devices)
+    if not config.policy.trailing:
+        return min(8, needed) * devices
+    start = jax.eval_shape(config.policy.init, jax.random.key(0))
+    numbers = sum(int(np.prod(leaf.shape[: config.policy.rank])) for leaf in jax.tree.leaves(start))
+    drawn = prompt_count(config) * config.loop.group_size * config.policy.horizon
+    budget = CHUNK_NUMBERS if jax.default_backend() == "cpu" else 2**25
+    width = 16 * (budget // max(numbers, drawn, 1) // 16)
+    return min(max(width, 32), needed) * devices
+
+
+def layout(
+    config: Config, runs: int, numbers: int, *, width: int | None = None, devices: int | None = None
+) -> Shape:
+    """Chunks and parts for ``runs`` runs that record ``numbers`` numbers each.
+
+    Args:
+      width: runs in a chunk, a multiple of ``devices``; None chooses.
+      devices: how many local devices share a chunk; None is all of them (no more than there are runs).
+    """
+    local = jax.local_device_count()
+    if devices is not None and not 1 <= devices <= local:
+        raise ValueError(f"devices is {devices}; this process has {local}")
+    count = devices or min(local, runs)
+    width = width or default_width(config, runs, count)
+    if width < 1 or width % count:
+        raise ValueError(f"width is {width}; it must be a positive multiple of the {count} devices")
+    part_runs = min(runs, PART_RUNS, max(PART_BYTES // (8 * numbers), width))
+    return Shape(width=width, chunks=max(1, -(-part_runs // width)), devices=count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a sweep will take, known before it starts."""
+
+    updates: int
+    """Optimizer steps of all runs together."""
+    output: int
+    """Bytes of all results."""
+    memory: int
+    """Bytes needed at once in the host's memory, at most."""
+
+    def sentence(self) -> str:
+        """For people."""
+        sizes = f"{self.output / 2**20:.1f} MiB of results, {self.memory / 2**20:.0f} MiB of memory"
+        return f"{self.updates / 1e6:.3g} million updates, {sizes}"
+
+
+def estimate(
+    config: Config, shape: Shape, runs: int, *, iterations: int, numbers: int, kept: bool
+) -> Estimate:
+    """Updates, bytes of output and memory of a sweep; ``kept``: all results are held in memory at the end."""
+    item = np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize
+    output, part = runs * numbers * item, shape.runs * numbers * item
+    start = jax.eval_shape(config.policy.init, jax.random.key(0))
+    state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start)) + prompt_count(config) * (
+        config.loop.group_size * config.policy.horizon
+    )
+    work = 32 * state * shape.width * item
+    steps = runs * iterations * config.loop.inner_steps * config.loop.minibatches
+    return Estimate(updates=steps, output=output, memory=(2 * output if kept else 0) + 3 * part + work)
+
+
+def check_fits(wanted: Estimate, available: int | None) -> None:
+    """MemoryError, with what to do about it, where a sweep needs more memory than there is."""
+    if available is None or wanted.memory <= available:
+        return
+    raise MemoryError(
+        f"this sweep needs {wanted.memory / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are free: "
+        "raise record_every, name fewer diagnostics in record, or give out= to leave the results on disk"
+    )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that this process could still get; None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
