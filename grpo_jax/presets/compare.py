@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.methods import describe
 from grpo_jax.presets.registry import parse
 from grpo_jax.surrogate import Method, advantages, loss
 from grpo_jax.types import Array, Rollout
@@ -49,7 +50,7 @@ def random_batch(
         sampling_logp=near(0.3),
         old_logp=near(0.2),
         ref_logp=near(0.5),
-        entropy=jnp.asarray(rng.gamma(2.0, 0.5, shape)),
+        entropy=jnp.asarray(rng.gamma(2.0, 0.3, shape)),
         baseline=jnp.full(shape[:2], 0.5),
     )
     return rollout, jnp.asarray(logp)
@@ -60,7 +61,7 @@ def compare(a: Method, b: Method, *, seed: int = 0) -> Comparison:
     rollout, logp = random_batch(seed=seed)
     slots = {}
     for field in dataclasses.fields(Method):
-        texts = repr(getattr(a, field.name)), repr(getattr(b, field.name))
+        texts = describe(getattr(a, field.name)), describe(getattr(b, field.name))
         if texts[0] != texts[1]:
             slots[field.name] = texts
     (loss_a, grad_a), (loss_b, grad_b) = (

@@ -120,8 +120,8 @@ def advantage(o: Options) -> Advantage:
     """(r − r̄_group)/(σ + 1e-4), σ of the group, of the batch, or not at all."""
     if o.multi_objective_aggregation == "normalize_then_sum":
         return Normalized(center=BatchMean(), scale=BatchSpread(ddof=1.0), eps=ADDED)
-    spreads = {"group": GroupSpread(ddof=1.0), "batch": BatchSpread(ddof=1.0), "none": None}
-    spreads |= {True: spreads["group"], False: None}
+    group, batch = GroupSpread(ddof=1.0), BatchSpread(ddof=1.0)
+    spreads = {"group": group, True: group, "batch": batch, "none": None, False: None}
     scale = choose("trl", "scale_rewards", o.scale_rewards, spreads)
     return Normalized(center=GroupMean(), scale=scale, eps=ADDED if scale is not None else 0.0)
 

@@ -153,6 +153,7 @@ def gain(o: Options) -> Gain:
     high = o.clip_ratio if o.clip_ratio_high is None else o.clip_ratio_high
     if o.loss_mode == "clip_cov" and not o.clip_cov_ratio >= 1:
         raise NotModelled("verl: clip_cov_ratio below 1 takes a random subset of tokens; only 1 is modelled")
+    beta = 0.0 if o.dro_beta is None else o.dro_beta
     if o.loss_mode == "dro" and o.dro_beta is None:
         raise ValueError("verl: loss_mode='dro' needs dro_beta")
     table = {
@@ -165,7 +166,7 @@ def gain(o: Options) -> Gain:
         ),
         "kl_cov": lambda: CovariancePenalty(share=o.kl_cov_ratio, coef=o.ppo_kl_coef),
         "geo_mean": lambda: GeometricMean(low=low, high=high, eps=1e-8),
-        "dro": lambda: QuadraticLogLikelihood(beta=o.dro_beta),
+        "dro": lambda: QuadraticLogLikelihood(beta=beta),
         "cispo": lambda: TruncatedScore(low=low, high=high),
         "dppo_tv": lambda: VariationRegion(low=low, high=high, cap=o.clip_ratio_c),
         "dppo_kl": lambda: BinaryKLRegion(low=low, high=high, cap=o.clip_ratio_c),

@@ -54,8 +54,9 @@ def convention_gap(p: ArrayLike, gap: ArrayLike = 1.0, *, group_size: float, con
     if math.isinf(group_size):
         return gap / (gap * jnp.sqrt(p * (1 - p)) + added) ** convention.power
     k = np.arange(1, int(group_size))
-    spread = np.sqrt(k * (group_size - k) / (group_size * (group_size - convention.ddof)))
-    divisor = (gap * jnp.asarray(spread, p.dtype) + added) ** convention.power
+    ddof = jnp.asarray(convention.ddof, p.dtype)
+    spread = jnp.sqrt(k * (group_size - k) / (group_size * (group_size - ddof)))
+    divisor = (gap * spread + added) ** convention.power
     share = (group_size - 1) / group_size
     return bernstein(share * gap / divisor, p, 1 - p)
 

@@ -117,6 +117,8 @@ def _gspo(b: _Batch, alpha: Array) -> TokenWeights:
 
 def _gtpo(b: _Batch) -> TokenWeights:
     """δ_i = 1{⟨H⟩_i ≤ ln 2}; λ = 0 or 2 at tokens shared with an output of the other sign."""
+    if b.rollout.entropy is None:
+        raise ValueError("GTPO's weights need rollout.entropy")
     entropy = jnp.where(b.mask > 0, b.rollout.entropy, 0)
     calm = _ratio(jnp.sum(entropy, 2, keepdims=True), b.length) <= jnp.log(2.0)
     tokens, alive = b.rollout.tokens, b.mask > 0
