@@ -46,11 +46,11 @@ class Flow(NamedTuple):
 def relax(field: Callable[[Array], Array], start: Array, *, max_steps: int) -> tuple[Array, Flow]:
     """Follow ``dx/dt = field(x)``, x >= 0, to rest: implicit Euler whose step grows as the field shrinks.
 
-    Solves ``(1/h - J) d = field(x)`` and grows h as the residual falls (pseudo-transient continuation),
-    starting below the field's own time scale: far from a rest point this follows the flow from the start, near
-    it it is Newton's method. An entry shrinks at most 20-fold in a step, so that positive entries stay positive.
-    A step that shrinks one so although the field raises it, or that raises the residual by half, is taken back
-    and h cut.
+    Solves ``(1/h - J) d = field(x)`` and grows h as the residual falls (pseudo-transient continuation).
+    It starts below the field's own time scale: far from a rest point it follows the flow from the start,
+    near one it is Newton's method. An entry shrinks at most 20-fold in a step, so that positive entries
+    stay positive. A step that shrinks one so although the field raises it, or that raises the residual by
+    half, is taken back and h cut.
 
     Args:
       field: maps [K] to [K]; may close over traced numbers, in which the rest point is differentiable to any

@@ -146,6 +146,7 @@ def stationary(
     Returns:
       `FixedPoint`, differentiable in reference, beta, the rewards' levels and probabilities.
 
+    >>> from grpo_jax.theory import reward_table
     >>> table = reward_table([1.0, 0.0])
     >>> [round(float(p), 6) for p in stationary([0.25, 0.75], table, 1.0, group_size=2).policy]
     [0.5, 0.5]
