@@ -1,0 +1,422 @@
+"""The training loop against an independent simulation of GRPO in NumPy, and what it promises of runs."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import methods, train
+from grpo_jax.config import Config, Loop
+from grpo_jax.expectations import Counts, Sampled, choose
+from grpo_jax.optimizers import SGD, Adam, ClippedNorm
+from grpo_jax.part import number, part, put_all
+from grpo_jax.parts.advantages import Normalized
+from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
+from grpo_jax.random import Stream, uniforms
+from grpo_jax.sequences import Sequences
+from grpo_jax.surrogate import Method
+from grpo_jax.tasks import Bernoulli, Questions, SequenceReward, SequenceTable
+
+RNG = np.random.default_rng(11)
+LOGITS, REFERENCE = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 3))
+TABLE = np.array([[0.1, 0.9, 0.4], [1.0, 0.0, 0.0], [0.3, 0.2, 0.8], [0.5, 0.5, 0.7]])
+LOW, HIGH, COEF, RATE = 0.15, 0.1, 0.3, 0.9
+ALL = (
+    "expected_reward", "entropy", "kl_ref", "kl_ref_reverse", "reward", "length", "surrogate", "grad_norm",
+    "update_norm", "clip_high", "clip_low", "ratio_min", "ratio_max", "ratio_quantiles", "tied",
+    "probabilities",
+)  # fmt: skip
+
+
+def configured(**changes: Any) -> Config:
+    base = Config(
+        policy=ActionPolicy(logits=LOGITS),
+        task=Questions(table=TABLE),
+        method=put_all(methods.grpo, {"gain.low": LOW, "gain.high": HIGH, "penalty.coef": COEF}),
+        optimizer=SGD(learning_rate=RATE),
+        loop=Loop(group_size=6),
+        reference=REFERENCE,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+class Simulation:
+    """GRPO on questions with K actions, written out; shares nothing with the library but its draws."""
+
+    def __init__(self, loop: Loop, *, seed: int, noisy: bool) -> None:
+        self.loop, self.seed, self.noisy = loop, seed, noisy
+        self.theta, self.old, self.step = LOGITS.copy(), LOGITS.copy(), 0
+
+    def draws(self, stream, *shape):
+        return np.asarray(
+            uniforms(jnp.uint32(0), jnp.uint32(self.seed), jnp.uint32(self.step), stream, shape)
+        )
+
+    def groups(self):
+        loop, contexts = self.loop, len(TABLE)
+        drawn = loop.prompts is not None
+        prompts = (
+            (self.draws(Stream.PROMPT, loop.prompts) * contexts).astype(int) if drawn else np.arange(contexts)
+        )
+        u = self.draws(Stream.TOKEN, len(prompts), loop.group_size, 1)
+        upto = softmax(self.old)[prompts].cumsum(-1)
+        actions = np.array(
+            [[np.searchsorted(upto[p], x, side="right") for x in u[p, :, 0]] for p in range(len(u))]
+        )
+        rewards = np.take_along_axis(TABLE[prompts], actions, 1)
+        if self.noisy:
+            rewards = (self.draws(Stream.REWARD, *actions.shape) < rewards) * 1.0
+        return prompts, actions, rewards
+
+    def advantages(self, rewards):
+        spread = rewards.std(1, keepdims=True)
+        tied = np.ptp(rewards, 1, keepdims=True) == 0
+        return np.where(tied, 0, (rewards - rewards.mean(1, keepdims=True)) / np.where(tied, 1, spread)), tied
+
+    def logp(self, theta, prompts, actions):
+        return np.take_along_axis(np.log(softmax(theta))[prompts], actions, 1)
+
+    def gradient(self, prompts, actions, advantages):
+        """∇J, J and the shares of tokens held above and below."""
+        logp = self.logp(self.theta, prompts, actions)
+        ratio = np.exp(logp - self.logp(self.old, prompts, actions))
+        x = self.logp(REFERENCE, prompts, actions) - logp
+        above, below = (ratio > 1 + HIGH) & (advantages > 0), (ratio < 1 - LOW) & (advantages < 0)
+        gain = np.minimum(ratio * advantages, np.clip(ratio, 1 - LOW, 1 + HIGH) * advantages)
+        slope = np.where(above | below, 0, ratio * advantages) - COEF * (1 - np.exp(x))
+        total = np.zeros_like(self.theta)
+        for p, prompt in enumerate(prompts):
+            for action, weight in zip(actions[p], slope[p], strict=True):
+                total[prompt] += weight / actions.size * (np.eye(3)[action] - softmax(self.theta[prompt]))
+        return total, (gain - COEF * (np.exp(x) - x - 1)).mean(), above.mean(), below.mean()
+
+    def iterate(self):
+        loop = self.loop
+        prompts, actions, rewards = self.groups()
+        advantages, tied = self.advantages(rewards)
+        order = self.draws(Stream.SHUFFLE, loop.inner_steps, len(prompts)).argsort(1)
+        seen = []
+        for inner in range(loop.inner_steps):
+            for rows in order[inner].reshape(loop.minibatches, -1):
+                slope, value, above, below = self.gradient(prompts[rows], actions[rows], advantages[rows])
+                self.theta = self.theta + RATE * slope
+                size = np.sqrt((slope**2).sum())
+                seen.append((value, size, RATE * size, above, below))
+        logs = self.logp(self.theta, prompts, actions) - self.logp(self.old, prompts, actions)
+        self.step += 1
+        if self.step % loop.refresh_every == 0:
+            self.old = self.theta.copy()
+        names = ("surrogate", "grad_norm", "update_norm", "clip_high", "clip_low")
+        found = dict(zip(names, np.mean(seen, 0), strict=True))
+        return found | self.measures() | {
+            "reward": rewards.mean(), "length": 1.0, "tied": tied.mean(),
+            "ratio_min": np.exp(logs.min()), "ratio_max": np.exp(logs.max()),
+            "ratio_quantiles": np.exp(np.quantile(logs, [0.01, 0.05, 0.5, 0.95, 0.99])),
+        }  # fmt: skip
+
+    def measures(self):
+        pi, ref = softmax(self.theta), softmax(REFERENCE)
+        return {
+            "probabilities": pi,
+            "expected_reward": (pi * TABLE).sum(1).mean(),
+            "entropy": -(pi * np.log(pi)).sum(1).mean(),
+            "kl_ref": (pi * np.log(pi / ref)).sum(1).mean(),
+            "kl_ref_reverse": (ref * np.log(ref / pi)).sum(1).mean(),
+        }
+
+
+LOOPS = {
+    "on_policy": Loop(group_size=6),
+    "inner_steps": Loop(group_size=6, inner_steps=3),
+    "minibatches": Loop(group_size=5, inner_steps=2, minibatches=2),
+    "stale": Loop(group_size=6, refresh_every=3),
+    "drawn_prompts": Loop(group_size=4, prompts=6, inner_steps=2, minibatches=3, refresh_every=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "noisy"), [*((name, False) for name in LOOPS), ("inner_steps", True), ("drawn_prompts", True)]
+)
+@pytest.mark.usefixtures("x64")
+def test_training_and_every_diagnostic_follow_the_simulation(name, noisy):
+    task = Questions(table=TABLE, noise=Bernoulli() if noisy else None)
+    config = configured(loop=LOOPS[name], task=task)
+    assert isinstance(choose(config).expectation, Sampled if noisy else Counts)
+    state, info = train.run(config, train.init(config, 7), iterations=5, record=ALL)
+    simulation = Simulation(LOOPS[name], seed=7, noisy=noisy)
+    expected = [simulation.iterate() for _ in range(5)]
+    np.testing.assert_allclose(state.params, simulation.theta, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(state.old_params, simulation.old, rtol=1e-11, atol=1e-12)
+    for measure in ALL:
+        wanted = np.stack([np.asarray(e[measure]) for e in expected])
+        np.testing.assert_allclose(info[measure], wanted, rtol=1e-9, atol=1e-11, err_msg=measure)
+    if LOOPS[name].inner_steps > 1 or LOOPS[name].refresh_every > 1:
+        assert sum(e["clip_high"] + e["clip_low"] for e in expected) > 0
+
+
+@pytest.mark.usefixtures("x64")
+def test_one_step_is_what_run_scans():
+    config = configured(loop=LOOPS["inner_steps"])
+    state = train.init(config, 7)
+    stepped = jax.jit(train.step)
+    infos = []
+    for _ in range(2):
+        state, info = stepped(config, state)
+        infos.append(info)
+    last, scanned = train.run(config, train.init(config, 7), iterations=2)
+    np.testing.assert_allclose(state.params, last.params, rtol=1e-13)
+    assert set(infos[0]) == set(scanned)
+    for name, values in scanned.items():
+        np.testing.assert_allclose([info[name] for info in infos], values, rtol=1e-12, atol=1e-14)
+
+
+def test_recording_every_third_iteration_thins_the_record():
+    config = configured()
+    every = train.run(config, train.init(config, 1), iterations=6, record=("entropy", "reward"))[1]
+    third = train.run(
+        config, train.init(config, 1), iterations=6, record_every=3, record=("entropy", "reward")
+    )[1]
+    for name in ("entropy", "reward", "finite"):
+        np.testing.assert_allclose(third[name], every[name][2::3], rtol=1e-6)
+
+
+def test_two_short_runs_equal_one_long_run_bit_for_bit():
+    seeds = np.arange(5)
+    config = configured(loop=LOOPS["drawn_prompts"], optimizer=Adam(learning_rate=np.linspace(0.01, 0.1, 5)))
+    state, long = train.run(config, train.init(config, seeds), iterations=8)
+    half, first = train.run(config, train.init(config, seeds), iterations=4)
+    end, second = train.run(config, half, iterations=4)
+    for ours, theirs in zip(jax.tree.leaves(end), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for name, values in long.items():
+        np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), values, err_msg=name)
+
+
+SPACE = Sequences(vocab=3, horizon=2, eos=2)
+TREE = {
+    "policy": TreePolicy(space=SPACE, logits=RNG.normal(size=(2, 3, 3))),
+    "task": SequenceTable(space=SPACE, table=RNG.normal(size=(2, 7))),
+    "reference": None,
+}
+
+
+def gradients(config):
+    """(J, ∇J) of both expectations, away from θ_old."""
+    state = train.init(config, 3)
+    point = state.params + 0.3 * jnp.cos(jnp.arange(state.params.size, dtype=float)).reshape(
+        state.params.shape
+    )
+
+    @jax.jit
+    def both(config, state, point):
+        found = []
+        for expectation in (Sampled(), Counts()):
+            batch = expectation.collect(config, state)
+            found.append(jax.value_and_grad(lambda p: expectation.objective(config, batch, p)[0])(point))  # noqa: B023
+        return found
+
+    return both(config, state, point)
+
+
+@pytest.mark.parametrize(
+    ("space", "name"),
+    [
+        *(("actions", name) for name in ("grpo", "rloo", "reinforce", "grpo_frozen")),
+        *(("tree", name) for name in ("grpo", "dapo", "gspo", "tic_grpo")),
+    ],
+)
+@pytest.mark.usefixtures("x64")
+def test_a_histogram_equals_its_samples(name, space):
+    config = configured(method=methods.get(name), **(TREE if space == "tree" else {}))
+    (sampled, slope), (counted, counted_slope) = gradients(config)
+    np.testing.assert_allclose(counted, sampled, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(counted_slope, slope, rtol=0, atol=1e-12)
+    assert np.abs(slope).max() > 1e-3
+
+
+def swept(optimizer, r=slice(None)):
+    """A configuration with a number or table of its own for every run, or the one of run r."""
+    tables = TABLE[..., None] * np.array([1.0, 0.5, -1.0])
+    starts = LOGITS[..., None] + np.array([0.0, 1.0, -0.5]) * np.eye(4, 3)[..., None]
+    numbers = {
+        "task.table": tables[..., r], "policy.logits": starts[..., r], "reference": starts[..., r] / 2,
+        "method.gain.high": np.array([0.1, 0.3, 0.2])[r], "method.penalty.coef": np.array([0.0, 0.1, 1.0])[r],
+    }  # fmt: skip
+    return put_all(configured(optimizer=optimizer, loop=LOOPS["drawn_prompts"]), numbers)
+
+
+@pytest.mark.usefixtures("x64")
+def test_runs_as_the_last_axis_equal_runs_one_by_one():
+    rates, seeds = np.array([0.3, 0.1, 0.5]), np.array([8, 8, 2])
+
+    def optimizer(rate):
+        return ClippedNorm(inner=Adam(learning_rate=rate), max_norm=rate)
+
+    config = swept(optimizer(rates))
+    state, info = train.run(config, train.init(config, seeds), iterations=3, record=ALL)
+    for r in range(3):
+        one = swept(optimizer(rates[r]), r)
+        alone, told = train.run(one, train.init(one, seeds[r]), iterations=3, record=ALL)
+        np.testing.assert_allclose(state.params[..., r], alone.params, rtol=1e-11, atol=1e-12)
+        for name, values in told.items():
+            np.testing.assert_allclose(info[name][..., r], values, rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_tree_trains_alike_as_samples_of_one_run_and_counts_of_many():
+    config = configured(method=methods.dapo, **TREE)
+    alone, _ = train.run(config, train.init(config, 5), iterations=3)
+    counted = dataclasses.replace(config, expectation=Counts())
+    together, _ = train.run(counted, train.init(counted, np.array([4, 5])), iterations=3)
+    np.testing.assert_allclose(together.params[..., 1], alone.params, rtol=1e-9, atol=1e-11)
+
+
+def test_a_neural_policy_trains_under_vmap_as_run_by_run():
+    def count_ones(prompts, tokens, mask):
+        return jnp.sum(mask * (tokens == 1), 2)
+
+    config = Config(
+        policy=MLPPolicy(space=SPACE, contexts=2, width=4),
+        task=SequenceReward(function=count_ones, contexts=2),
+        method=methods.grpo,
+        optimizer=SGD(learning_rate=0.5),
+        loop=Loop(group_size=16, inner_steps=2),
+    )
+
+    def simulate(rate, seed):
+        varied = put_all(config, {"optimizer.learning_rate": rate})
+        return train.run(varied, train.init(varied, seed), iterations=8, record=("expected_reward",))
+
+    rates, seeds = jnp.array([0.5, 0.1]), jnp.array([3, 4], jnp.uint32)
+    _, info = jax.jit(jax.vmap(simulate, out_axes=-1))(rates, seeds)
+    one = jax.jit(simulate)
+    for r in range(2):
+        alone = one(rates[r], seeds[r])[1]["expected_reward"]
+        np.testing.assert_allclose(info["expected_reward"][:, r], alone, rtol=1e-4)
+    assert info["expected_reward"][-1, 0] > info["expected_reward"][0, 0] + 0.05
+
+
+def test_a_run_that_turns_non_finite_is_marked_and_its_neighbours_do_not_notice():
+    def trained(scale, rate):
+        task = Questions(table=TABLE, scale=np.array([1.0, scale, 1.0], np.float32))
+        optimizer = SGD(learning_rate=np.array([0.1, rate, 0.2], np.float32))
+        config = configured(task=task, method=methods.dr_grpo, optimizer=optimizer)
+        return train.run(config, train.init(config, np.arange(3)), iterations=4)
+
+    (sick, info), (well, _) = trained(3e38, 100.0), trained(1.0, 0.1)
+    assert info["finite"][-1].tolist() == [True, False, True]
+    for r in (0, 2):
+        np.testing.assert_array_equal(sick.params[..., r], well.params[..., r])
+        assert all(np.isfinite(values[..., r]).all() for values in info.values())
+
+
+TRACES = []
+
+
+@part
+class Traced:
+    """A user's gain that leaves a note whenever JAX traces it."""
+
+    power: Any = number(1.0)
+
+    def __call__(self, rollout, log_ratio, logp, advantages):
+        TRACES.append(1)
+        return advantages * jnp.exp(self.power * log_ratio)
+
+
+def test_one_compile_per_structure_whatever_the_numbers():
+    def go(power, rate, loop=Loop(group_size=6), seed=0):  # noqa: B008
+        method = dataclasses.replace(methods.grpo, gain=Traced(power=power))
+        config = configured(method=method, optimizer=SGD(learning_rate=rate), loop=loop)
+        train.run(config, train.init(config, seed), iterations=2)
+        return len(TRACES)
+
+    TRACES.clear()
+    first = go(1.0, 0.1)
+    assert first > 0
+    assert go(0.5, 0.3) == go(2.0, 0.01, seed=9) == go(1.0, 0.1, Loop(group_size=6)) == first
+    assert go(1.0, 0.1, Loop(group_size=7)) == 2 * first
+
+
+def test_frozen_gradients_make_inner_steps_one_long_step():
+    """First reading of [C]: the gradient stays at θ_old, so μ steps of SGD at η are one at μη.
+
+    The second reading, the score at the current θ, goes elsewhere; but where advantages sum to zero over a group
+    of single actions both are Σ_i A_i e_{a_i} for any θ, and no training can tell them apart.
+    """
+    inner = Loop(group_size=6, inner_steps=4)
+
+    def end(method, loop=inner, rate=RATE):
+        config = configured(method=method, loop=loop, optimizer=SGD(learning_rate=rate))
+        return np.asarray(train.run(config, train.init(config, 2), iterations=3)[0].params)
+
+    raw = methods.reinforce.advantage
+    both = methods.grpo_frozen, methods.grpo_score
+    frozen, score = (dataclasses.replace(method, advantage=raw) for method in both)
+    apart = end(frozen)
+    np.testing.assert_allclose(apart, end(frozen, Loop(group_size=6), 4 * RATE), rtol=1e-4, atol=1e-5)
+    assert np.abs(apart - end(score)).max() > 1e-2
+    np.testing.assert_allclose(end(methods.grpo_frozen), end(methods.grpo_score), rtol=1e-4, atol=1e-5)
+
+
+@part
+class Half:
+    """A user's advantage: half of the library's."""
+
+    share: Any = number(0.5)
+
+    def __call__(self, rollout, rewards):
+        return self.share * Normalized()(rollout, rewards)
+
+
+def test_a_users_own_parts_train_and_carry_numbers_per_run():
+    method = Method(advantage=Half(share=np.array([0.5, 1.0])), gain=Traced())
+    config = configured(method=method)
+    state, _ = train.run(config, train.init(config, np.array([1, 1])), iterations=1)
+    plain = configured(method=Method())
+    alone, _ = train.run(plain, train.init(plain, 1), iterations=1)
+    moved = state.params - LOGITS[..., None]
+    np.testing.assert_allclose(moved[..., 1], alone.params - LOGITS, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(2 * moved[..., 0], moved[..., 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_training_is_differentiable_in_its_numbers():
+    """d(final reward)/d(learning rate) of four optimizer steps, against a finite difference."""
+    method = dataclasses.replace(methods.dr_grpo, gain=Traced())
+
+    @jax.jit
+    def final(rate):
+        optimizer, loop = SGD(learning_rate=rate), Loop(group_size=6, inner_steps=2)
+        config = configured(method=method, optimizer=optimizer, loop=loop)
+        return train.run(config, train.init(config, 0), iterations=2)[1]["expected_reward"][-1]
+
+    slope, step = jax.jit(jax.grad(final))(0.1), 1e-6
+    np.testing.assert_allclose(slope, (final(0.1 + step) - final(0.1 - step)) / (2 * step), rtol=1e-6)
+    assert abs(slope) > 1e-3
+
+
+def test_common_random_numbers_and_roots():
+    config = configured()
+    ends = {
+        key: train.run(config, train.init(config, seed, root=root), iterations=1)[0].params
+        for key, seed, root in (("a", 0, 0), ("b", 0, 1), ("c", 1, 0), ("d", 0, 0))
+    }
+    np.testing.assert_array_equal(ends["a"], ends["d"])
+    assert not np.array_equal(ends["a"], ends["b"])
+    assert not np.array_equal(ends["a"], ends["c"])
+
+
+def test_a_reference_is_its_own_and_the_start_by_default():
+    given = train.init(configured(), np.arange(2))
+    np.testing.assert_allclose(given.ref_params[..., 1], REFERENCE, rtol=1e-6)
+    start = train.init(configured(reference=None), 0)
+    np.testing.assert_array_equal(start.ref_params, start.params)
