@@ -2,10 +2,10 @@
 
 Claim B5 of arXiv:2601.05002 (Proposition 4). Scenario A, where every ratio is 1: under length-normalised
 weights and without masks J = -beta E[R], whatever the rewards; under constant weights
-J = C sum A_i len_i - beta E[R]; in general sum A_i Omega_i = G Cov(A, Omega), Omega_i an output's total weight.
-Refuted if one of these fails by more than 1e-12, or, over training (scenario B), if the value follows the true
-expected reward in one of the methods it speaks of (mean correlation of 0.5 or more, while the mean reward of
-the batch, the control, has that). GPG and CISPO, whose value is a log-likelihood, are exempt in both.
+J = C sum A_i len_i - beta E[R]; in general sum A_i Omega_i = G Cov(A, Omega), Omega_i an output's total
+weight. Refuted if one of these fails by more than 1e-12, or, over training (scenario B), if the value follows
+the true expected reward in one of the methods it speaks of (mean correlation of 0.5 or more, while the mean
+reward of the batch, the control, has that). GPG and CISPO, whose value is a log-likelihood, are exempt.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _draw_runs(axes, data: xr.Dataset) -> None:
         axes.plot(data.step, value.isel(seed=0), color=color, lw=0.6, alpha=0.7)
     axes.set(xlabel="training step", ylabel="value of the surrogate")
     other.set_ylabel("true expected reward (grpo)", color="#1b9e77")
-    axes.legend(frameon=False, fontsize=8, loc="center right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.2))
     axes.set_title("Thick: mean over seeds. Thin: one run. From success rate 0.1", fontsize=9)
 
 
@@ -177,6 +177,7 @@ def _draw_correlations(axes, data: xr.Dataset) -> None:
     axes.plot([], [], "o-", color="#1b9e77", label="mean reward of the batch")
     axes.axvline(0, color="k", lw=0.8, ls=":")
     axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.annotate("(drops all outputs)", (0.05, names.index("gtpo")), fontsize=7, va="center")
     axes.set(xlim=(-1, 1), xlabel="correlation with the true expected reward over training")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     axes.set_title("99.9 % intervals over seeds", fontsize=9)

@@ -101,16 +101,21 @@ def coasted(path: InnerPath, *, runs: bool) -> tuple[Params, Params]:
     return after, jax.tree.map(functools.partial(total, after=False), path.updates)
 
 
-def token_gradients(method: Method, rollout: Rollout, logp: Array) -> tuple[Array, Array]:
-    """[P, N, T] derivatives of the objective in each log-probability: advantage part, and penalty part.
+def token_gradients(method: Method, rollout: Rollout, logp: Array) -> Array:
+    """[P, N, T] derivatives of the objective in each log-probability, the penalty apart.
 
-    ∂J/∂log π(y_{i,t}|·) = ω_{i,t} A_i live_{i,t} in the advantage part ([B] Proposition 1), for any policy.
+    ∂J/∂log π(y_{i,t}|·) = ω_{i,t} A_i live_{i,t} ([B] Proposition 1), for any policy.
     """
-    value = advantages(method, rollout)
     free = dataclasses.replace(method, penalty=None)
-    bare = jax.grad(lambda x: jnp.sum(objective_terms(free, rollout, value, x)))(logp)
+    value = advantages(method, rollout)
+    return jax.grad(lambda x: jnp.sum(objective_terms(free, rollout, value, x)))(logp)
+
+
+def penalty_gradients(method: Method, rollout: Rollout, logp: Array) -> Array:
+    """[P, N, T] what the penalty adds to ``token_gradients``; 0 without one."""
+    value = advantages(method, rollout)
     whole = jax.grad(lambda x: jnp.sum(objective_terms(method, rollout, value, x)))(logp)
-    return bare, whole - bare
+    return whole - token_gradients(method, rollout, logp)
 
 
 def aggregate_weight(gradients: Array, *, prefix: int) -> Array:

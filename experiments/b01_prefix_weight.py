@@ -1,0 +1,237 @@
+"""A shared prefix is pushed by the covariance of advantage and weight.
+
+Claim B1 of arXiv:2601.05002 (Proposition 1). For completions that share a prefix, the advantage part of the
+gradient in the prefix is grad log pi(y_t|y_<t) W_agg, W_agg = sum_i omega_it A_i live_it. Refuted if omega by
+hand and the gradient of the loss differ by more than 1e-6 in any method, on sequence trees or through the
+weights of a neural network; if the push does not cancel under uniform weights while nobody is clipped; or if
+under 1/len it is not Cov(A, 1/len). Qualified where the printed omega = alpha s is not the derivative, and
+where a clip breaks the cancellation.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from experiments.length_task import TABLE
+from experiments.verdict import Number, judge, mean, worst
+from grpo_jax import methods
+from grpo_jax.biases import aggregate_weight, token_gradients
+from grpo_jax.policies import MLPPolicy, TreePolicy
+from grpo_jax.tasks import trees
+from grpo_jax.theory.weights import FORMS, token_weights
+from grpo_jax.types import Policy, Rollout
+
+CLAIM = "B1"
+PAPER = "B"
+PRECISION = "float64"
+
+SPACE = trees.free_length(vocab=3, horizon=6, prefix=2)
+PREFIX, GROUP = 2, 8
+DRIFTS = {"at the old policy": 0.0, "drifted": 0.25}
+LOG_RATIOS = np.linspace(-0.5, 0.5, 101)
+SIZES = {"smoke": 16, "quick": 256, "full": 4096}
+NOT_PRINTED = ("gpg", "cispo", "gcpo")
+"""Rows of Table 1 whose omega is not the alpha s that the paper prints for all."""
+
+
+def jittered(rng: np.random.Generator, params, size: float):
+    """Parameters moved by Gaussian noise."""
+    return jax.tree.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params)
+
+
+def groups(rng: np.random.Generator, policy: Policy, old, ref, runs: tuple[int, ...]) -> Rollout:
+    """Two groups; in each all share their first PREFIX tokens, then go on at random with graded rewards."""
+    tokens = rng.integers(0, SPACE.vocab, (2, GROUP, SPACE.horizon, *runs))
+    tokens[:, :, :PREFIX] = rng.integers(0, SPACE.branching, (2, 1, PREFIX, *runs))
+    mask = SPACE.mask(jnp.asarray(tokens))
+    prompts = np.zeros(2, int)
+    scores = policy.score(old, prompts, jnp.asarray(tokens), mask)
+    return Rollout(
+        prompts=prompts,
+        tokens=jnp.asarray(tokens),
+        mask=mask,
+        rewards=jnp.asarray(rng.choice([0.0, 0.3, 1.0], (2, GROUP, 1, *runs))),
+        multiplicity=jnp.ones((2, GROUP, *runs)),
+        sampling_logp=scores.logp,
+        old_logp=scores.logp,
+        ref_logp=policy.score(ref, prompts, jnp.asarray(tokens), mask).logp,
+        entropy=scores.entropy,
+    )
+
+
+def by_hand(name: str, rollout: Rollout, logp: jax.Array) -> jax.Array:
+    """[P, N, T(, R)] omega A live, from the closed form."""
+    if logp.ndim == 3:
+        return token_weights(name, rollout, logp).gradient
+    axes = jax.tree.map(lambda leaf: -1 if jnp.ndim(leaf) > 1 else None, rollout)
+    return jax.vmap(lambda r, x: token_weights(name, r, x).gradient, in_axes=(axes, -1), out_axes=-1)(
+        rollout, logp
+    )
+
+
+def compared(
+    rng: np.random.Generator, policy: Policy, drift: float, runs: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Per method: error of the parameters' gradient, the prefix's push, the error of the printed omega."""
+    start = jittered(
+        rng, jax.tree.map(lambda x: jnp.zeros((*x.shape, *runs)) + _last(x, runs), _start(policy)), 0.4
+    )
+    rollout = groups(rng, policy, start, jittered(rng, start, 0.3), runs)
+
+    def score(params):
+        return policy.score(params, rollout.prompts, rollout.tokens, rollout.mask).logp
+
+    logp, pull = jax.vjp(score, jittered(rng, start, drift))
+    found: dict[str, list] = {"error": [], "push": [], "printed": []}
+    for name in FORMS:
+        auto = token_gradients(methods.get(name), rollout, logp)
+        hand = by_hand(name, rollout, logp)
+        pairs = list(zip(jax.tree.leaves(pull(auto)[0]), jax.tree.leaves(pull(hand)[0]), strict=True))
+        scale = max(float(jnp.abs(b).max()) for _, b in pairs)
+        found["error"].append(max(float(jnp.abs(a - b).max()) for a, b in pairs) / max(scale, 1e-12))
+        found["push"].append(push(auto))
+        found["printed"].append(_printed_error(name, rollout, logp, hand))
+    return {key: np.array(value) for key, value in found.items()}
+
+
+def _start(policy: Policy):
+    return policy.init(jax.random.key(0))
+
+
+def _last(leaf: jax.Array, runs: tuple[int, ...]) -> jax.Array:
+    return leaf.reshape(*leaf.shape, *(1 for _ in runs))
+
+
+def push(gradients: jax.Array) -> np.ndarray:
+    """[R] |W_agg| over what would be without cancellation, mean over the prefix: 0 cancels, 1 all one way."""
+    net = jnp.abs(aggregate_weight(gradients, prefix=PREFIX)).sum((0, 1))
+    whole = jnp.abs(gradients[:, :, :PREFIX]).sum((0, 1, 2))
+    return np.asarray(jnp.where(whole > 0, net / jnp.where(whole > 0, whole, 1), 0))
+
+
+def _printed_error(name: str, rollout: Rollout, logp: jax.Array, hand: jax.Array) -> float:
+    """How far alpha s A live is from omega A live, relative to the greatest of the latter."""
+    factor = {
+        "gpg": logp,
+        "cispo": logp,
+        "gcpo": 1 / jnp.maximum(rollout.mask.sum(2, keepdims=True), 1),
+    }.get(name, jnp.ones(()))
+    return float(jnp.abs(hand * (factor - 1)).max() / jnp.maximum(jnp.abs(hand).max(), 1e-12))
+
+
+def prefix_sweep(rng: np.random.Generator, runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Uniform weights: W_agg over half the sum of alpha |A|, against the prefix's log ratio [ratio, R].
+
+    And under 1/len, shift-only, at the old policy: W_agg and the group's Cov(A, 1/len), [prompt, R].
+    """
+    policy = TreePolicy.uniform(SPACE)
+    start = jnp.zeros((*np.shape(policy.logits), runs))
+    rollout = groups(rng, policy, start, start, (runs,))
+    inside = (jnp.arange(SPACE.horizon) < PREFIX).reshape(1, 1, -1, 1)
+
+    @jax.jit
+    def pushed(d):
+        auto = token_gradients(methods.get("dr_grpo"), rollout, rollout.old_logp + d * inside)
+        return aggregate_weight(auto, prefix=1)[0, 0]
+
+    pushes = [pushed(d) for d in LOG_RATIOS]
+    reward = np.asarray(rollout.rewards)[:, :, 0]
+    advantage = reward - reward.mean(1, keepdims=True)
+    half = 0.5 * np.abs(advantage[0]).sum(0) / (2 * GROUP)
+    inverse = 1 / np.asarray(rollout.mask).sum(2)
+    covariance = (advantage * (inverse - inverse.mean(1, keepdims=True))).mean(1) / 2
+    auto = token_gradients(methods.get("grpo_v32"), rollout, rollout.old_logp)
+    net = np.asarray(aggregate_weight(auto, prefix=1))[:, 0]
+    return np.array(pushes) / np.where(half > 0, half, 1), net, covariance
+
+
+def simulate(key: jax.Array, size: str) -> xr.Dataset:
+    """Gradients by hand and by autodiff, on trees and through a network; the prefix's push."""
+    rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))
+    runs = (SIZES[size],)
+    tree = {name: compared(rng, TreePolicy.uniform(SPACE), drift, runs) for name, drift in DRIFTS.items()}
+    network = compared(rng, MLPPolicy(space=SPACE), DRIFTS["drifted"], ())
+    uniform, net, covariance = prefix_sweep(rng, *runs)
+    errors = [*(tree[d]["error"] for d in DRIFTS), network["error"]]
+    return xr.Dataset(
+        {
+            "error": (("policy", "row"), np.array(errors)),
+            "push": (("drift", "row", "seed"), np.stack([tree[d]["push"] for d in DRIFTS])),
+            "printed": (("drift", "row"), np.stack([tree[d]["printed"] for d in DRIFTS])),
+            "uniform": (("log_ratio", "seed"), uniform),
+            "net": (("prompt", "seed"), net),
+            "covariance": (("prompt", "seed"), covariance),
+        },
+        coords={
+            "policy": [*(f"tree, {name}" for name in DRIFTS), "network, drifted"],
+            "drift": list(DRIFTS),
+            "row": list(FORMS),
+            "log_ratio": LOG_RATIOS,
+        },
+    )
+
+
+def check(data: xr.Dataset):
+    """Every method's gradient, the cancellation, the covariance, and the printed omega."""
+    numbers = {}
+    for policy in data.policy.values:
+        errors = data.error.sel(policy=policy)
+        numbers[f"{policy}: worst relative error of {data.row.size} methods"] = worst(
+            errors, expected=0, tolerance=1e-6
+        )
+    inside = data.uniform.sel(log_ratio=slice(np.log(0.81), np.log(1.19)))
+    numbers["uniform weights, nobody clipped: push"] = worst(inside, expected=0, tolerance=1e-9)
+    numbers["1/len: W_agg - Cov(A, 1/len)"] = worst(data.net, expected=data.covariance, tolerance=1e-12)
+    above = data.uniform.sel(log_ratio=0.3, method="nearest")
+    clipped = "uniform weights, prefix at ratio 1.35: push"
+    numbers[clipped] = mean(above.where(above != 0, drop=True), expected=0, tolerance=0.01)
+    printed = "printed omega = alpha s: worst relative error"
+    numbers[printed] = Number(float(data.printed.max()), expected=0, tolerance=1e-6)
+    for name in TABLE:
+        numbers[f"{name}: share of the prefix's push that does not cancel"] = mean(
+            data.push.sel(row=name, drift="at the old policy")
+        )
+    words = {
+        printed: "with omega = alpha for GPG, alpha sg[I] for CISPO and len alpha s for GCPO",
+        clipped: "while nobody is clipped: beyond, the clip pushes the whole prefix back",
+    }
+    refutes = [name for name, number in numbers.items() if number.expected is not None and name not in words]
+    return judge(numbers, refutes=refutes, qualifies=words)
+
+
+def draw(figure, data: xr.Dataset) -> None:
+    """The push under 1/len, under uniform weights as the prefix drifts, and in the methods of Table 1."""
+    figure.set_size_inches(12.0, 4.1)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
+    for panel in (left, middle, right):
+        panel.spines[["top", "right"]].set_visible(False)
+    left.plot(data.covariance.values.ravel(), data.net.values.ravel(), "o", ms=3, color="#d95f02", alpha=0.5)
+    edge = float(abs(data.covariance).max())
+    left.plot([-edge, edge], [-edge, edge], color="0.4", lw=1, zorder=0)
+    left.axhline(0, color="#7570b3", lw=2)
+    left.annotate(
+        "constant weights: 0", (-edge, 0), (0, 5), textcoords="offset points", color="#7570b3", fontsize=8
+    )
+    left.set(xlabel="Cov(A, 1/len) of the group", ylabel="push on the shared prefix, $W_{agg}$")
+    left.locator_params(axis="x", nbins=5)
+    left.set_title("Weights 1/len: every group pushes its prefix", fontsize=9)
+    ratio = np.exp(data.log_ratio)
+    middle.plot(
+        ratio, data.uniform.where(data.uniform.isel(log_ratio=-1) != 0).median("seed"), color="#7570b3", lw=2
+    )
+    middle.axvspan(0.8, 1.2, color="0.92", zorder=0)
+    middle.set(xlabel="ratio of the prefix token, new / old", ylabel="push / (½ Σ α|A|)")
+    middle.set_title("Constant weights: 0 until one side is clipped", fontsize=9)
+    names = list(TABLE)[::-1]
+    for row, name in enumerate(names):
+        for drift, color in zip(data.drift.values, ("#1b9e77", "#d95f02"), strict=True):
+            number = mean(data.push.sel(row=name, drift=drift))
+            right.plot([number.low, number.high], [row, row], color=color, lw=4, solid_capstyle="butt")
+            right.plot(number.value, row, "o", color=color, ms=4, label=drift if row == 0 else None)
+    right.set_yticks(range(len(names)), names, fontsize=8)
+    right.set(xlabel="share of the prefix's push left uncancelled")
+    right.set_title("Table 1, groups of eight", fontsize=9)
+    right.legend(frameon=False, fontsize=8)
