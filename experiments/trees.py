@@ -13,6 +13,7 @@ import numpy as np
 
 from grpo_jax import diagnostics, train
 from grpo_jax.config import Batch, Config, Loop, TrainState
+from grpo_jax.exact import tree
 from grpo_jax.expectations import Counts, draw_prompts, support_rollout
 from grpo_jax.methods import SHIFT
 from grpo_jax.optimizers import SGD
@@ -20,7 +21,6 @@ from grpo_jax.part import aligned, number, part, static
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.shaping import lengths
 from grpo_jax.policies import TreePolicy
-from grpo_jax.policies.tree import support_nodes
 from grpo_jax.sequences import Sequences
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method, advantages
@@ -32,12 +32,18 @@ INF = float("inf")
 
 @part
 class Blend:
-    """log s = (1 − trajectory)·log ρ_t + trajectory·Σ_t log ρ_t: ``Token`` at 0, ``Trajectory`` at 1."""
+    """The ratio as two numbers: ``Token`` at 0 and 0, ``Trajectory`` at trajectory 1, ``Score`` at score 1.
+
+    log ρ_t = log π_θ − log π_old − score·sg[log π_θ − log π_old] and log s = (1 − trajectory)·log ρ_t +
+    trajectory·Σ_t log ρ_t.
+    """
 
     trajectory: Number = number(0.0, low=0.0, high=1.0)
+    score: Number = number(0.0, low=0.0, high=1.0)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
         gap = jnp.where(rollout.mask > 0, logp - rollout.old_logp, 0)
+        gap = gap - self.score * jax.lax.stop_gradient(gap)
         return gap + self.trajectory * (jnp.sum(gap, 2, keepdims=True) - gap)
 
 
@@ -110,12 +116,12 @@ def problem(root: int, space: Sequences, *, tables: int, kind: str, spread: floa
     return Problem(space, table, spread * rng.normal(size=(space.offsets[-1], space.vocab, tables)))
 
 
-def method(*, trajectory, low, high, loss_power=0.0, reward_power=0.0) -> Method:
+def method(*, trajectory, low, high, score=0.0, loss_power=0.0, reward_power=0.0) -> Method:
     """Shift-only. A trajectory ratio that is differentiated stands at each of |o| tokens: one more 1/|o|."""
     return Method(
         shaping=RewardPerLength(power=reward_power),
         advantage=SHIFT,
-        ratio=Blend(trajectory=trajectory),
+        ratio=Blend(trajectory=trajectory, score=score),
         gain=Clip(low=low, high=high),
         reduction=LengthPower(power=trajectory + loss_power),
     )
@@ -161,20 +167,12 @@ def trained(config: Config, state: TrainState, *, iterations: int) -> tuple[Arra
 
 def curvature_gap(given: Problem) -> np.ndarray:
     """[tables] gᵀ(H − H_block)g of J at the starting logits, H_block the blocks of H within one prefix."""
-    tokens, _ = given.space.support
-    nodes = support_nodes(given.space)
-    shape = given.logits.shape[:2]
-
-    def value(flat: Array, table: Array) -> Array:
-        logp = jax.nn.log_softmax(flat.reshape(shape), axis=1)
-        return jnp.sum(table * jnp.exp(jnp.sum(logp[nodes, tokens], 1)))
-
-    block = np.kron(np.eye(shape[0]), np.ones((shape[1], shape[1])))
+    policy = TreePolicy.uniform(given.space)
 
     @jax.vmap
     def gap(logits: Array, table: Array) -> Array:
-        flat = logits.reshape(-1)
-        slope, curvature = jax.grad(value)(flat, table), jax.hessian(value)(flat, table)
-        return slope @ ((1 - block) * curvature) @ slope
+        at = (policy, SequenceTable(space=given.space, table=table[None]), logits[None])
+        slope = tree.return_gradient(*at).ravel()
+        return slope @ (tree.return_hessian(*at) - tree.block_hessian(*at)) @ slope
 
     return np.asarray(jax.jit(gap)(jnp.asarray(np.moveaxis(given.logits, 2, 0)), jnp.asarray(given.table.T)))

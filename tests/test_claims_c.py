@@ -11,10 +11,11 @@ from experiments import trees
 from grpo_jax import train
 from grpo_jax.config import Loop
 from grpo_jax.exact import Exact
-from grpo_jax.methods import SHIFT
+from grpo_jax.expectations import Sampled
+from grpo_jax.methods import SHIFT, grpo_frozen
 from grpo_jax.optimizers import SGD
 from grpo_jax.parts.gains import Clip
-from grpo_jax.parts.ratios import Token, Trajectory
+from grpo_jax.parts.ratios import Score, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, PerSequence
 from grpo_jax.parts.shaping import PerToken, Sum
 from grpo_jax.sequences import Sequences
@@ -41,6 +42,7 @@ def rollout(rng) -> Rollout:
     [
         ({"trajectory": 0.0}, {"ratio": Token(), "reduction": Constant(length=1.0)}),
         ({"trajectory": 1.0}, {"ratio": Trajectory(), "reduction": PerSequence()}),
+        ({"trajectory": 0.0, "score": 1.0}, {"ratio": Score(), "reduction": Constant(length=1.0)}),
         ({"trajectory": 0.0, "loss_power": 1.0}, {"ratio": Token(), "reduction": PerSequence()}),
         (
             {"trajectory": 1.0, "reward_power": 1.0},
@@ -129,3 +131,22 @@ def test_curvature_gap_is_the_slope_of_the_difference_between_two_fields():
 
         blocks = sum(along(g * (np.arange(len(g)) == row)[:, None]) for row in range(len(g)))
         np.testing.assert_allclose(trees.curvature_gap(given)[table], along(g) - blocks, atol=1e-9)
+
+
+@pytest.mark.parametrize("expectation", [Sampled(), Exact(cells=2)], ids=["sampled", "exact"])
+def test_frozen_steps_of_sgd_are_one_longer_step(expectation):
+    """C3, first reading: μ steps of η at θ_old's gradient are one step of μη, iteration after iteration."""
+    ends = []
+    for steps, rate in ((8, 0.3), (1, 2.4)):
+        config = dataclasses.replace(
+            tree("binary", low=1.0, high=trees.INF),
+            method=grpo_frozen,
+            optimizer=SGD(learning_rate=rate),
+            loop=Loop(group_size=6, inner_steps=steps),
+            expectation=expectation,
+        )
+        state = train.init(config, np.arange(6))
+        after, _ = train.run(config, state, iterations=3, record=())
+        ends.append(after.params - state.params)
+    assert float(jnp.abs(ends[0]).max()) > 0.1
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-12)

@@ -1,0 +1,287 @@
+"""Without importance sampling GRPO performs about as well, as long as a batch moves the policy little.
+
+Claim C3 of arXiv:2508.02833, in two readings: (i) the gradient stays at θ_old, (ii) the score A∇log π_θ at
+the current θ, without a ratio. Refuted if μ SGD steps of η of (i) are not one step of μη to 1e-10, if the
+methods disagree at μ = 1, or if with small steps a reading's mean J over training differs from clipped GRPO's
+by more than 0.02 (99.9 %). Qualified if it does with large steps, or if reading (ii) has no bound on one
+batch: its objective A log π_θ keeps growing with μ, as GRPO's does not.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from experiments.trees import INF, Problem, config_of, method, problem, trained
+from experiments.verdict import judge, mean, worst
+from grpo_jax import diagnostics, train
+from grpo_jax.config import Config, Loop, TrainState
+from grpo_jax.optimizers import AdamW
+from grpo_jax.part import aligned
+from grpo_jax.parts.ratios import Frozen
+from grpo_jax.sequences import Sequences
+from grpo_jax.types import Array
+
+CLAIM = "C3"
+PAPER = "C"
+PRECISION = "float64"
+
+TREE = Sequences(vocab=2, horizon=4)
+EPS, GROUP, PERIOD, MARGIN = 0.2, 8, 8, 0.02
+METHODS = ("GRPO", "GRPO unclipped", "TIC-GRPO unclipped", "score", "frozen")
+READINGS = ("frozen", "score")
+RATES = {"SGD": 2.0 ** np.arange(-3, 5, 2), "AdamW": 2.0 ** np.arange(-7, 1, 2)}
+STEPS = np.array([1.0, 2.0, 8.0])
+SIZES = {"smoke": (16, 6, 128), "quick": (200, 20, 1024), "full": (1000, 60, 16384)}
+COLORS = {
+    "GRPO": "#222222",
+    "GRPO unclipped": "#888888",
+    "TIC-GRPO unclipped": "#7570b3",
+    "score": "#e7298a",
+    "frozen": "#1b9e77",
+}
+
+
+def grid(**axes) -> dict[str, np.ndarray]:
+    """The product of the axes, flattened to runs."""
+    return dict(zip(axes, (a.ravel() for a in np.meshgrid(*axes.values(), indexing="ij")), strict=True))
+
+
+def with_ratio(given: Problem, table: np.ndarray, kind: np.ndarray, rate, steps, group: int | None) -> Config:
+    """Runs of the first four methods, by number."""
+    chosen = method(
+        trajectory=(kind == 2).astype(float),
+        score=(kind == 3).astype(float),
+        low=np.where(kind == 0, EPS, 1.0),
+        high=np.where(kind == 0, EPS, INF),
+    )
+    return config_of(given, table, chosen, rate=rate, steps=steps, period=PERIOD, group_size=group)
+
+
+def frozen(config: Config) -> Config:
+    """The same with the gradient kept at θ_old."""
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, ratio=Frozen()))
+
+
+def with_adamw(config: Config, rate: np.ndarray, *, steps: int = PERIOD) -> Config:
+    """The same under AdamW with this many inner steps."""
+    loop = Loop(group_size=config.loop.group_size, inner_steps=steps)
+    return dataclasses.replace(
+        config, optimizer=AdamW(learning_rate=jnp.asarray(rate), weight_decay=0.0), loop=loop
+    )
+
+
+def mean_value(config: Config, tables: np.ndarray, root: int, iterations: int) -> np.ndarray:
+    """[R] mean J over outer iterations; a seed for each table."""
+    return np.asarray(trained(config, train.init(config, tables, root=root), iterations=iterations)[0])[
+        1:
+    ].mean(0)
+
+
+def compared(root: int, tables: int, iterations: int, optimizer: str) -> xr.DataArray:
+    """[sampling, rule, table, rate, steps] mean J of every method."""
+    given = problem(root, TREE, tables=tables, kind="graded")
+    steps = STEPS if optimizer == "SGD" else STEPS[-1:]
+    found = np.empty((2, len(METHODS), tables, len(RATES[optimizer]), len(steps)))
+    for place, group in enumerate((None, GROUP)):
+        for methods in (slice(0, 4), slice(4, 5)):
+            kinds = np.arange(5)[methods]
+            cells = grid(kind=kinds, table=np.arange(tables), rate=RATES[optimizer], steps=steps)
+            config = with_ratio(given, cells["table"], cells["kind"], cells["rate"], cells["steps"], group)
+            config = frozen(config) if methods.start else config
+            config = with_adamw(config, cells["rate"]) if optimizer == "AdamW" else config
+            found[place, methods] = mean_value(config, cells["table"], root, iterations).reshape(
+                len(kinds), tables, -1, len(steps)
+            )
+    dims = ("sampling", "rule", "table", f"rate_{optimizer}", f"steps_{optimizer}")
+    coords = {
+        "sampling": ["exact", "sampled"],
+        "rule": list(METHODS),
+        dims[3]: RATES[optimizer],
+        dims[4]: steps,
+    }
+    return xr.DataArray(found, coords, dims)
+
+
+def one_step_apart(root: int, tables: int, optimizer: str, iterations: int) -> np.ndarray:
+    """[sampling, table] distance between μ frozen steps of η and one of μη, over the distance moved."""
+    given, which = problem(root, TREE, tables=tables, kind="graded"), np.arange(tables)
+    apart = []
+    for group in (None, GROUP):
+        ends = []
+        for steps, rate in ((PERIOD, 0.1), (1, 0.1 * PERIOD)):
+            ones = np.ones(tables)
+            config = frozen(with_ratio(given, which, 0 * which + 4, rate * ones, steps * ones, group))
+            config = with_adamw(config, rate * ones, steps=steps) if optimizer == "AdamW" else config
+            state = train.init(config, which, root=root)
+            ends.append(train.run(config, state, iterations=iterations, record=())[0].params - state.params)
+        norms = [np.sqrt(np.sum(np.asarray(x) ** 2, (0, 1, 2))) for x in (ends[0] - ends[1], ends[0])]
+        apart.append(norms[0] / np.where(norms[1] > 0, norms[1], 1))
+    return np.array(apart)
+
+
+@functools.partial(jax.jit, static_argnames=("steps",))
+def on_one_batch(config: Config, state: TrainState, rate: Array, *, steps: int) -> tuple[Array, Array, Array]:
+    """[steps, R] E[A log π_θ], the batch's least log π_θ, and J before every SGD step on one batch."""
+    config = aligned(config)
+    expectation: Any = config.expectation
+    batch = expectation.collect(config, state)
+    prompts = diagnostics.all_prompts(config.policy)
+
+    def body(params: Array, _: None) -> tuple[Array, tuple[Array, Array, Array]]:
+        def value(p: Array) -> tuple[Array, tuple[Array, Array]]:
+            objective, logp = expectation.objective(config, batch, p)
+            return jnp.sum(objective), (objective, jnp.sum(logp, 2))
+
+        grads, (_, logp) = jax.grad(value, has_aux=True)(params)
+        seen = batch.rollout.multiplicity > 0
+        gain = jnp.sum(batch.rollout.multiplicity * batch.advantages[:, :, 0] * logp, (0, 1))
+        gain = gain / jnp.sum(batch.rollout.multiplicity, (0, 1))
+        least = jnp.min(jnp.where(seen, logp, 0), (0, 1))
+        truth = diagnostics.expected_reward(config.policy, config.task, params, prompts)
+        return params + rate * grads, (gain, least, truth)
+
+    return jax.lax.scan(body, state.params, length=steps)[1]
+
+
+def one_batch(root: int, tables: int, steps: int) -> xr.Dataset:
+    """Powers of two of μ on one batch at η = 1: what A log π, the rarest output and J do."""
+    given = problem(root, TREE, tables=tables, kind="graded")
+    cells, marks = grid(kind=np.arange(4), table=np.arange(tables)), 2 ** np.arange(int(np.log2(steps)) + 1)
+    found = []
+    for group in (None, GROUP):
+        ones = np.ones(len(cells["table"]))
+        config = with_ratio(given, cells["table"], cells["kind"], ones, ones, group)
+        paths = on_one_batch(config, train.init(config, cells["table"], root=root), 1.0, steps=steps + 1)
+        found.append([np.asarray(path)[marks].reshape(len(marks), 4, tables) for path in paths])
+    dims = ("sampling", "mu", "ratio", "batch")
+    coords = {"mu": marks, "ratio": list(METHODS[:4])}
+    split = np.moveaxis(np.array(found), 1, 0)
+    return xr.Dataset({n: (dims, x) for n, x in zip(("gain", "least", "truth"), split, strict=True)}, coords)
+
+
+def simulate(key, size: str) -> xr.Dataset:
+    """Training over learning rates and μ, the identity of frozen steps, and many steps on one batch."""
+    tables, iterations, steps = SIZES[size]
+    root = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    parts = {optimizer: compared(root, tables, iterations, optimizer) for optimizer in RATES}
+    apart = {
+        f"apart_{optimizer}_{iterations_}": (
+            ("sampling", "table"),
+            one_step_apart(root, tables, optimizer, iterations_),
+        )
+        for optimizer, iterations_ in (("SGD", 5), ("AdamW", 1), ("AdamW", 5))
+    }
+    return xr.merge([xr.Dataset(parts | apart), one_batch(root, min(tables, 64), steps)])
+
+
+def gaps(data: xr.Dataset, optimizer: str, sampling: str, rule: str, *, base: str = "GRPO") -> xr.DataArray:
+    """[table, rate, steps] mean J of one rule minus that of another."""
+    values = (
+        data[optimizer]
+        .sel(sampling=sampling)
+        .rename({f"rate_{optimizer}": "rate", f"steps_{optimizer}": "steps"})
+    )
+    return values.sel(rule=rule) - values.sel(rule=base)
+
+
+def growth(data: xr.Dataset, ratio: str, sampling: str) -> xr.DataArray:
+    """[batch] by how much A log π grows when the largest μ doubles, over its growth up to there."""
+    gain = data.gain.sel(ratio=ratio, sampling=sampling) - data.gain.sel(ratio=ratio, sampling=sampling).isel(
+        mu=0
+    )
+    return gain.isel(mu=-1) / gain.isel(mu=-2)
+
+
+def check(data: xr.Dataset):
+    """Identities and small steps judge; large steps and the missing bound qualify."""
+    same = data.SGD.sel(steps_SGD=1.0)
+    numbers = {
+        "SGD: μ frozen steps of η from one of μη, relative distance": worst(
+            data.apart_SGD_5, expected=0, tolerance=1e-10
+        ),
+        "mean J at μ = 1, spread over all methods": worst(
+            same.sel(sampling="exact").max("rule"),
+            expected=same.sel(sampling="exact").min("rule"),
+            tolerance=1e-10,
+        ),
+    }
+    small, large = {}, {}
+    for optimizer, rates in RATES.items():
+        for sampling in ("exact", "sampled"):
+            for reading in READINGS:
+                gap = gaps(data, optimizer, sampling, reading)
+                label = f"{optimizer}, {sampling}, {reading} − GRPO"
+                first = 2.0 if optimizer == "SGD" else 8.0
+                small[f"small steps: {label}"] = mean(
+                    gap.sel(rate=rates[0], steps=first), expected=0.0, tolerance=MARGIN
+                )
+                best = gap.sel(steps=8.0).isel(rate=int(abs(gap.sel(steps=8.0).mean("table")).argmax("rate")))
+                company = gaps(data, optimizer, sampling, reading, base="GRPO unclipped").sel(steps=8.0)
+                numbers[f"μ = 8, η = {rates[2]:g}: {label} unclipped"] = mean(company.sel(rate=rates[2]))
+                large[f"largest gap at μ = 8: {label}"] = mean(best, expected=0.0, tolerance=MARGIN)
+    bounds = {
+        f"A log π when μ doubles, {ratio}, {sampling}": mean(
+            growth(data, ratio, sampling), expected=1.5 if ratio == "score" else None, relation="at most"
+        )
+        for ratio in METHODS[:4]
+        for sampling in ("exact", "sampled")
+    }
+    numbers |= small | large | bounds
+    for iterations in (1, 5):
+        name = f"AdamW: μ frozen steps of η from one of μη, {iterations} iterations"
+        numbers[name] = mean(data[f"apart_AdamW_{iterations}"].sel(sampling="exact"))
+    qualifies = dict.fromkeys(large, "where a batch moves the policy little")
+    qualifies |= {name: "up to a finite μ" for name in bounds if ", score," in name}
+    return judge(numbers, refutes=[*list(numbers)[:2], *small], qualifies=qualifies)
+
+
+def draw(figure, data: xr.Dataset) -> None:
+    """Above: one batch, many steps. Below: whole training, relative to clipped GRPO."""
+    figure.set_size_inches(10.5, 6.6)
+    axes = figure.subplots(2, 3)
+    _draw_one_batch(axes[0], data)
+    for axis, sampling in zip(axes[1, :2], ("exact", "sampled"), strict=True):
+        _draw_training(axis, data, "SGD", sampling)
+    _draw_training(axes[1, 2], data, "AdamW", "sampled")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[1, 0].legend(frameon=False, fontsize=8, loc="upper left")
+    axes[1, 0].set_ylabel("mean J − that of GRPO")
+    for axis in axes.ravel():
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_one_batch(axes, data: xr.Dataset) -> None:
+    for ratio in METHODS[:4]:
+        for sampling, style in (("exact", "-"), ("sampled", "--")):
+            at = data.sel(ratio=ratio, sampling=sampling).mean("batch")
+            label = ratio if sampling == "exact" else None
+            rise = at.gain - at.gain.isel(mu=0)
+            for axis, curve in zip(axes, (rise[1:], -at.least, at.truth), strict=True):
+                axis.plot(curve.mu, curve, style, color=COLORS[ratio], lw=1.5, label=label)
+    marks = np.array([16, 1024])
+    axes[0].plot(marks, 0.02 * marks, color="0.6", lw=0.8, ls=":")
+    axes[0].annotate("∝ μ", (300, 3), fontsize=8, color="0.4")
+    titles = ("gain of E[A log π$_θ$]", "−log π$_θ$ of the rarest output", "J")
+    for axis, title, scale in zip(axes, titles, ("log", "log", "linear"), strict=True):
+        axis.set(xscale="log", yscale=scale, xlabel="inner steps μ on one batch, SGD, η = 1")
+        axis.set_title(f"{title}; dashed: sampled", fontsize=9)
+
+
+def _draw_training(axis, data: xr.Dataset, optimizer: str, sampling: str) -> None:
+    for rule in METHODS[1:]:
+        gap = gaps(data, optimizer, sampling, rule).sel(steps=8.0)
+        rows = [mean(gap.sel(rate=rate)) for rate in gap.rate.values]
+        middle = [n.value for n in rows]
+        axis.plot(8 * gap.rate, middle, color=COLORS[rule], lw=1.5, marker="o", ms=4, label=rule)
+        low, high = ([getattr(n, end) for n in rows] for end in ("low", "high"))
+        axis.fill_between(8 * gap.rate, low, high, color=COLORS[rule], alpha=0.15, lw=0)
+    axis.axhspan(-MARGIN, MARGIN, color="0.93", zorder=0)
+    axis.axhline(0, color=COLORS["GRPO"], lw=0.8)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="μη, μ = 8", title=f"training with {optimizer}, {sampling}; grey: ± {MARGIN}")
+    axis.title.set_fontsize(9)
