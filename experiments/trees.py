@@ -167,12 +167,12 @@ def trained(config: Config, state: TrainState, *, iterations: int) -> tuple[Arra
 
 def curvature_gap(given: Problem) -> np.ndarray:
     """[tables] gᵀ(H − H_block)g of J at the starting logits, H_block the blocks of H within one prefix."""
-    policy = TreePolicy.uniform(given.space)
+    gap = jax.vmap(functools.partial(_curvature_gap, given.space), in_axes=(2, 1))
+    return np.asarray(gap(jnp.asarray(given.logits), jnp.asarray(given.table)))
 
-    @jax.vmap
-    def gap(logits: Array, table: Array) -> Array:
-        at = (policy, SequenceTable(space=given.space, table=table[None]), logits[None])
-        slope = tree.return_gradient(*at).ravel()
-        return slope @ (tree.return_hessian(*at) - tree.block_hessian(*at)) @ slope
 
-    return np.asarray(jax.jit(gap)(jnp.asarray(np.moveaxis(given.logits, 2, 0)), jnp.asarray(given.table.T)))
+@functools.partial(jax.jit, static_argnums=0)
+def _curvature_gap(space: Sequences, logits: Array, table: Array) -> Array:
+    at = (TreePolicy.uniform(space), SequenceTable(space=space, table=table[None]), logits[None])
+    slope = tree.return_gradient(*at).ravel()
+    return slope @ (tree.return_hessian(*at) - tree.block_hessian(*at)) @ slope
