@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from experiments import tree_survival
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import train
 from grpo_jax.biases import coasted, inner_path, live_steps
@@ -168,6 +169,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
             "ratio": (("optimizer", "step", "seed"), ratio),
             "travel": (("optimizer", "seed"), travel),
             "users": (("user", "rate", "clip", "passes", "seed"), users(root, seeds, rates)),
+            "tree": ("variant", tree_survival.coasting_errors(root, seeds[:16])),
             "idle": (("cause", "batches", "seed"), idle_batches(root, seeds)),
         },
         coords={
@@ -178,6 +180,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
             "rate": rates,
             "clip": CLIPS,
             "passes": PASSES,
+            "variant": list(tree_survival.VARIANTS),
             "cause": ["momentum", "weight decay", "SGD"],
         },
     )
@@ -208,6 +211,10 @@ def check(data: xr.Dataset):
             float(data.measured.sel(decay="(0.99, 0.9)").max()), expected=1.0, relation="at most"
         ),
     }
+    for variant in data.variant.values:
+        error = data.tree.sel(variant=variant)
+        judged = None if variant == "weight decay" else 0.0
+        numbers[f"tree, {variant}: measured - C_{{T,k}}"] = Number(float(error), judged, 1e-9)
     numbers |= _answers(data)
     qualifies = {
         "C five steps after the clip, late": "with 0.671 for the printed 0.66 (0.92 to the fifth)",
