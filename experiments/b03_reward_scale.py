@@ -2,8 +2,8 @@
 
 Claim B3 of arXiv:2601.05002 (Propositions 2, 5, 6): with shift-only advantages and no penalty, rewards times
 phi leave AdamW's steps unchanged at eps = 0; with eps > 0 each coordinate's step shrinks by
-1/(1 + eps/(phi sqrt(v))). Refuted if a power-of-two phi changes a single bit at eps = 0 (on finite actions; on
-a tree with shared parameters, in both precisions), if (phi, phi eps) differs from (1, eps), if a corner
+1/(1 + eps/(phi sqrt(v))). Refuted if a power-of-two phi changes a single bit at eps = 0 (on finite actions, and
+on a tree with shared parameters, in both precisions), if (phi, phi eps) differs from (1, eps), if a corner
 measured by training lies more than 5 % from the one predicted out of the recorded second moments, or if the
 control, SGD, moves less than 0.1. Qualified if AdamW's customary company (a penalty, L2 in the gradient, norm
 clipping, rounding) breaks the invariance.
