@@ -35,6 +35,17 @@ def test_defaults_give_a_finite_loss(library: str) -> None:
         ("openrlhf", {"estimator": "gae"}, "critic"),
         ("liger", {"epsilon": 0.1}, "epsilon_low"),
         ("liger", {"loss_type": "luspo"}, "reads padding"),
+        (
+            "liger",
+            {
+                "loss_type": "luspo",
+                "importance_sampling_level": "sequence",
+                "beta": 0.0,
+                "use_vllm": True,
+                "vllm_importance_sampling_mode": "token_mask",
+            },
+            "reads padding",
+        ),
     ],
 )
 def test_what_is_not_modelled_is_named(library: str, options: dict, message: str) -> None:

@@ -39,6 +39,7 @@ def liger(**options: Any) -> Method:
     if o.importance_sampling_level == "sequence" and o.loss_type in ("cispo", "sapo", "vespo"):
         raise ValueError(f"liger: loss_type={o.loss_type!r} takes importance_sampling_level='token' only")
     unpadded = o.importance_sampling_level == "sequence" and isinstance(o.beta, (int, float)) and o.beta == 0
+    unpadded = unpadded and not (trl.sampler(o) is not None and "token" in o.vllm_importance_sampling_mode)
     if o.loss_type == "luspo" and not unpadded:
         raise NotModelled("liger: luspo reads padding unless importance_sampling_level='sequence' and beta=0")
     names = {field.name for field in dataclasses.fields(trl.Options)}
