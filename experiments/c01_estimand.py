@@ -2,10 +2,10 @@
 
 Claim C1 of arXiv:2508.02833, whose full text was not available: the sentence is from its abstract.
 Shift-only, unclipped and without 1/len the expected update at θ is (1 - 1/G) times
-sum_s d_old(s) sum_a ∇π_θ(a|s) Q_old(s, a), the gradient at θ of the local (CPI/TRPO) surrogate. Refuted if the
-update at θ_old is not (1 - 1/G) ∇J(θ_old), or the update elsewhere not that formula, to 1e-10. Qualified if,
-away from θ_old, most tables have it nearer to ∇J(θ) than to ∇J(θ_old) at some horizon, or the median table has
-it further from ∇J(θ_old) than a tenth of that gradient's norm.
+sum_s d_old(s) sum_a ∇π_θ(a|s) Q_old(s, a), the gradient at θ of the local (CPI/TRPO) surrogate. Refuted if
+the update at θ_old is not (1 - 1/G) ∇J(θ_old), or the update elsewhere not that formula, to 1e-10. Qualified
+if, away from θ_old, most tables have it nearer to ∇J(θ) than to ∇J(θ_old) at some horizon, or the median
+table has it further from ∇J(θ_old) than a tenth of that gradient's norm.
 """
 
 import jax

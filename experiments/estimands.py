@@ -7,10 +7,12 @@ sequences of T tokens, a drift of a given KL(π_old‖π_θ) from the starting p
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments import trees
 from grpo_jax.config import Config, Loop
@@ -131,20 +133,20 @@ def candidates(policy: TreePolicy, task: SequenceTable, params: Array, old: Arra
     }
 
 
-def cosine(a: Array, b: Array) -> np.ndarray:
+def cosine(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """[R] cosine of two gradients [1, rows, V, R]."""
     a, b = np.asarray(a), np.asarray(b)
     over = np.sqrt(np.sum(a**2, (0, 1, 2)) * np.sum(b**2, (0, 1, 2)))
     return np.sum(a * b, (0, 1, 2)) / over
 
 
-def error(found: Array, target: Array) -> np.ndarray:
+def error(found: ArrayLike, target: ArrayLike) -> np.ndarray:
     """[R] ‖found − target‖/‖target‖."""
     found, target = np.asarray(found), np.asarray(target)
     return np.sqrt(np.sum((found - target) ** 2, (0, 1, 2)) / np.sum(target**2, (0, 1, 2)))
 
 
-def cosines(found: Array, targets: Mapping[str, Array]) -> np.ndarray:
+def cosines(found: ArrayLike, targets: Mapping[str, Any]) -> np.ndarray:
     """[target, R]."""
     return np.stack([cosine(found, targets[name]) for name in TARGETS])
 
