@@ -41,7 +41,7 @@ def main(
       scripts: Folder of the claims' scripts and of ledger.json.
       list_: Only list the claims.
       check: Compare the verdicts with the committed ledger.
-      update_ledger: Enter the verdicts into the committed ledger.
+      update_ledger: Enter the verdicts into the committed ledger and the README beside it.
     """
     try:
         chosen = harness.choose(harness.find_claims(scripts), claims)
@@ -57,6 +57,9 @@ def main(
     outcomes = run(planned, out, jobs)
     if update_ledger:
         report.update_ledger(scripts / "ledger.json", outcomes)
+        readme = scripts.parent / "README.md"
+        if readme.exists():
+            report.update_readme(readme, report.ledger_table(report.read_ledger(scripts / "ledger.json"), scripts))
     gone = (
         []
         if claims

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import Outcome, claim_order, replace_text
+from experiments.harness import Outcome, claim_order, find_claims, replace_text
 
 Ledger = dict[str, dict[str, Any]]
 
@@ -119,6 +119,26 @@ def update_ledger(path: Path, outcomes: Iterable[Outcome]) -> None:
             ledger[outcome.record["claim"]] = {key: outcome.record[key] for key in keys}
     ordered = {claim: ledger[claim] for claim in sorted(ledger, key=claim_order)}
     replace_text(path, json.dumps(ordered, indent=2, ensure_ascii=False) + "\n")
+
+
+def ledger_table(ledger: Ledger, scripts: Path) -> str:
+    """The ledger as the README shows it: claim, script, verdict."""
+    names = {name: claim.script.name for name, claim in find_claims(scripts).items()}
+    rows = ["| claim | what it says | script | verdict |", "|---|---|---|---|"]
+    for claim, entry in ledger.items():
+        script = f"[`{names[claim]}`](experiments/{names[claim]})" if claim in names else "-"
+        rows.append(f"| {claim} | {entry['title']} | {script} | {entry['verdict']} |")
+    return "\n".join(rows)
+
+
+def update_readme(path: Path, table: str) -> None:
+    """Put the table between the README's ledger marks."""
+    text = path.read_text(encoding="utf-8")
+    before, start, rest = text.partition("<!-- ledger -->\n")
+    _, end, after = rest.partition("<!-- /ledger -->")
+    if not (start and end):
+        raise ValueError(f"{path} has no ledger marks")
+    replace_text(path, f"{before}{start}{table}\n{end}{after}")
 
 
 def differences(ledger: Ledger, outcomes: Sequence[Outcome]) -> list[str]:

@@ -22,8 +22,15 @@ app = tyro.extras.SubcommandApp()
 
 
 @app.command
-def methods() -> None:
-    """List the methods: each slot's part and the numbers that a sweep can vary."""
+def methods(markdown: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
+    """List the methods: each slot's part and the numbers that a sweep can vary.
+
+    Args:
+        markdown: print the table of the README instead.
+    """
+    if markdown:
+        print(method_table.table())
+        return
     for name, method in method_table.METHODS.items():
         slots = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
         shown = (f"{slot} {_spell(part)}" for slot, part in slots.items() if part not in (None, ()))

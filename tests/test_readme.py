@@ -1,0 +1,47 @@
+"""The README keeps its word: its code runs and its generated tables are those that the code prints."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import grpo_jax as gj
+from experiments import report
+from grpo_jax import methods
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(name):
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.S)
+    assert found, f"the README has no section {name}"
+    return found[1].strip()
+
+
+@pytest.fixture(scope="module")
+def ran():
+    names = {"dataclasses": dataclasses, "jnp": jnp, "gj": gj}
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_the_code_runs_in_order(ran):
+    assert ran["data"].sizes["seed"] == 64
+
+
+def test_the_method_table_is_the_code_s():
+    assert section("methods") == methods.table().strip()
+
+
+def test_both_commands_stand_as_ci_runs_them():
+    assert 'pip install -c constraints.txt -e ".[test]" && .venv/bin/pytest' in README
+    assert "pip install -c constraints.txt -e . && .venv/bin/python -m experiments" in README
+
+
+def test_the_ledger_is_the_committed_one():
+    ledger = report.read_ledger(ROOT / "experiments" / "ledger.json")
+    assert section("ledger") == report.ledger_table(ledger, ROOT / "experiments").strip()
