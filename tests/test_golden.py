@@ -50,7 +50,7 @@ def method_of(case: dict[str, Any]) -> Method:
 
 
 def width_of(case: dict[str, Any]) -> int:
-    """Tokens to pad to; verl divides by the padded width unless a scale is stated, so there the case's own."""
+    """Tokens to pad to: verl divides by the padded width unless a scale is stated; there the case's own."""
     by_width = case["options"].get("loss_agg_mode") == "seq-mean-token-sum-norm"
     return case["shape"][1] if by_width and "loss_scale_factor" not in case["options"] else FRAME[2]
 
