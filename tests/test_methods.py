@@ -208,7 +208,8 @@ def test_affine_maps_of_the_reward(scale: float, shift: float) -> None:
 
         base, moved, grown = at(rollout.rewards), at(rollout.rewards + shift), at(rollout.rewards * scale)
         assert np.allclose(moved, base, rtol=1e-7, atol=1e-9) == (name not in SHIFTED), name
-        kept, linear = (np.allclose(grown, x, rtol=1e-7, atol=1e-9) for x in (base, scale * base))
+        # 1e-8 inside the root of the whitening moves it by up to 1e-8/(2 variance scale²) < 1e-6
+        kept, linear = (np.allclose(grown, x, rtol=1e-6, atol=1e-9) for x in (base, scale * base))
         assert linear == (name in LINEAR), name
         assert kept == (name not in LINEAR | MIXED), name
 
