@@ -1,14 +1,16 @@
 """A shared prefix is pushed by the covariance of advantage and weight.
 
 Claim B1 of arXiv:2601.05002 (Proposition 1). For completions that share a prefix, the advantage part of the
-gradient in the prefix is grad log pi(y_t|y_<t) W_agg, W_agg = sum_i omega_it A_i live_it. Refuted if omega by
-hand and the gradient of the loss differ by more than 1e-6 in any method, on sequence trees or through the
+gradient in the prefix is grad log pi(y_t|y_<t) W_agg, W_agg = sum_i omega_it A_i live_it. Refuted if omega
+by hand and the gradient of the loss differ by more than 1e-6 in any method, on sequence trees or through the
 weights of a neural network; if the push does not cancel under uniform weights while nobody is clipped; or if
 under 1/len it is not Cov(A, 1/len). Qualified where the printed omega = alpha s is not the derivative, and
 where a clip breaks the cancellation.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,7 @@ def groups(rng: np.random.Generator, policy: Policy, old, ref, runs: tuple[int, 
     tokens = rng.integers(0, SPACE.vocab, (2, GROUP, SPACE.horizon, *runs))
     tokens[:, :, :PREFIX] = rng.integers(0, SPACE.branching, (2, 1, PREFIX, *runs))
     mask = SPACE.mask(jnp.asarray(tokens))
-    prompts = np.zeros(2, int)
+    prompts: Any = np.zeros(2, int)
     scores = policy.score(old, prompts, jnp.asarray(tokens), mask)
     return Rollout(
         prompts=prompts,

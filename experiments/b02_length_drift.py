@@ -1,12 +1,12 @@
 """Weights of 1/len shorten correct answers and lengthen wrong ones.
 
-Claim B2 of arXiv:2601.05002 (Proposition 1 in training): the reward looks at the first token only, so nothing
-ought to happen to what follows. Under 1/len the expected gradient in the tail behind first token a is
-(1 - 1/G) pi(a) (r(a) - E r) grad E[1/len | a] with shift-only advantages, and phi_G(p)/(p (1 - p)) stands for
-1 - 1/G with sigma-normalised ones; under constant weights it is 0. Refuted if the exact gradient differs, if
-correct answers do not get shorter and wrong ones longer than under constant weights in every setting, or if a
-control drifts (a tail that cannot see the first token; rewards by the toss of a coin). Qualified if the mean
-length does not drift the same way at every success rate.
+Claim B2 of arXiv:2601.05002 (Proposition 1 in training): the reward looks at the first token only, so
+nothing ought to happen to what follows. Under 1/len the expected gradient in the tail behind first token a
+is (1 - 1/G) pi(a) (r(a) - E r) grad E[1/len | a] with shift-only advantages, and phi_G(p)/(p (1 - p)) stands
+for 1 - 1/G with sigma-normalised ones; under constant weights it is 0. Refuted if the exact gradient
+differs, if correct answers do not get shorter and wrong ones longer than under constant weights in every
+setting, or if a control drifts (a tail that cannot see the first token; rewards by the toss of a coin).
+Qualified if the mean length does not drift the same way at every success rate.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import xarray as xr
 
 from experiments.length_task import (
     GROUP,
+    PROMPTS,
     RATES,
     RIGHT,
     SPACE,
@@ -76,12 +77,13 @@ def tail_gradient() -> tuple[np.ndarray, np.ndarray]:
     """Exact gradient in the tail at the start and its formula [power, normalized, rate, nodes, tokens]."""
     power, normalized, rate = grid(POWERS, [0.0, 1.0], RATES)
     config = problem(rate, weighted(power, normalized), expectation=Exact(cells=2))
-    start = jnp.asarray(config.policy.logits)
-    found = np.asarray(expected_gradient(config, start))[0, 1:]
+    start = policy(rate)
+    logits = jnp.asarray(start.logits)
+    found = np.asarray(expected_gradient(config, logits))[0, 1:]
     lengths = SPACE.support[1].sum(1)
 
     def inverse(params: jax.Array, right: np.ndarray) -> jax.Array:
-        probability = jnp.exp(log_support(config.policy, params, np.arange(1)))[0]
+        probability = jnp.exp(log_support(start, params, PROMPTS))[0]
         inside = probability * right[:, None]
         return jnp.sum((inside * (mean_length() / lengths)[:, None]).sum(0) / inside.sum(0))
 
@@ -89,9 +91,9 @@ def tail_gradient() -> tuple[np.ndarray, np.ndarray]:
     for right, reward, share in ((RIGHT, 1, rate), (~RIGHT, 0, 1 - rate)):
         gap = preference_gap(jnp.asarray(rate), group_size=GROUP)
         factor = np.where(normalized > 0, gap, 1 - 1 / GROUP) * share * (reward - rate) * power
-        formula += np.asarray(jax.grad(inverse)(start, right))[0, 1:] * factor
+        formula += np.asarray(jax.grad(inverse)(logits, right))[0, 1:] * factor
     shape = (len(POWERS), 2, len(RATES), -1)
-    return (np.moveaxis(x, -1, 0).reshape(shape) for x in (found, formula))
+    return np.moveaxis(found, -1, 0).reshape(shape), np.moveaxis(formula, -1, 0).reshape(shape)
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:

@@ -1,11 +1,11 @@
 """AdamW ignores the reward's scale until its epsilon notices.
 
 Claim B3 of arXiv:2601.05002 (Propositions 2, 5, 6): with shift-only advantages and no penalty, rewards times
-phi leave AdamW's steps unchanged at eps = 0; with eps > 0 each coordinate's step shrinks by
-1/(1 + eps/(phi sqrt(v))). Refuted if a power-of-two phi changes a single bit at eps = 0 (on finite actions, and
-on a tree with shared parameters, in both precisions), if (phi, phi eps) differs from (1, eps), if a corner
-measured by training lies more than 5 % from the one predicted out of the recorded second moments, or if the
-control, SGD, moves less than 0.1. Qualified if AdamW's customary company (a penalty, L2 in the gradient, norm
+phi leave AdamW's steps unchanged at eps = 0; with eps > 0 each coordinate's step shrinks by 1/(1 + eps/(phi
+sqrt(v))). Refuted if a power-of-two phi changes a single bit at eps = 0 (on finite actions, and on a tree
+with shared parameters, in both precisions), if (phi, phi eps) differs from (1, eps), if a corner measured by
+training lies more than 5 % from the one predicted out of the recorded second moments, or if the control,
+SGD, moves less than 0.1. Qualified if AdamW's customary company (a penalty, L2 in the gradient, norm
 clipping, rounding) breaks the invariance.
 """
 
@@ -23,6 +23,7 @@ from grpo_jax import train
 from grpo_jax.config import Config, Loop
 from grpo_jax.methods import SHIFT, grpo
 from grpo_jax.optimizers import L2, SGD, AdamW, ClippedNorm, Cosine
+from grpo_jax.part import put
 from grpo_jax.parts.penalties import K3, Penalty
 from grpo_jax.parts.reductions import Constant
 from grpo_jax.policies import ActionPolicy
@@ -78,7 +79,7 @@ def problem(root: int, **changes) -> Config:
 
 def scaled(config: Config, scale: np.ndarray) -> Config:
     """Rewards times scale [R]."""
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, scale=jnp.asarray(scale)))
+    return put(config, "task.scale", jnp.asarray(scale))
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "moments"))
@@ -114,7 +115,7 @@ def norm(array: np.ndarray) -> np.ndarray:
 def displacement(root: int, scales: np.ndarray, eps: np.ndarray, seeds: np.ndarray, **changes) -> np.ndarray:
     """[eps, scale, seed] distance that training moves the logits, over that at eps = 0 and scale 1."""
     e, scale, seed = grid(eps, scales, seeds)
-    config = scaled(problem(root, optimizer=AdamW(learning_rate=RATE, eps=e), **changes), scale)
+    config = scaled(problem(root, optimizer=AdamW(learning_rate=RATE, eps=jnp.asarray(e)), **changes), scale)
     moved = norm(final(config, seed, root)).reshape(len(eps), len(scales), len(seeds))
     return moved / moved[0, np.argmin(abs(np.log(scales)))]
 
@@ -125,7 +126,7 @@ def rounding(root: int, seeds: np.ndarray) -> np.ndarray:
     eps is scaled along, so that exact arithmetic would give 0.
     """
     e, scale, seed = grid(EPS, np.array([1.0, 3.0]), seeds)
-    config = scaled(problem(root, optimizer=AdamW(learning_rate=0.02, eps=e * scale)), scale)
+    config = scaled(problem(root, optimizer=AdamW(learning_rate=0.02, eps=jnp.asarray(e * scale))), scale)
     policy = np.asarray(jax.nn.softmax(final(config, seed, root), axis=1)).reshape(
         4, 6, len(EPS), 2, len(seeds)
     )
@@ -153,8 +154,8 @@ def bit_exact(root: int, seeds: np.ndarray) -> dict[str, float]:
     found = {}
     for name, eps, plain in (("eps 0", 0.0 * scale, 0.0), ("eps scaled along", 1e-8 * scale, 1e-8)):
         rate = Cosine(init=0.05, steps=STEPS)
-        here = AdamW(learning_rate=rate, eps=eps, weight_decay=0.1 + 0 * scale)
-        there = dataclasses.replace(here, eps=plain + 0 * scale)
+        here = AdamW(learning_rate=rate, eps=jnp.asarray(eps), weight_decay=0.1)
+        there = dataclasses.replace(here, eps=jnp.asarray(plain + 0 * scale))
         a = final(scaled(problem(root, optimizer=here), scale), seed, root)
         b = final(scaled(problem(root, optimizer=there), 0 * scale + 1), seed, root)
         found[name] = float(abs(a - b).max())
@@ -167,8 +168,8 @@ def company(root: int, seeds: np.ndarray) -> dict[str, np.ndarray]:
 
     def distance(optimizer, made: Method) -> np.ndarray:
         config = scaled(problem(root, optimizer=optimizer, method=made), 2.0**power)
-        policy = jax.nn.softmax(final(config, seed, root), axis=1)
-        policy = np.asarray(policy).reshape(4, 6, len(DOUBLINGS), len(seeds))
+        policy = np.asarray(jax.nn.softmax(final(config, seed, root), axis=1))
+        policy = policy.reshape(4, 6, len(DOUBLINGS), len(seeds))
         return 0.5 * abs(policy - policy[:, :, [2]]).sum(1).mean(0)
 
     def adam(*, decay=0.0, end=1.0, clip=1e30, coef=0.0):
@@ -250,17 +251,16 @@ def check(data: xr.Dataset):
         numbers[f"drift: {variant}"] = worst(data.drift.sel(variant=variant), expected=0.0, tolerance=1e-9)
     for variant in BREAKING:
         drift = data.drift.sel(variant=variant).isel(doubling=[0, 4]).mean("doubling")
-        judged = (
-            {"expected": 0.1, "relation": "at least"}
+        numbers[f"drift: {variant}"] = (
+            mean(drift, expected=0.1, relation="at least")
             if variant == "SGD"
-            else {"expected": MARGIN, "relation": "at most"}
+            else mean(drift, expected=MARGIN, relation="at most")
         )
-        numbers[f"drift: {variant}"] = mean(drift, **judged)
-    for precision in ("float32", "float64"):
-        for eps in (0.0, 1e-8):
-            drift = data.rounding.sel(precision=precision, eps=eps)
-            judged = {"expected": 0.0, "tolerance": 1e-6} if precision == "float64" else {}
-            numbers[f"{precision}, phi = 3, eps {eps:g}: drift"] = mean(drift, **judged)
+    for eps in (0.0, 1e-8):
+        drift = data.rounding.sel(precision="float64", eps=eps)
+        numbers[f"float64, phi = 3, eps {eps:g}: drift"] = mean(drift, expected=0.0, tolerance=1e-6)
+        drift = data.rounding.sel(precision="float32", eps=eps)
+        numbers[f"float32, phi = 3, eps {eps:g}: drift"] = mean(drift)
     intact = (abs(curves["single"].sel(eps=0.0) - 1) < 0.01).values
     numbers["float32, eps 0: least scale with unchanged steps"] = Number(
         float(data.scale.values[intact].min())

@@ -1,16 +1,17 @@
 """Momentum carries the policy past the clip.
 
-Claim B4 of arXiv:2601.05002 (Propositions 3, 7): once every gradient is exactly zero, Adam's updates go on as
-C_{T,k} of the last live one, coordinate by coordinate, at eps = 0 and without weight decay, for any history;
-late on they shrink by rho = b1/sqrt(b2) each and add up to rho/(1 - rho) live steps. Refuted if a measured
-factor leaves C_{T,k} by more than 1e-9, or if plain SGD and RMSProp, the controls, move at all. Qualified if
-the numbers that the paper prints for (0.9, 0.95) are not those of its formula, or if the drift need not end
-(b1 > sqrt(b2)).
+Claim B4 of arXiv:2601.05002 (Propositions 3, 7): once every gradient is exactly zero, Adam's updates go on
+as C_{T,k} of the last live one, coordinate by coordinate, at eps = 0 and without weight decay, for any
+history; late on they shrink by rho = b1/sqrt(b2) each and add up to rho/(1 - rho) live steps. Refuted if a
+measured factor leaves C_{T,k} by more than 1e-9, or if plain SGD and RMSProp, the controls, move at all.
+Qualified if the numbers that the paper prints for (0.9, 0.95) are not those of its formula, or if the drift
+need not end (b1 > sqrt(b2)).
 """
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -21,6 +22,7 @@ from grpo_jax.biases import coasted, inner_path, live_steps
 from grpo_jax.config import Config, Loop
 from grpo_jax.methods import grpo
 from grpo_jax.optimizers import SGD, Adam, AdamW, HeavyBall, Lion, RMSProp
+from grpo_jax.part import put_all
 from grpo_jax.policies import ActionPolicy
 from grpo_jax.tasks import Questions
 from grpo_jax.theory.optimizer import coasting, coasting_rate, coasting_travel, heavy_ball_coasting
@@ -86,7 +88,7 @@ def tied_updates(config: Config, seed: np.ndarray, root: int, history: int) -> t
 def factors(root: int, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Measured and predicted C_{T,k} [history, k, decay, seed] in four histories."""
     runs = np.repeat(np.array(DECAYS), len(seeds), axis=0)
-    optimizer = Adam(learning_rate=0.02, b1=runs[:, 0], b2=runs[:, 1], eps=0.0)
+    optimizer = Adam(learning_rate=0.02, b1=jnp.asarray(runs[:, 0]), b2=jnp.asarray(runs[:, 1]), eps=0.0)
     config = problem(optimizer=optimizer, loop=Loop(group_size=64))
     seed = np.tile(seeds, len(DECAYS))
     histories = [clipped_updates(config, seed, root, n) for n in (1, 8)]
@@ -129,10 +131,11 @@ def users(root: int, seeds: np.ndarray, rates: np.ndarray) -> np.ndarray:
     index, rate, clip, seed = (
         axis.ravel() for axis in np.meshgrid(range(len(USERS)), rates, CLIPS, seeds, indexing="ij")
     )
-    b1, b2 = np.array(USERS)[index].T
-    gain = dataclasses.replace(grpo.gain, low=clip, high=clip)
-    config = problem(optimizer=AdamW(learning_rate=rate, b1=b1, b2=b2, weight_decay=0.01 + 0 * b1))
-    config = dataclasses.replace(config, method=dataclasses.replace(config.method, gain=gain))
+    b1, b2 = jnp.asarray(np.array(USERS)[index].T)
+    config = problem(
+        optimizer=AdamW(learning_rate=jnp.asarray(rate), b1=b1, b2=b2, weight_decay=0.01 + 0 * b1)
+    )
+    config = put_all(config, {"method.gain.low": clip, "method.gain.high": clip})
     _, path = inner_path(config, train.init(config, seed, root=root), steps=int(PASSES.max()) + 1)
     ratio = np.exp(np.asarray(path.log_ratio)[PASSES, 0, 0, 0])
     shape = (len(PASSES), len(USERS), len(rates), len(CLIPS), len(seeds))

@@ -1,11 +1,11 @@
 """The surrogate's value is no progress meter.
 
 Claim B5 of arXiv:2601.05002 (Proposition 4). Scenario A, where every ratio is 1: under length-normalised
-weights and without masks J = -beta E[R], whatever the rewards; under constant weights
-J = C sum A_i len_i - beta E[R]; in general sum A_i Omega_i = G Cov(A, Omega), Omega_i an output's total
-weight. Refuted if one of these fails by more than 1e-12, or, over training (scenario B), if the value follows
-the true expected reward in one of the methods it speaks of (mean correlation of 0.5 or more, while the mean
-reward of the batch, the control, has that). GPG and CISPO, whose value is a log-likelihood, are exempt.
+weights and without masks J = -beta E[R], whatever the rewards; under constant weights J = C sum A_i len_i -
+beta E[R]; in general sum A_i Omega_i = G Cov(A, Omega), Omega_i an output's total weight. Refuted if one of
+these fails by more than 1e-12, or, over training (scenario B), if the value follows the true expected reward
+in one of the methods it speaks of (mean correlation of 0.5 or more, while the mean reward of the batch, the
+control, has that). GPG and CISPO, whose value is a log-likelihood, are exempt.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The clip is idle where every batch is used once.
 
-Claim B6 of arXiv:2601.05002: with one pass over each batch (mu = 1) the ratio is exactly 1, so clipping
-at 0.2 and not at all give the same run. Refuted if one bit of a policy differs, or if the controls do not
-differ: many passes, and mu = 1 with an old policy that is refreshed every eighth iteration only. Qualified if
-clipping that is active makes no difference to the reward that training ends with.
+Claim B6 of arXiv:2601.05002: with one pass over each batch (mu = 1) the ratio is exactly 1, so clipping at
+0.2 and not at all give the same run. Refuted if one bit of a policy differs, or if the controls do not
+differ: many passes, and mu = 1 with an old policy that is refreshed every eighth iteration only. Qualified
+if clipping that is active makes no difference to the reward that training ends with.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from grpo_jax import train
 from grpo_jax.config import Config, Loop
 from grpo_jax.methods import grpo
 from grpo_jax.optimizers import SGD, AdamW
+from grpo_jax.part import put_all
+from grpo_jax.parts.gains import Clip
 from grpo_jax.policies import ActionPolicy
 from grpo_jax.tasks import Bernoulli, Questions
 
@@ -38,7 +41,7 @@ def problem(root: int, optimizer, bound: np.ndarray, **loop) -> Config:
     rng = np.random.default_rng(root)
     table = np.stack([rng.permutation([0.9, 0.6, 0.2, 0.1, 0.0]) for _ in range(8)])
     method = dataclasses.replace(grpo, penalty=None)
-    method = dataclasses.replace(method, gain=dataclasses.replace(grpo.gain, low=bound, high=bound))
+    method = put_all(method, {"gain.low": bound, "gain.high": bound})
     return Config(
         policy=ActionPolicy.uniform(contexts=8, actions=5),
         task=Questions(table=table, noise=Bernoulli()),
@@ -79,8 +82,8 @@ def boundary_gradients() -> dict[str, float]:
 
     def ours(ratio: jax.Array, advantage: float) -> jax.Array:
         log_ratio, value = jnp.log(ratio).reshape(1, 1, 1), jnp.full((1, 1, 1), advantage)
-        gain = dataclasses.replace(grpo.gain, low=BOUND, high=BOUND)
-        return jnp.sum(gain(None, log_ratio, log_ratio, value))
+        rollout: Any = None  # the clip reads none of it
+        return jnp.sum(Clip(low=BOUND, high=BOUND)(rollout, log_ratio, log_ratio, value))
 
     found = {}
     for side, advantage, exact in (("1 + eps, A > 0", 1.0, 1 + BOUND), ("1 - eps, A < 0", -1.0, 1 - BOUND)):

@@ -1,10 +1,10 @@
 """Which method shows which bias, in one sweep.
 
-The summary that arXiv:2601.05002 draws from Table 1: the biases come with the weights, so a method that divides
-by the length shows the length bias and pushes shared prefixes, and one with constant weights does not. Refuted
-if GRPO, GRPO (V3.2), GSPO or CPPO do not shorten right answers against wrong ones by 0.3 tokens at least, or if
-Dr. GRPO does so by as much. Qualified if a method with weights that are equal within a batch (DAPO, GPG, CISPO)
-is not free of it, or if a method of the table does not learn the task at all.
+The summary that arXiv:2601.05002 draws from Table 1: the biases come with the weights, so a method that
+divides by the length shows the length bias and pushes shared prefixes, and one with constant weights does
+not. Refuted if GRPO, GRPO (V3.2), GSPO or CPPO do not shorten right answers against wrong ones by 0.3 tokens
+at least, or if Dr. GRPO does so by as much. Qualified if a method with weights that are equal within a batch
+(DAPO, GPG, CISPO) is not free of it, or if a method of the table does not learn the task at all.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def draw(figure, data: xr.Dataset) -> None:
     shown = {name: column.mean("seed", skipna=True).values for name, column in columns(data).items()}
     values = np.array(list(shown.values())).T
     scale = np.nanmax(abs(values), axis=0)
+    scale[-1] = np.inf  # learning is no bias: no colour
     axes.imshow(values / scale, cmap="RdBu_r", vmin=-1.6, vmax=1.6, aspect="auto")
     for row, column in np.ndindex(values.shape):
         value = values[row, column]

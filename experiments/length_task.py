@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from grpo_jax.biases import length_moments
 from grpo_jax.config import Config, Loop
 from grpo_jax.diagnostics import log_support
 from grpo_jax.optimizers import SGD, AdamW, Optimizer
-from grpo_jax.part import number, part
+from grpo_jax.part import number, part, put
 from grpo_jax.policies import TreePolicy
 from grpo_jax.policies.tree import tied
 from grpo_jax.statistics import divide
@@ -30,6 +31,8 @@ TASK = trees.first_token(SPACE)
 RIGHT = np.asarray(TASK.table[0] > 0)
 """[S] outputs whose first token is right."""
 GROUP = 8
+PROMPTS: Any = np.arange(1)
+"""The one context."""
 STEPS = 120
 RATES = np.array([0.1, 0.5, 0.9])
 """Success rates at the start."""
@@ -64,15 +67,15 @@ def policy(rate: np.ndarray, *, blind: bool = False) -> TreePolicy:
 def mean_length() -> float:
     """L0: under a uniform tail."""
     start = policy(np.array([0.5]))
-    probability = np.exp(np.asarray(log_support(start, jnp.asarray(start.logits), np.arange(1))))[0, :, 0]
+    probability = np.exp(np.asarray(log_support(start, jnp.asarray(start.logits), PROMPTS)))[0, :, 0]
     return float(probability @ SPACE.support[1].sum(1))
 
 
 def weighted(power: np.ndarray, normalized: np.ndarray) -> Method:
     """GRPO without penalty at numbers [R]: the power of 1/len, and whether the spread divides advantages."""
-    advantage = dataclasses.replace(methods.grpo.advantage, power=jnp.asarray(normalized, float))
     reduction = LengthPower(power=jnp.asarray(power, float), length=mean_length())
-    return dataclasses.replace(methods.grpo, advantage=advantage, penalty=None, reduction=reduction)
+    method = dataclasses.replace(methods.grpo, penalty=None, reduction=reduction)
+    return put(method, "advantage.power", jnp.asarray(normalized, float))
 
 
 def optimizer(name: str, rate: float | None = None) -> Optimizer:
@@ -93,10 +96,8 @@ def problem(
 @functools.partial(jax.jit, static_argnames=("steps", "every"))
 def _watched(config: Config, state: train.TrainState, *, steps: int, every: int) -> dict[str, Array]:
     def lengths(params: Array) -> Array:
-        both = length_moments(config.policy, params, np.arange(1), 1 - RIGHT.astype(int))
-        return jnp.concatenate(
-            [both, length_moments(config.policy, params, np.arange(1), 0 * RIGHT.astype(int))]
-        )
+        both = length_moments(config.policy, params, PROMPTS, 1 - RIGHT.astype(int))
+        return jnp.concatenate([both, length_moments(config.policy, params, PROMPTS, 0 * RIGHT.astype(int))])
 
     def one(state: train.TrainState, _: None) -> tuple[train.TrainState, dict[str, Array]]:
         return train.step(config, state, record=("surrogate", "expected_reward", "reward"))

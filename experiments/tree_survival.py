@@ -15,6 +15,7 @@ from grpo_jax import methods, train
 from grpo_jax.biases import inner_path
 from grpo_jax.config import Config, Loop
 from grpo_jax.optimizers import AdamW, ClippedNorm, Cosine
+from grpo_jax.part import put, subparts
 from grpo_jax.policies import TreePolicy
 from grpo_jax.policies.tree import tied
 from grpo_jax.tasks import trees
@@ -56,7 +57,7 @@ def scale_bits(root: int, seeds: np.ndarray) -> np.ndarray:
     """[variant] greatest difference between parameters trained at scales 2^-6, 2^6 and 1, eps = 0."""
     scale = np.tile(np.repeat([1.0, 2.0**-6, 2.0**6], len(seeds)), len(VARIANTS))
     config = problem(len(scale), **_variants(seeds, 3))
-    config = dataclasses.replace(config, task=dataclasses.replace(config.task, scale=jnp.asarray(scale)))
+    config = put(config, "task.scale", jnp.asarray(scale))
     state = train.init(config, np.tile(seeds, 3 * len(VARIANTS)), root=root)
     after, _ = train.run(config, state, iterations=STEPS, record=())
     params = np.asarray(after.params).reshape(-1, len(VARIANTS), 3, len(seeds))
@@ -76,12 +77,18 @@ def coasting_errors(root: int, seeds: np.ndarray) -> np.ndarray:
     state = before._replace(params=before.params + live.updates[0], opt_state=_stepped(config, before))
     _, path = inner_path(idle, state, steps=COAST)
     count = STEPS // 2 * config.loop.inner_steps + 1
-    rate = np.asarray(jax.vmap(config.optimizer.inner.learning_rate)(count - 1 + jnp.arange(COAST + 1)))
+    rate = np.asarray(jax.vmap(rate_of(config))(count - 1 + jnp.arange(COAST + 1)))
     last = np.asarray(live.updates[0]) / rate[0]
     ratio = np.asarray(path.updates) / rate[1:, None, None, None] / np.where(abs(last) > 1e-3, last, np.inf)
     expected = np.asarray(coasting(0.9, 0.999, live=count, k=np.arange(COAST)))
     errors = np.where(abs(last) > 1e-3, abs(ratio - expected[:, None, None, None, None]), 0)
     return errors.reshape(-1, len(VARIANTS), len(seeds)).max((0, 2))
+
+
+def rate_of(config: Config) -> Cosine:
+    """The learning rate's schedule."""
+    found = [p for p in subparts(config.optimizer) if isinstance(p, Cosine)]
+    return found[0]
 
 
 def _stepped(config: Config, state: train.TrainState):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from grpo_jax import optimizers
 from grpo_jax.config import Batch, Config, TrainState
@@ -134,7 +135,7 @@ def split_gradient(gradients: Array, *, prefix: int) -> tuple[Array, Array]:
     return divide(net, net + rest), divide(rest, net + rest)
 
 
-def length_moments(policy: Policy, params: Params, prompts: Array, group: Array) -> Array:
+def length_moments(policy: Policy, params: Params, prompts: Any, group: np.ndarray) -> Array:
     """[groups(, R)] expected length of outputs in each of some groups (correct, wrong), by enumeration.
 
     Args:
