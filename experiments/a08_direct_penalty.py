@@ -1,0 +1,382 @@
+"""Direct KL penalty: log pooling with the group preference, and which of its roots training finds.
+
+Claim A8 of arXiv:2502.18548: with D times the importance ratio pi ~ pi_ref exp(P_G / beta); for pairs NLHF's
+policy at beta / 2, without a jump at pi_ref = 0; for large groups the roots of
+h(x) = 1 / (beta sqrt(x (1 - x))) - logit x + logit pi_ref, falling up to x* and rising beyond, and for
+large beta two values maximise. Refuted if a trained policy is 1e-6 from its formula (sampled: 0.01), a root
+does not maximise the surrogate frozen at itself, h turns elsewhere than at x*, or exact ascent does not end
+on the attractor whose basin it starts in. Qualified if the upper of the two values repels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax.scipy.special import logit
+from matplotlib import colormaps
+
+from experiments.alignment import ascend, binary, furthest, grid, intercepts, problem, time_average
+from experiments.verdict import Number, judge, mean, share, worst
+from grpo_jax.optimizers import SGD, AdamW
+from grpo_jax.theory import (
+    critical_point,
+    direct_roots,
+    drive,
+    folds,
+    group_preference,
+    nlhf,
+    odds_velocity,
+    pooled_point,
+    preference_gap,
+    reward_table,
+    stationary_pair_direct,
+)
+
+CLAIM = "A8"
+PAPER = "A"
+PRECISION = "float64"
+
+REFERENCES, STRENGTHS = (
+    np.array([1e-9, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8]),
+    np.array([0.25, 0.5, 1.0, 2.0, 5.0]),
+)
+SAMPLED = {"pi_ref": np.array([0.05, 0.2, 0.5]), "strength": np.array([0.5, 1.0, 2.0])}
+RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.02, 0.04, 0.08])}
+MANY = (4, 4)
+"""Answers and group of the questions with more answers."""
+GROUPS = np.array([8, 32])
+LEVELS, PLACES = np.array([0.5, 0.8]), np.array([0.1, 0.5, 0.9])
+"""beta / beta_c(G), and where between the folds logit pi_ref lies."""
+NUDGE = 0.3
+"""Log odds on either side of the middle root at which runs start."""
+COUNTED = (3, 8, 32, np.inf)
+WEDGES = np.array([8, 32, 128])
+SIZES = {"smoke": (8, 400, 4), "quick": (48, 3000, 8), "full": (256, 12000, 64)}
+"""Seeds, iterations of sampled runs, and questions with more answers."""
+MARGIN = 0.01
+
+
+def pairs() -> np.ndarray:
+    """[pi_ref, strength, start] pi(a) after exact ascent, groups of two."""
+    r, b, beyond = grid(REFERENCES, STRENGTHS, [False, True])
+    odds = r / (1 - r) * np.exp(beyond * (1 / b + 1))
+    start = np.where(r < 1e-6, r, odds / (1 + odds))
+    rate = np.where(r < 1e-6, 0.05 / (r * (1 + b)), 1.5 / b)
+    options = {"direct": True, "start": binary(start), "optimizer": SGD(learning_rate=jnp.asarray(rate))}
+    found = ascend(
+        problem(binary(r), np.array([1.0, 0.0]), b, group_size=2, **options), r.size, iterations=2500
+    )
+    return found[0].reshape(len(REFERENCES), len(STRENGTHS), 2)
+
+
+def sampled(optimizer, rates: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
+    """[rate, setting, seed] time averages of pi(a), groups of two."""
+    rate, r, b, seed = grid(rates, *SAMPLED.values(), np.arange(seeds))
+    made = optimizer(learning_rate=jnp.asarray(rate))
+    options = {"direct": True, "optimizer": made, "expectation": None}
+    config = problem(binary(r), np.array([1.0, 0.0]), b, group_size=2, **options)
+    average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
+    return average.reshape(len(rates), -1, seeds)
+
+
+def many(count: int, root: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[Q] each: the solver's residual, its distance from exact ascent; for pairs, from NLHF at beta / 2."""
+    answers, group = MANY
+    rng = np.random.default_rng(root)
+    reference = 0.8 * rng.dirichlet(np.ones(answers), count) + 0.2 / answers
+    rewards, beta = rng.normal(size=(count, answers)), rng.uniform(0.5, 3.0, count)
+
+    @jax.jit
+    @jax.vmap
+    def solve(r, b, values):
+        table = reward_table(values)
+        found = pooled_point(lambda policy: group_preference(policy, table, group_size=group), r, b)
+        pair = pooled_point(lambda policy: group_preference(policy, table, group_size=2), r, b)
+        wins = jnp.sign(values[:, None] - values[None, :])
+        return found.policy, found.residual, jnp.max(abs(nlhf(r, wins, b / 2).policy - pair.policy))
+
+    policy, residual, distance = (np.asarray(x) for x in solve(reference, beta, rewards))
+    options = {"direct": True, "optimizer": SGD(learning_rate=jnp.asarray(3 / (1 + beta)))}
+    ended = ascend(problem(reference.T, rewards.T, beta, group_size=group, **options), count, iterations=1500)
+    return residual, abs(ended.T - policy).max(1), distance
+
+
+def basins(group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """beta, logit pi_ref [S], and log odds [S, 3 + 4 + 4] of roots, starts, and where exact ascent ends."""
+    level, place = grid(LEVELS, PLACES)
+    beta = level * float(critical_point(group_size=group_size)[1])
+    fold = folds(beta, group_size=group_size)
+    low, high = np.asarray(fold.logit_reference_high), np.asarray(fold.logit_reference_low)
+    z_ref = low + place * (high - low)
+    roots = np.asarray(direct_roots(_odds(z_ref), beta, group_size=group_size).log_odds)
+    start = np.stack([roots[:, 0] - 2, roots[:, 1] - NUDGE, roots[:, 1] + NUDGE, roots[:, 2] + 1], 1)
+    b, r = (np.repeat(x, 4) for x in (beta, z_ref))
+    options = {"direct": True, "start": _pair(start.ravel()), "optimizer": SGD(learning_rate=4.0)}
+    config = problem(_pair(r), np.array([1.0, 0.0]), b, group_size=group_size, **options)
+    ended = ascend(config, b.size, iterations=6000)
+    ended = (np.log(ended[0]) - np.log(ended[1])).reshape(start.shape)
+    return beta, z_ref, np.concatenate([roots, start, ended], axis=1)
+
+
+def _odds(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def _pair(z: np.ndarray) -> np.ndarray:
+    return np.stack([_odds(z), _odds(-z)])
+
+
+def stay(group_size: int, beta: float, z_ref: float, roots: np.ndarray, size: tuple[int, int], root: int):
+    """[low or high, seed] log odds after sampled training that starts on either attractor."""
+    seeds, iterations = size
+    begin, seed = np.repeat(roots[[0, 2]], seeds), np.tile(np.arange(seeds), 2)
+    rate = SGD(learning_rate=jnp.full(seed.shape, 0.02))
+    options = {"direct": True, "start": _pair(begin), "optimizer": rate, "expectation": None}
+    config = problem(
+        _pair(np.full(seed.shape, z_ref)), np.array([1.0, 0.0]), beta, group_size=group_size, **options
+    )
+    ended = time_average(config, seed, root=root, iterations=iterations)
+    return (np.log(ended[0]) - np.log(ended[1])).reshape(2, seeds)
+
+
+def escape(steps: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Large groups: starts [S, 2] beside the upper root and log odds after following h, cut at +-20."""
+    r, b = grid([0.05, 0.2, 0.5], [2.0, 4.0, 8.0])
+    middle = np.asarray(direct_roots(r, b, group_size=np.inf).log_odds)[:, 1]
+    start = middle[:, None] + np.array([-NUDGE, NUDGE])
+    z = start
+    for _ in range(steps):
+        z = np.clip(
+            z + 0.02 * (2 * np.cosh(z / 2) - b[:, None] * (z - np.log(r / (1 - r))[:, None])), -20, 20
+        )
+    return start, z
+
+
+@functools.partial(jax.jit, static_argnames="group_size")
+def sign_changes(reference: jax.Array, beta: jax.Array, *, group_size: float) -> jax.Array:
+    """[R] roots of h by brute force: changes of its sign on a fine grid of log odds."""
+    z = jnp.linspace(-130.0, 130.0, 26001)[:, None]
+    h = drive(z, group_size=group_size) / beta - z + logit(reference)
+    return jnp.sum(jnp.diff(jnp.sign(h), axis=0) != 0, 0)
+
+
+def counted(root: int) -> tuple[np.ndarray, np.ndarray]:
+    """[group, question] roots by brute force and by the solver, over random beta and pi_ref."""
+    rng = np.random.default_rng(root)
+    r, b = _odds(rng.uniform(-16, 4, 300)), np.exp(rng.uniform(np.log(0.05), np.log(6), 300))
+    brute = [np.asarray(sign_changes(r, b, group_size=group)) for group in COUNTED]
+    solved = [np.asarray(direct_roots(r, b, group_size=group).number) for group in COUNTED]
+    return np.stack(brute), np.stack(solved)
+
+
+def wedges() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Double roots of h by log odds z: there beta = d psi_G / dz, and logit pi_ref = z - psi_G / beta."""
+    z = jnp.linspace(0.05, 16, 800)
+    lines = []
+    for group in WEDGES:
+        psi, slope = jax.vmap(jax.value_and_grad(lambda y, size=int(group): drive(y, group_size=size)))(z)
+        lines.append([slope, z - psi / slope])
+    beta, z_ref = np.moveaxis(np.array(lines), 1, 0)
+    return {"fold_beta": (("wedge", "z"), beta), "fold_reference": (("wedge", "z"), z_ref)}
+
+
+def simulate(key: jax.Array, size: str) -> xr.Dataset:
+    """Pairs, more answers, basins, counts of roots, and the flow of large groups."""
+    root = int(jax.random.key_data(key)[-1])
+    seeds, iterations, count = SIZES[size]
+    residual, distance, from_nlhf = many(count, root)
+    beta, z_ref, ended = zip(*(basins(int(group)) for group in GROUPS), strict=True)
+    halfway = 1
+    roots = ended[1][halfway, :3]
+    kept = stay(int(GROUPS[1]), beta[1][halfway], z_ref[1][halfway], roots, (seeds, iterations), root)
+    brute, solved = counted(root)
+    start, flowed = escape()
+    averages = [
+        sampled(optimizer, RATES[name], seeds, iterations, root)
+        for name, optimizer in (("SGD", SGD), ("AdamW", AdamW))
+    ]
+    return xr.Dataset(
+        {
+            "pair": (("pi_ref", "strength", "start"), pairs()),
+            "average": (("optimizer", "rate", "setting", "seed"), np.stack(averages)),
+            "residual": ("question", residual),
+            "distance": ("question", distance),
+            "from_nlhf": ("question", from_nlhf),
+            "beta": (("group", "place"), np.stack(beta)),
+            "logit_reference": (("group", "place"), np.stack(z_ref)),
+            "log_odds": (("group", "place", "what"), np.stack(ended)),
+            "kept": (("side", "seed"), kept),
+            "kept_middle": roots[1],
+            "brute": (("counted", "draw"), brute),
+            "solved": (("counted", "draw"), solved),
+            "escape_start": (("case", "nudge"), start),
+            "escape_end": (("case", "nudge"), flowed),
+        }
+        | wedges(),
+        coords={
+            "pi_ref": REFERENCES, "strength": STRENGTHS, "optimizer": list(RATES), "group": GROUPS,
+            "counted": list(COUNTED), "nudge": [-NUDGE, NUDGE], "wedge": WEDGES,
+        },
+    )  # fmt: skip
+
+
+def check(data: xr.Dataset):
+    """Formulas, basins, the two roots of large groups, and sampled runs."""
+    curve = np.asarray(stationary_pair_direct(*np.meshgrid(REFERENCES, STRENGTHS, indexing="ij")))
+    ratio = data.pair.sel(pi_ref=REFERENCES[0]) / REFERENCES[0]
+    numbers = {
+        "pairs: exact ascent - pi_ref e^(+-gamma/2beta)": worst(
+            data.pair.values - curve[..., None], expected=0 * data.pair.values, tolerance=1e-6
+        ),
+        "pi_ref = 1e-9: exact ascent / (pi_ref e^(gamma/beta))": worst(
+            ratio, expected=np.exp(1 / STRENGTHS)[:, None], tolerance=1e-4
+        ),
+        "more answers: residual of log pooling": worst(
+            data.residual, expected=0 * data.residual, tolerance=1e-10
+        ),
+        "more answers: exact ascent - log pooling": worst(
+            data.distance, expected=0 * data.distance, tolerance=1e-6
+        ),
+        "pairs - NLHF at beta / 2": worst(data.from_nlhf, expected=0 * data.from_nlhf, tolerance=1e-9),
+    }
+    numbers |= _sampled_numbers(data) | _shape_numbers() | _basin_numbers(data)
+    stays = "upper root, large groups: share of starts beside it that following h brings back"
+    back = abs(data.escape_end - data.escape_start) < NUDGE
+    numbers[stays] = Number(float(back.mean()), expected=1.0, relation="at least")
+    words = "as a maximum of the surrogate frozen at it: following h leaves the upper root on both sides"
+    judged = [name for name, number in numbers.items() if number.expected is not None]
+    qualifies = {stays: words, "AdamW: sampled, extrapolated - formula": "under SGD, not under AdamW"}
+    return judge(numbers, refutes=[name for name in judged if name not in qualifies], qualifies=qualifies)
+
+
+def _shape_numbers() -> dict[str, Number]:
+    """h turns at x*, each root maximises its frozen surrogate, and from which beta on there are two."""
+    beta = np.geomspace(0.1, 10, 25)
+    turn = 0.5 * (1 + np.sqrt(1 - 1 / (1 + beta**2)))
+    slope = jax.vmap(jax.grad(lambda x, b: odds_velocity(x, 0.3, b, group_size=np.inf)))
+    r, b = (np.ravel(x) for x in np.meshgrid(_odds(np.linspace(-8, 0, 9)), np.geomspace(1.6, 8, 8)))
+    x = np.asarray(direct_roots(r, b, group_size=np.inf).log_odds)[:, :2]
+    gap = np.asarray(preference_gap(_odds(x), _odds(-x), group_size=np.inf))
+    best = np.log(r / (1 - r))[:, None] + gap / b[:, None]
+    numbers = {
+        "x* by h' = 0": worst(slope(turn, beta) * turn * (1 - turn), expected=0 * beta, tolerance=1e-9),
+        "h' below x*": worst(slope(turn - 0.01, beta), expected=0 * beta, relation="at most"),
+        "h' above x*": worst(slope(0.5 + 0.5 * turn, beta), expected=0 * beta, relation="at least"),
+        "both roots - maximiser of the surrogate frozen there": worst(
+            _odds(best), expected=_odds(x), tolerance=1e-10
+        ),
+    }
+    fine = np.geomspace(0.01, 50, 20001)
+    threshold = np.asarray(folds(fine, group_size=np.inf).logit_reference_low)
+    for p in (0.01, 0.1, 0.5, 0.9):
+        first = fine[np.argmax(threshold > np.log(p / (1 - p)))]
+        numbers[f"large groups, pi_ref = {p:g}: two roots from beta"] = Number(float(first))
+    return numbers
+
+
+def _basin_numbers(data: xr.Dataset) -> dict[str, Number]:
+    roots, ended = data.log_odds[:, :, :3].values, data.log_odds[:, :, 7:].values
+    predicted = roots[:, :, [0, 0, 2, 2]]
+    below, above = data.escape_end.sel(nudge=-NUDGE), data.escape_end.sel(nudge=NUDGE)
+    numbers = {
+        "exact ascent - attractor of its basin, G = 8 and 32": worst(
+            _odds(ended), expected=_odds(predicted), tolerance=1e-6
+        ),
+        "large groups: least log odds reached from above the upper root, cut at 20": Number(
+            float(above.min()), expected=20.0, relation="at least"
+        ),
+        "large groups: greatest log odds reached from below it": Number(
+            float((below - data.escape_start.sel(nudge=-NUDGE)).max()), expected=0.0, relation="at most"
+        ),
+        "roots by brute force - by the solver": worst(data.brute, expected=data.solved),
+    }
+    for group in COUNTED:
+        several = data.solved.sel(counted=group) > 1
+        numbers[f"G = {group:g}: share of draws with several roots"] = Number(float(several.mean()))
+    for group, top in zip(data.wedge.values, data.fold_beta.max("z").values, strict=True):
+        numbers[f"G = {group}: beta above which there is one root"] = Number(float(top))
+    on_side = (data.kept > data.kept_middle) == xr.DataArray([False, True], dims="side")
+    numbers["sampled, G = 32: share of seeds still in the basin they start in"] = share(
+        int(on_side.sum()), on_side.size
+    )
+    return numbers
+
+
+def _sampled_numbers(data: xr.Dataset) -> dict[str, Number]:
+    curve, numbers = np.asarray(stationary_pair_direct(*grid(*SAMPLED.values()))), {}
+    for name, rates in RATES.items():
+        at_zero, slope = intercepts(rates, data.average.sel(optimizer=name))
+        numbers[f"{name}: sampled, extrapolated - formula"] = furthest(at_zero, curve, tolerance=MARGIN)
+        numbers[f"{name}: steepest slope"] = mean(slope[np.argmax(abs(slope.mean(1)))])
+    return numbers
+
+
+def draw(figure, data: xr.Dataset) -> None:
+    """Figure 3 of [A]; the phase diagram; roots, basins and trained policies."""
+    figure.set_size_inches(12.5, 4.3)
+    left, middle, right = figure.subplots(1, 3)
+    _draw_pairs(left, data)
+    _draw_phases(middle, data)
+    _draw_basins(right, data)
+
+
+def _draw_pairs(axes, data: xr.Dataset) -> None:
+    fine = np.linspace(0, 1, 200)
+    colors = dict(zip(STRENGTHS, colormaps["viridis"](np.linspace(0, 0.9, len(STRENGTHS))), strict=True))
+    for b, color in colors.items():
+        axes.plot(fine, stationary_pair_direct(fine, b), color=color, lw=1.6, label=f"{b:g}")
+        axes.plot(REFERENCES, data.pair.sel(strength=b)[:, 0], "o", ms=4.5, mfc="white", color=color)
+    at_zero, _ = intercepts(RATES["SGD"], data.average.sel(optimizer="SGD"))
+    for r, b, values in zip(*grid(*SAMPLED.values()), at_zero, strict=True):
+        number = mean(values)
+        axes.plot([r, r], [number.low, number.high], color=colors[b], lw=2.2)
+        axes.plot(r, number.value, "_", ms=10, mew=1.6, color=colors[b])
+    axes.plot([0, 1], [0, 1], color="0.8", lw=0.8, zorder=0)
+    axes.legend(title="β/γ", frameon=False, fontsize=8, loc="lower right")
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="π_ref(a)", ylabel="stationary π(a)")
+    axes.set_title("Direct penalty, pairs: no jump.\n○ exact ascent, ┿ sampled at rate → 0", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_phases(axes, data: xr.Dataset) -> None:
+    for color, group in zip(("#4477aa", "#aa3377", "#ddaa33"), data.wedge.values, strict=True):
+        here = data.sel(wedge=group)
+        axes.fill(here.fold_beta, here.fold_reference, color=color, alpha=0.25, lw=0)
+        axes.plot(here.fold_beta, here.fold_reference, color=color, lw=1.4, label=f"{group}")
+    beta = np.linspace(0.1, 3, 300)
+    edge = folds(beta, group_size=np.inf).logit_reference_low
+    axes.plot(beta, edge, color="k", lw=1.4, ls="--", label="∞: two below,\nnone above")
+    axes.legend(title="G: three roots inside", frameon=False, fontsize=8, loc="lower right")
+    axes.set(xlim=(0, 3), ylim=(-12, 3), xlabel="β", ylabel="log odds of π_ref")
+    axes.set_title("How many roots. Finite groups: three inside a wedge,\none outside it", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_basins(axes, data: xr.Dataset) -> None:
+    here = data.sel(group=GROUPS[1])
+    beta = float(here.beta[0])
+    fold = folds(beta, group_size=int(GROUPS[1]))
+    ends = (-9.0, float(fold.z_low), float(fold.z_high), 9.0)
+    for k, style in enumerate(("-", "--", "-")):
+        z = np.linspace(ends[k], ends[k + 1], 200)
+        label = {0: "attracts", 1: "repels"}.get(k)
+        axes.plot(
+            z - drive(z, group_size=int(GROUPS[1])) / beta, z, style, color="#aa3377", lw=1.8, label=label
+        )
+    turn = float(folds(beta, group_size=np.inf).z_low)
+    for z, style in ((np.linspace(-9, turn, 200), "-"), (np.linspace(turn, 9, 200), "--")):
+        label = "G → ∞" if style == "-" else None
+        axes.plot(z - drive(z, group_size=np.inf) / beta, z, style, color="0.6", lw=1, label=label)
+    for place in range(len(PLACES)):
+        x, values = float(here.logit_reference[place]), here.log_odds[place].values
+        for start, end in zip(values[3:7], values[7:], strict=True):
+            arrow = {"arrowstyle": "-|>", "color": "#4477aa", "lw": 1.2, "shrinkA": 0, "shrinkB": 3}
+            axes.annotate("", (x, end), (x, start), arrowprops=arrow)
+            axes.plot(x, end, "o", ms=5, mfc="white", color="#4477aa", zorder=5)
+    low, high = float(fold.logit_reference_high), float(fold.logit_reference_low)
+    axes.set(xlim=(low - 1.5, high + 1.5), ylim=(-4, 9), xlabel="log odds of π_ref", ylabel="log odds of π")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.set_title(f"Exact ascent (arrows, ○), G = {GROUPS[1]}, β = {beta:.2f}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
