@@ -11,15 +11,17 @@ import pytest
 
 from grpo_jax import methods, train
 from grpo_jax.config import Config, Loop
+from grpo_jax.diagnostics import expected_reward
 from grpo_jax.exact import Exact, expected_gradient, expected_objective
 from grpo_jax.expectations import Sampled
 from grpo_jax.optimizers import SGD
-from grpo_jax.part import aligned
+from grpo_jax.part import aligned, put_all
 from grpo_jax.parts import advantages as adv
 from grpo_jax.parts import corrections, reductions, shaping
-from grpo_jax.policies import ActionPolicy, TreePolicy
+from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import advantages, objective
+from grpo_jax.sweep import sweep
 from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceTable
 from grpo_jax.types import Rollout
 
@@ -320,3 +322,38 @@ def test_refusals():
         expected_objective(large, config.policy.logits)
     few = dataclasses.replace(config, expectation=Exact(cells=2))
     assert jnp.isnan(expected_objective(few, config.policy.logits))
+
+
+def test_networks_have_expected_gradients_too():
+    """[C] C2 on a neural policy: the trajectory ratio's expected gradient is (1 − 1/G)·∇J(θ)."""
+    policy = MLPPolicy(space=SPACE, width=3)
+    config = dataclasses.replace(
+        tree(dataclasses.replace(methods.tic_grpo_unclipped, advantage=methods.SHIFT)), policy=policy
+    )
+    old, params = policy.init(jax.random.key(1)), policy.init(jax.random.key(2))
+    found = expected_gradient(config, params, old=old)
+    expected = jax.grad(lambda p: expected_reward(policy, config.task, p, np.arange(1)))(params)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, 2 / 3 * other, atol=1e-14)
+
+
+def test_sweeps_take_exact_expectations():
+    """A swept learning rate and reward scale give what single runs give."""
+    config = tree()
+    grid = {"optimizer.learning_rate": [0.1, 0.3], "task.scale": [1.0, 2.0]}
+    data = sweep(config, grid, seeds=1, iterations=2, record=("expected_reward",), progress=False)
+    assert data.attrs["expectation"] == "Exact"
+    values = {"optimizer.learning_rate": 0.3, "task.scale": 2.0}
+    alone = put_all(config, values)
+    _, info = train.run(alone, train.init(alone), iterations=2, record=("expected_reward",))
+    swept = data.expected_reward.sel(values).isel(seed=0)
+    np.testing.assert_allclose(swept, info["expected_reward"], atol=1e-14)
+
+
+def test_single_precision():
+    config = tree(group_size=64, table=(1.0, 0.0, 1.0, 0.0))
+    exact = expected_gradient(config, drifted(config), old=config.policy.logits)
+    with jax.enable_x64(False):
+        found = expected_gradient(config, drifted(config), old=config.policy.logits)
+        assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, atol=2e-6)
