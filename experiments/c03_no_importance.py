@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from experiments.trees import INF, Problem, config_of, method, problem, trained
+from experiments.trees import INF, Problem, config_of, grid, method, problem, trained
 from experiments.verdict import judge, mean, worst
 from grpo_jax import diagnostics, train
 from grpo_jax.config import Config, Loop, TrainState
@@ -44,11 +44,6 @@ COLORS = {
     "score": "#e7298a",
     "frozen": "#1b9e77",
 }
-
-
-def grid(**axes) -> dict[str, np.ndarray]:
-    """The product of the axes, flattened to runs."""
-    return dict(zip(axes, (a.ravel() for a in np.meshgrid(*axes.values(), indexing="ij")), strict=True))
 
 
 def with_ratio(given: Problem, table: np.ndarray, kind: np.ndarray, rate, steps, group: int | None) -> Config:
@@ -187,10 +182,11 @@ def gaps(data: xr.Dataset, optimizer: str, sampling: str, rule: str, *, base: st
 
 
 def growth(data: xr.Dataset, ratio: str, sampling: str) -> xr.DataArray:
-    """[batch] by how much A log π grows when the largest μ doubles, over its growth up to there."""
+    """[batch] A log π gained by the last step over that gained by half as many, where rewards do not tie."""
     gain = data.gain.sel(ratio=ratio, sampling=sampling) - data.gain.sel(ratio=ratio, sampling=sampling).isel(
         mu=0
     )
+    gain = gain.where(gain.isel(mu=-1) != 0).dropna("batch")
     return gain.isel(mu=-1) / gain.isel(mu=-2)
 
 

@@ -15,9 +15,9 @@ from grpo_jax import diagnostics, train
 from grpo_jax.config import Batch, Config, Loop, TrainState
 from grpo_jax.exact import tree
 from grpo_jax.expectations import Counts, draw_prompts, support_rollout
-from grpo_jax.methods import SHIFT
 from grpo_jax.optimizers import SGD
 from grpo_jax.part import aligned, number, part, static
+from grpo_jax.parts.advantages import Normalized
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.shaping import lengths
 from grpo_jax.policies import TreePolicy
@@ -116,11 +116,19 @@ def problem(root: int, space: Sequences, *, tables: int, kind: str, spread: floa
     return Problem(space, table, spread * rng.normal(size=(space.offsets[-1], space.vocab, tables)))
 
 
-def method(*, trajectory, low, high, score=0.0, loss_power=0.0, reward_power=0.0) -> Method:
-    """Shift-only. A trajectory ratio that is differentiated stands at each of |o| tokens: one more 1/|o|."""
+def grid(**axes) -> dict[str, np.ndarray]:
+    """The product of the axes, flattened to runs."""
+    return dict(zip(axes, (a.ravel() for a in np.meshgrid(*axes.values(), indexing="ij")), strict=True))
+
+
+def method(*, trajectory, low, high, score=0.0, loss_power=0.0, reward_power=0.0, spread_power=0.0) -> Method:
+    """A member of the family by numbers; shift-only at ``spread_power`` 0, σ-normalised at 1.
+
+    A trajectory ratio that is differentiated stands at each of |o| tokens: one more 1/|o|.
+    """
     return Method(
         shaping=RewardPerLength(power=reward_power),
-        advantage=SHIFT,
+        advantage=Normalized(power=spread_power),
         ratio=Blend(trajectory=trajectory, score=score),
         gain=Clip(low=low, high=high),
         reduction=LengthPower(power=trajectory + loss_power),
