@@ -23,7 +23,6 @@ from experiments.length_task import (
     RIGHT,
     SPACE,
     STEPS,
-    TABLE,
     mean_length,
     policy,
     problem,
@@ -103,7 +102,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     one = seeds[:1]
     gradient, formula = tail_gradient()
     dims = ("time", "kind", "power", "normalized", "rate")
-    table = table_runs(root, seeds)
+    table = table_runs(root, seeds, size)
     ends = np.array([runs["length"][-1] - runs["length"][0] for runs in table.values()])
     final = lengths(root, one, "SGD", exact=True, task=trees.final_answer(SPACE))
     blind = control(root, seeds, policy=policy(np.full(8 * len(seeds), 0.5), blind=True))
@@ -122,7 +121,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
         },
         coords={
             "time": np.arange(0, STEPS + 1, 10), "kind": KINDS, "power": POWERS, "normalized": [0, 1],
-            "rate": RATES, "row": list(TABLE), "seed": seeds,
+            "rate": RATES, "row": list(table), "seed": seeds,
         },
     )  # fmt: skip
 

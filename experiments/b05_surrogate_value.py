@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments.length_task import RATES, SPACE, STEPS, TABLE, policy, problem, table_runs
+from experiments.length_task import RATES, SPACE, STEPS, policy, problem, table_runs
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import methods, train
 from grpo_jax.expectations import Sampled
@@ -83,7 +83,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Values at theta_old with their formulas, and values beside rewards over training."""
     root = int(jax.random.key_data(key)[-1])
     seeds = np.arange(SIZES[size])
-    first, runs = at_old(root, seeds), table_runs(root, seeds)
+    first, runs = at_old(root, seeds), table_runs(root, seeds, size)
     fields = ("value", "penalty", "constant", "covariance")
     series = {
         name: np.stack([run[name] for run in runs.values()]) for name in ("surrogate", "expected_reward")
@@ -99,7 +99,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
             **{name: (("row", "step", "seed"), value[:, :, 0]) for name, value in series.items()},
         },
         coords={
-            "first": list(first), "row": list(TABLE), "meter": ["surrogate", "reward"], "rate": RATES,
+            "first": list(first), "row": list(runs), "meter": ["surrogate", "reward"], "rate": RATES,
             "step": np.arange(1, STEPS + 1), "seed": seeds,
         },
     )  # fmt: skip

@@ -9,6 +9,8 @@ at least, or if Dr. GRPO does so by as much. Qualified if a method with weights 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ import xarray as xr
 from experiments.b01_prefix_weight import DRIFTS, groups, jittered, push
 from experiments.b01_prefix_weight import SPACE as PREFIX_SPACE
 from experiments.b05_surrogate_value import correlation
-from experiments.length_task import RATES, TABLE, table_runs
+from experiments.length_task import RATES, table_runs
 from experiments.verdict import judge, mean
 from grpo_jax import methods
 from grpo_jax.biases import token_gradients
@@ -34,7 +36,7 @@ CONTRAST = 0.3
 """Tokens by which right answers get shorter against wrong ones, from which on a method counts as biased."""
 
 
-def pushes(rng: np.random.Generator, runs: int) -> np.ndarray:
+def pushes(rng: np.random.Generator, runs: int, names: Iterable[str]) -> np.ndarray:
     """[method, drift, R] share of the push on a shared prefix that does not cancel."""
     policy = TreePolicy.uniform(PREFIX_SPACE)
     start = jittered(rng, jnp.zeros((*np.shape(policy.logits), runs)), 0.4)
@@ -43,7 +45,7 @@ def pushes(rng: np.random.Generator, runs: int) -> np.ndarray:
     for drift in DRIFTS.values():
         params = jittered(rng, start, drift)
         logp = policy.score(params, rollout.prompts, rollout.tokens, rollout.mask).logp
-        found.append([push(token_gradients(methods.get(name), rollout, logp)) for name in TABLE])
+        found.append([push(token_gradients(methods.get(name), rollout, logp)) for name in names])
     return np.moveaxis(np.array(found), 0, 1)
 
 
@@ -51,18 +53,18 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Every method of Table 1: pushes on prefixes, lengths, the value and the reward in training."""
     root = int(jax.random.key_data(key)[-1])
     seeds = np.arange(SIZES[size])
-    runs = table_runs(root, seeds).values()
-    lengths = np.array([run["length"][-1, :2] - run["length"][0, :2] for run in runs])
-    meters = np.array([correlation(run["surrogate"], run["expected_reward"]) for run in runs])
-    gained = np.array([run["expected_reward"][-1] - run["expected_reward"][0] for run in runs])
+    runs = table_runs(root, seeds, size)
+    lengths = np.array([run["length"][-1, :2] - run["length"][0, :2] for run in runs.values()])
+    meters = np.array([correlation(run["surrogate"], run["expected_reward"]) for run in runs.values()])
+    gained = np.array([run["expected_reward"][-1] - run["expected_reward"][0] for run in runs.values()])
     return xr.Dataset(
         {
-            "push": (("row", "drift", "seed"), pushes(np.random.default_rng(root), len(seeds))),
+            "push": (("row", "drift", "seed"), pushes(np.random.default_rng(root), len(seeds), list(runs))),
             "length": (("row", "kind", "rate", "seed"), lengths),
             "correlation": (("row", "rate", "seed"), meters),
             "gained": (("row", "rate", "seed"), gained),
         },
-        coords={"row": list(TABLE), "drift": list(DRIFTS), "kind": ["right", "wrong"], "rate": RATES},
+        coords={"row": list(runs), "drift": list(DRIFTS), "kind": ["right", "wrong"], "rate": RATES},
     )
 
 
