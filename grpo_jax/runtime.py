@@ -6,6 +6,7 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,7 +19,7 @@ def cache_folder() -> Path | None:
     named = os.environ.get(CACHE)
     if named is not None:
         return Path(named) if named else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo_jax" / "compiled"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo_jax" / "jax"
 
 
 def start(*, devices: int | None = None, cache: bool = True) -> None:
@@ -34,7 +35,7 @@ def start(*, devices: int | None = None, cache: bool = True) -> None:
     if not _devices_chosen():
         with contextlib.suppress(RuntimeError):  # a computation has run already: the devices are settled
             jax.config.update("jax_num_cpu_devices", devices or _cores())
-    if cache and jax.config.jax_compilation_cache_dir is None:
+    if cache and not _setting("jax_compilation_cache_dir"):
         _keep_compilations()
 
 
@@ -47,7 +48,11 @@ def _cores() -> int:
 
 def _devices_chosen() -> bool:
     named = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    return named or jax.config.jax_num_cpu_devices > 0
+    return named or _setting("jax_num_cpu_devices") > 0
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
 
 
 def _keep_compilations() -> None:

@@ -12,7 +12,7 @@ import grpo_jax as gj
 from grpo_jax import methods, train
 from grpo_jax.parts.gains import Linear
 from grpo_jax.parts.penalties import K3, Penalty
-from grpo_jax.sweep import runner, storage
+from grpo_jax.sweep import layout, runner, storage
 from grpo_jax.sweep.axes import resolve
 
 TABLE = np.random.default_rng(1).normal(size=(2, 3))
@@ -115,7 +115,7 @@ def test_attributes_hold_the_configuration():
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     arguments = {"seeds": 7, "out": tmp_path, "width": 2, "devices": 1, **SHORT}
-    monkeypatch.setattr(runner, "PART_RUNS", 2)
+    monkeypatch.setattr(layout, "PART_RUNS", 2)
     whole = gj.sweep(config(), **{**arguments, "out": None})
     written = []
     write = storage.Store.write

@@ -41,13 +41,18 @@ def configuration(case: Case):
 
 def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
     """The library draws the very numbers of ``case.draws()`` itself."""
+    import jax
+
     from grpo_jax.expectations import choose
     from grpo_jax.sweep.layout import layout
     from grpo_jax.sweep.program import Program, Request
+    from grpo_jax.sweep.tuning import tuned_width
 
     config = choose(configuration(case))
     request = Request(case.iterations, 1, RECORD, 0)
-    shape = layout(config, case.runs, len(RECORD) * case.iterations)
+    devices = min(jax.local_device_count(), case.runs)
+    width = None if case.double else tuned_width(config, (), request, runs=case.runs, devices=devices)
+    shape = layout(config, case.runs, len(RECORD) * case.iterations, width=width)
     program = Program(config, (), request, shape)
     program.compile({})
 

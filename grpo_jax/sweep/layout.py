@@ -16,6 +16,8 @@ from grpo_jax.config import Config, prompt_count
 
 CHUNK_NUMBERS = 8192
 """Numbers in one array of a chunk on one device: what keeps a chunk's dozen arrays in a 1 MiB L2 cache."""
+ARRAYS = 32
+"""Arrays the size of a chunk's state that its program holds at once, roughly."""
 PART_RUNS = 65536
 PART_BYTES = 256 * 2**20
 
@@ -77,7 +79,7 @@ def default_width(config: Config, runs: int, devices: int) -> int:
     drawn = prompt_count(config) * config.loop.group_size * config.policy.horizon
     budget = CHUNK_NUMBERS if jax.default_backend() == "cpu" else 2**25
     width = 16 * (budget // max(numbers, drawn, 1) // 16)
-    return min(max(width, 32), needed) * devices
+    return min(max(width, 16), needed) * devices
 
 
 def layout(
@@ -93,7 +95,7 @@ def layout(
     if devices is not None and not 1 <= devices <= local:
         raise ValueError(f"devices is {devices}; this process has {local}")
     count = devices or min(local, runs)
-    width = width or default_width(config, runs, count)
+    width = default_width(config, runs, count) if width is None else width
     if width < 1 or width % count:
         raise ValueError(f"width is {width}; it must be a positive multiple of the {count} devices")
     part_runs = min(runs, PART_RUNS, max(PART_BYTES // (8 * numbers), width))
@@ -109,36 +111,36 @@ class Estimate:
     output: int
     """Bytes of all results."""
     memory: int
-    """Bytes needed at once in the host's memory, at most."""
+    """Bytes needed at once besides the results."""
 
     def sentence(self) -> str:
         """For people."""
-        sizes = f"{self.output / 2**20:.1f} MiB of results, {self.memory / 2**20:.0f} MiB of memory"
+        sizes = f"{self.output / 2**20:.1f} MiB of results, about {self.memory / 2**20:.0f} MiB besides"
         return f"{self.updates / 1e6:.3g} million updates, {sizes}"
 
 
-def estimate(
-    config: Config, shape: Shape, runs: int, *, iterations: int, numbers: int, kept: bool
-) -> Estimate:
-    """Updates, bytes of output and memory of a sweep; ``kept``: all results are held in memory at the end."""
+def estimate(config: Config, shape: Shape, runs: int, *, iterations: int, numbers: int) -> Estimate:
+    """What ``runs`` runs of ``iterations`` iterations that record ``numbers`` numbers each will take."""
     item = np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize
-    output, part = runs * numbers * item, shape.runs * numbers * item
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
-    state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start)) + prompt_count(config) * (
-        config.loop.group_size * config.policy.horizon
+    drawn = prompt_count(config) * config.loop.group_size * config.policy.horizon
+    state = drawn + sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start))
+    return Estimate(
+        updates=runs * iterations * config.loop.inner_steps * config.loop.minibatches,
+        output=runs * numbers * item,
+        memory=item * (3 * shape.runs * numbers + ARRAYS * state * shape.width),
     )
-    work = 32 * state * shape.width * item
-    steps = runs * iterations * config.loop.inner_steps * config.loop.minibatches
-    return Estimate(updates=steps, output=output, memory=(2 * output if kept else 0) + 3 * part + work)
 
 
-def check_fits(wanted: Estimate, available: int | None) -> None:
+def check_fits(wanted: Estimate, available: int | None, *, streamed: bool) -> None:
     """MemoryError, with what to do about it, where a sweep needs more memory than there is."""
-    if available is None or wanted.memory <= available:
+    needed = wanted.memory + (0 if streamed else wanted.output)
+    if available is None or needed <= available:
         return
+    remedy = "" if streamed else ", or give out= a folder: large results then stay on disk"
     raise MemoryError(
-        f"this sweep needs {wanted.memory / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are free: "
-        "raise record_every, name fewer diagnostics in record, or give out= to leave the results on disk"
+        f"this sweep needs {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free: "
+        f"raise record_every, name fewer diagnostics in record{remedy}"
     )
 
 

@@ -90,8 +90,7 @@ class Program:
 
     def __call__(self, index: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
         """Diagnostics [runs, records, ...] of one part: index [axes, runs], seeds [runs]."""
-        index, seeds = self._place(index, seeds)
-        result = jax.device_get(self.compiled(self.config, self.values, index, seeds))
+        result = jax.device_get(self.compiled(self.config, self.values, *self._place(index, seeds)))
         return {name: _runs_first(value) for name, value in result.items()}
 
     def _place(self, index: np.ndarray, seeds: np.ndarray) -> tuple[Array, Array]:

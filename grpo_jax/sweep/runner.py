@@ -24,7 +24,11 @@ from grpo_jax.recording import DIAGNOSTICS
 from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
 from grpo_jax.sweep.layout import Shape, check_fits, estimate, free_memory, layout
 from grpo_jax.sweep.program import Program, Request
-from grpo_jax.sweep.storage import Store
+from grpo_jax.sweep.storage import Store, held_width
+from grpo_jax.sweep.tuning import tuned_width, worth_tuning
+
+STREAM_BYTES = 2**28
+"""Results beyond this size go to disk as they come, where ``out`` names a folder."""
 
 
 def sweep(
@@ -57,7 +61,8 @@ def sweep(
       record_every: record every n-th iteration.
       record: diagnostic names; None is ``recording.DEFAULT``.
       root: the seed root.
-      out: a folder for the parts; a sweep that was interrupted there goes on where it stopped.
+      out: a folder for the parts; a sweep that was interrupted there goes on where it stopped. Results
+        beyond 256 MiB are streamed there, and the dataset returned reads them when they are used.
       width: runs in a chunk; must divide by the number of devices. None chooses.
       devices: how many local devices share the runs; None is all.
       progress: show a progress bar and a summary.
@@ -80,20 +85,30 @@ def sweep(
         )
     runs = size(run_axes[0]) * len(seed_values)
     numbers = _numbers(request, configs[0])
+    width = held_width(out) if width is None else width
     shape = layout(configs[0], runs, numbers, width=width, devices=devices)
-    wanted = estimate(configs[0], shape, runs, iterations=iterations, numbers=numbers, kept=True)
-    check_fits(wanted, free_memory())
+    wanted = estimate(configs[0], shape, runs * len(configs), iterations=iterations, numbers=numbers)
+    streamed = out is not None and wanted.output > STREAM_BYTES
+    check_fits(wanted, free_memory(), streamed=streamed)
+    if width is None and worth_tuning(configs[0], wanted):
+        width = tuned_width(configs[0], run_axes[0], request, runs=runs, devices=shape.devices)
+        shape = layout(configs[0], runs, numbers, width=width, devices=shape.devices)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
     report = _Report(programs, runs * len(programs), iterations, progress)
-    results = [_variant(i, program, seed_values, runs, store, report) for i, program in enumerate(programs)]
+    if progress:
+        print(wanted.sentence(), file=sys.stderr)
+    results = [
+        _variant(i, program, seed_values, runs, store, report, disk=store if streamed else None)
+        for i, program in enumerate(programs)
+    ]
     data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
     data.attrs |= {"config": json.dumps(describe(config)), "root": root} | report.attributes(
         configs[0], shape
     )
     if store:
         store.finish(data)
-    return data
+    return store.open() if store and streamed else data
 
 
 def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
@@ -117,10 +132,17 @@ def _extra(name: str, config: Config) -> tuple[int, ...]:
 
 
 def _variant(
-    variant: int, program: Program, seeds: np.ndarray, runs: int, store: Store | None, report: _Report
+    variant: int,
+    program: Program,
+    seeds: np.ndarray,
+    runs: int,
+    store: Store | None,
+    report: _Report,
+    *,
+    disk: Store | None,
 ) -> dict[str, np.ndarray]:
-    """Every part of one variant, computed or read back: [runs, records, ...]."""
-    parts = []
+    """Every part of one variant, computed or read back: [runs, records, ...], held on ``disk`` if given."""
+    whole: dict[str, np.ndarray] = {}
     sizes = [axis.size for axis in program.axes]
     for part, first in enumerate(range(0, runs, program.shape.runs)):
         done = store.read(variant, part) if store else None
@@ -132,9 +154,17 @@ def _variant(
             done = {name: value[: runs - first] for name, value in done.items()}
             if store:
                 store.write(variant, part, done)
-        parts.append(done)
+        for name, value in done.items():
+            if name not in whole:
+                size = (runs, *value.shape[1:])
+                whole[name] = (
+                    disk.array(variant, name, size, value.dtype) if disk else np.empty(size, value.dtype)
+                )
+            whole[name][first : first + len(value)] = value
+            if disk:
+                disk.release(whole[name])
         report.advance(min(program.shape.runs, runs - first))
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return whole
 
 
 class _Report:
@@ -232,7 +262,7 @@ def _dataset(
     for name in request.record:
         if len({r[name].shape for r in results}) > 1:
             raise ValueError(f"{name} has another shape in every variant; sweep them apart")
-        value = np.stack([r[name] for r in results])
+        value = results[0][name][None] if len(results) == 1 else np.stack([r[name] for r in results])
         value = value.reshape((*shape, *value.shape[2:]))
         variables[name] = ((*lead, *DIAGNOSTICS[name].dims), value, {"about": DIAGNOSTICS[name].about})
     coordinates: dict[str, Any] = {"seed": seeds}

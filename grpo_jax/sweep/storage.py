@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
         self.folder = Path(folder)
+        self._arrays: list[np.ndarray] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         manifest = json.loads(json.dumps(manifest))
         path = self.folder / MANIFEST
@@ -54,9 +56,43 @@ class Store:
         data = xr.Dataset(variables)
         _replace(self.path(variant, part), lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
 
+    def array(self, variant: int, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array on disk for results that memory need not hold; ``finish`` removes it."""
+        path = self.folder / f".array-{variant:03d}-{name}.npy"
+        self._arrays.append(np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape))
+        return self._arrays[-1]
+
+    @staticmethod
+    def release(array: np.ndarray) -> None:
+        """Hand the memory of an array on disk back; its values stay."""
+        held = getattr(array, "_mmap", None)
+        if held is not None and hasattr(held, "madvise"):
+            held.flush()
+            held.madvise(mmap.MADV_DONTNEED)
+
     def finish(self, data: xr.Dataset) -> None:
         """The assembled, labelled dataset beside its parts."""
-        _replace(self.folder / RESULT, lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
+        _replace(self.folder / RESULT, lambda aside: self._write_all(data, aside))
+        for path in self.folder.glob(".array-*.npy"):
+            path.unlink()
+
+    def _write_all(self, data: xr.Dataset, aside: Path) -> None:
+        """One variable at a time, so that no more than one is in memory."""
+        data.drop_vars(list(data.data_vars)).to_netcdf(aside, engine="h5netcdf")
+        for name in data.data_vars:
+            data[[name]].to_netcdf(aside, engine="h5netcdf", mode="a")
+            for array in self._arrays:
+                self.release(array)
+
+    def open(self) -> xr.Dataset:
+        """The finished dataset, its values read from disk when they are used."""
+        return xr.open_dataset(self.folder / RESULT, engine="h5netcdf")
+
+
+def held_width(folder: str | os.PathLike[str] | None) -> int | None:
+    """The chunk width of the sweep that a folder holds, so that it goes on with the very same program."""
+    path = Path(folder) / MANIFEST if folder is not None else None
+    return json.loads(path.read_text()).get("width") if path is not None and path.exists() else None
 
 
 def load(folder: str | os.PathLike[str]) -> xr.Dataset:

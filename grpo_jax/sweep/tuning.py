@@ -1,0 +1,95 @@
+"""Chunk widths measured once for a program's structure and remembered beside the compiled programs.
+
+Throughput against width has cliffs that no rule foresees, so a long sweep first times a few widths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from grpo_jax.config import Config
+from grpo_jax.runtime import cache_folder
+from grpo_jax.sweep.axes import Axis
+from grpo_jax.sweep.layout import Estimate, Shape, default_width
+from grpo_jax.sweep.program import Program, Request
+
+LONG = 2e10
+"""Optimizer steps times parameters of a sweep that is worth tuning: about a minute on two cores."""
+FACTORS = (0.25, 1, 4)
+"""Widths tried, over ``default_width``."""
+PROBE = 4
+"""Iterations timed for each."""
+
+
+def worth_tuning(config: Config, wanted: Estimate) -> bool:
+    """Whether the sweep is long enough to repay the trial compilations."""
+    start = jax.eval_shape(config.policy.init, jax.random.key(0))
+    return wanted.updates * sum(leaf.size for leaf in jax.tree.leaves(start)) >= LONG
+
+
+def tuned_width(config: Config, axes: Sequence[Axis], request: Request, *, runs: int, devices: int) -> int:
+    """The fastest of a few widths for this structure on this machine; remembered, or measured now."""
+    path, key = _memory(), _key(config, request, devices)
+    held = _read(path)
+    if key not in held:
+        base = default_width(config, runs, devices)
+        each = {devices * max(16, round(base * f / devices / 16) * 16) for f in FACTORS}
+        widths = sorted(width for width in each if width <= runs) or [base]
+        seconds = {width: _seconds_a_run(config, axes, request, width, devices) for width in widths}
+        held[key] = min(seconds, key=seconds.__getitem__)
+        _write(path, held)
+    return held[key] if held[key] <= runs else default_width(config, runs, devices)
+
+
+def _seconds_a_run(config: Config, axes: Sequence[Axis], request: Request, width: int, devices: int) -> float:
+    probe = dataclasses.replace(request, iterations=PROBE, record_every=PROBE)
+    program = Program(config, axes, probe, Shape(width=width, chunks=4, devices=devices))
+    program.compile({})
+    index = np.zeros((len(axes), program.shape.runs), np.int32)
+    seeds, took = np.arange(program.shape.runs, dtype=np.uint32), []
+    for _ in range(4):
+        start = time.perf_counter()
+        program(index, seeds)
+        took.append(time.perf_counter() - start)
+    return min(took[1:]) / program.shape.runs
+
+
+def _key(config: Config, request: Request, devices: int) -> str:
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(config)]
+    machine = (jax.__version__, jax.local_devices()[0].device_kind, os.cpu_count(), devices)
+    precision = str(jax.dtypes.canonicalize_dtype(float))
+    parts = (str(jax.tree.structure(config)), shapes, request.record, machine, precision)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _memory() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder.parent / "widths.json"
+
+
+def _read(path: Path | None) -> dict[str, int]:
+    try:
+        return json.loads(path.read_text()) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(path: Path | None, held: dict[str, int]) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(json.dumps(held, indent=1))
+        aside.replace(path)
+    except OSError:
+        return
