@@ -12,37 +12,23 @@ import numpy as np
 import xarray as xr
 from matplotlib.colors import TwoSlopeNorm
 
-from experiments.trees import INF, Problem, config_of, curvature_gap, grid, method, problem, trained
+from experiments import tic_parts
+from experiments.tic_parts import EPS, GROUP, KINDS, ends
+from experiments.trees import INF, averages, curvature_gap, grid, method, problem
 from experiments.verdict import CONFIDENCE, Number, judge, mean, share
-from grpo_jax import train
 from grpo_jax.sequences import Sequences
 
 CLAIM = "C5"
 PAPER = "C"
 PRECISION = "float64"
 
-EPS, GROUP, PERIOD = 0.2, 8, 8
 RATES = 2.0 ** np.arange(-1, 5)
 STEPS = np.array([2.0, 4.0, 8.0])
 SMALL = np.array([0.0025, 0.005, 0.01])
-KINDS = ("binary", "graded")
 REGIME = ("kind", "sampling", "clipped")
 TOGETHER = 1 - (1 - CONFIDENCE) / 64  # 64 regimes are judged at once
-PARTS = ("trajectory", "upper", "length")
 TREE = Sequences(vocab=2, horizon=4)
-ENDING = Sequences(vocab=3, horizon=3, eos=2)
 SIZES = {"smoke": (24, 8), "quick": (200, 20), "full": (1000, 60)}
-NAMES = {"trajectory": "trajectory ratio", "upper": "upper-only clip", "length": "r/|o| for 1/|o|"}
-
-
-def run(given: Problem, root: int, cells: dict[str, np.ndarray], method, group: int | None, iterations: int):
-    """[3, R]: mean J, mean ‖∇J‖² over outer iterations, and final J; a seed for each table."""
-    which = cells["table"].astype(int)
-    config = config_of(
-        given, which, method, rate=cells["rate"], steps=cells["steps"], period=PERIOD, group_size=group
-    )
-    values, squares = trained(config, train.init(config, which, root=root), iterations=iterations)
-    return np.stack([values[1:].mean(0), squares[1:].mean(0), values[-1]])
 
 
 def head_to_head(
@@ -54,7 +40,10 @@ def head_to_head(
     low = np.where((cells["clipped"] == 1) & (cells["tic"] == 0), EPS, 1.0)
     chosen = method(trajectory=cells["tic"], low=low, high=bound, spread_power=spread_power)
     found = [
-        [run(problem(root, space, tables=tables, kind=k), root, cells, chosen, g, iterations) for g in groups]
+        [
+            averages(problem(root, space, tables=tables, kind=k), root, cells, chosen, g, iterations)
+            for g in groups
+        ]
         for k in KINDS
     ]
     shape = (len(KINDS), len(groups), 3, tables, 2, 2, len(rates), len(steps))
@@ -68,31 +57,6 @@ def head_to_head(
     return xr.Dataset({n: (dims, x) for n, x in zip(names, split, strict=True)}, coords=coords)
 
 
-def factorial(root: int, tables: int, iterations: int) -> xr.Dataset:
-    """All eight combinations of TIC-GRPO's three changes, on trees whose outputs end at EOS."""
-    axes = {part: [0.0, 1.0] for part in PARTS}
-    cells = grid(table=np.arange(tables), **axes, rate=RATES[:5], steps=[PERIOD])
-    low = np.where(cells["upper"] == 1, 1.0, EPS)
-    chosen = method(
-        trajectory=cells["trajectory"], low=low, high=np.full_like(low, EPS),
-        loss_power=1 - cells["length"], reward_power=cells["length"],
-    )  # fmt: skip
-    found = [
-        [
-            run(problem(root, ENDING, tables=tables, kind=k), root, cells, chosen, g, iterations)
-            for g in (None, GROUP)
-        ]
-        for k in KINDS
-    ]
-    shape = (len(KINDS), 2, 3, tables, 2, 2, 2, 5)
-    dims = ("kind", "sampling", "table", *PARTS, "eta")
-    split = np.moveaxis(np.array(found).reshape(shape), 2, 0)
-    coords = {"eta": RATES[:5], "kind": list(KINDS), "sampling": ["exact", "sampled"]}
-    return xr.Dataset(
-        {f"parts_{n}": (dims, x) for n, x in zip(("value", "square", "final"), split, strict=True)}, coords
-    )
-
-
 def leading_order(root: int, tables: int) -> xr.Dataset:
     """J(TIC) − J(GRPO) after one iteration of μ = 4 small steps over η², against the prediction."""
     found = []
@@ -102,7 +66,7 @@ def leading_order(root: int, tables: int) -> xr.Dataset:
         chosen = method(
             trajectory=cells["tic"], low=np.ones(len(cells["tic"])), high=np.full(len(cells["tic"]), INF)
         )
-        final = run(given, root, cells, chosen, None, 1)[2].reshape(tables, 2, len(SMALL))
+        final = averages(given, root, cells, chosen, None, 1)[2].reshape(tables, 2, len(SMALL))
         quadratic = (final[:, 1] - final[:, 0]) / SMALL**2
         limit = np.polynomial.polynomial.polyfit(SMALL, quadratic.T, 2)[0]
         found.append([limit, 0.5 * 4 * 3 * curvature_gap(given)])
@@ -130,7 +94,7 @@ def simulate(key, size: str) -> xr.Dataset:
     normalised = head_to_head(root, TREE, tables, iterations, *corners, (None, GROUP), spread_power=1.0)
     normalised = normalised.rename({n: f"normalised_{n}" for n in ("value", "square", "final")})
     normalised = normalised.rename({"rate": "corner_rate", "steps": "corner_steps"})
-    parts = (factorial(root, tables, iterations), leading_order(root, tables))
+    parts = (tic_parts.factorial(root, tables, iterations), leading_order(root, tables))
     return xr.merge([maps, horizon, normalised, *parts])
 
 
@@ -144,13 +108,6 @@ def tuned(data: xr.Dataset) -> xr.DataArray:
     """Mean J of each method at the learning rate that is best for it on average over tables."""
     best = data.value.mean("table").argmax("rate")
     return data.value.isel(rate=best)
-
-
-def ends(number: Number) -> tuple[float, float]:
-    """Its interval."""
-    assert number.low is not None
-    assert number.high is not None
-    return number.low, number.high
 
 
 def regimes(data: xr.Dataset) -> dict[str, Number]:
@@ -181,44 +138,6 @@ def leads(data: xr.Dataset) -> dict[str, Number]:
     return {f"mean J at best rates: {', '.join(at)}": mean(one) for at, one in gap.groupby("regime")}
 
 
-def effects(data: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Part -> [kind, sampling, table, eta] what switching it on does to mean J, mean over the other two."""
-    others = {part: [p for p in PARTS if p != part] for part in PARTS}
-    return {
-        part: (data.parts_value.isel({part: 1}) - data.parts_value.isel({part: 0})).mean(others[part])
-        for part in PARTS
-    }
-
-
-def part_numbers(data: xr.Dataset) -> dict[str, Number]:
-    """The mean effect of each part on mean J, at the smallest and the largest learning rate."""
-    return {
-        f"effect of {NAMES[part]} on mean J: {sampling}, η = {eta:g}": mean(
-            effect.sel(sampling=sampling, eta=eta).mean("kind")
-        )
-        for part, effect in effects(data).items()
-        for sampling in ("exact", "sampled")
-        for eta in (RATES[0], RATES[2], RATES[4])
-    }
-
-
-def totals(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean J minus GRPO's: of TIC-GRPO [kind, sampling, table, eta], and of every combination."""
-    gain = data.parts_value - data.parts_value.isel(dict.fromkeys(PARTS, 0))
-    return gain.isel(dict.fromkeys(PARTS, 1)), gain
-
-
-def best_combination(data: xr.Dataset, sampling: str, eta: float) -> tuple[str, Number]:
-    """The combination with the greatest mean J, by the parts that are switched on, and its lead over GRPO."""
-    gain = totals(data)[1].sel(sampling=sampling, eta=eta).mean("kind")
-    switches = np.unravel_index(int(gain.mean("table").transpose(*PARTS).values.argmax()), (2, 2, 2))
-    on = [NAMES[part] for part, switch in zip(PARTS, switches, strict=True) if switch]
-    number = (
-        mean(gain.isel(dict(zip(PARTS, switches, strict=True)))) if on else Number(0.0, low=0.0, high=0.0)
-    )
-    return " + ".join(on) or "GRPO", number
-
-
 def check(data: xr.Dataset):
     """Refuted if TIC-GRPO wins nowhere or the leading order fails; qualified if GRPO wins somewhere."""
     found = regimes(data)
@@ -237,7 +156,11 @@ def check(data: xr.Dataset):
             int(ahead.sum()), ahead.size
         )
     reported = {f"win rate {name}": Number(n.value, low=n.low, high=n.high) for name, n in found.items()}
-    return judge(numbers | reported | leads(data) | part_numbers(data), refutes=refutes, qualifies=qualifies)
+    return judge(
+        numbers | reported | leads(data) | tic_parts.numbers(data),
+        refutes=refutes,
+        qualifies=qualifies,
+    )
 
 
 def draw(figure, data: xr.Dataset) -> None:
@@ -248,8 +171,8 @@ def draw(figure, data: xr.Dataset) -> None:
     left, centre, right = middle.subplots(1, 3)
     _draw_leading_order(left, data)
     _draw_horizon(centre, data)
-    _draw_effects(right, data)
-    _draw_page(bottom, data)
+    tic_parts.draw_effects(right, data)
+    tic_parts.draw_page(bottom, data)
 
 
 def _draw_maps(figure, data: xr.Dataset) -> None:
@@ -320,61 +243,3 @@ def _draw_horizon(axis, data: xr.Dataset) -> None:
     axis.set_ylim(low, high + 0.3 * (high - low))
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_effects(axis, data: xr.Dataset) -> None:
-    colors = ("#7570b3", "#1b9e77", "#d95f02")
-    for (part, effect), color in zip(effects(data).items(), colors, strict=True):
-        for sampling, style in (("exact", "-"), ("sampled", "--")):
-            rows = [mean(effect.sel(sampling=sampling, eta=eta).mean("kind")) for eta in data.eta.values]
-            middle = np.array([n.value for n in rows])
-            label = NAMES[part] if sampling == "exact" else None
-            axis.plot(data.eta, middle, style, color=color, lw=1.5, marker="o", ms=3.5, label=label)
-            axis.fill_between(
-                data.eta, [n.low for n in rows], [n.high for n in rows], color=color, alpha=0.15, lw=0
-            )
-    axis.axhline(0, color="0.6", lw=0.8)
-    axis.set_xscale("log", base=2)
-    axis.set(xlabel="learning rate η", ylabel="effect on mean J", xticks=data.eta)
-    axis.set_xticklabels([f"{eta:g}" for eta in data.eta.values])
-    axis.set_title(f"Each change, μ = {PERIOD} (dashed: sampled)", fontsize=9)
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def page(data: xr.Dataset) -> tuple[list[str], list[list[tuple[str, Number]]]]:
-    """Which parts of TIC-GRPO matter, when: column titles, and rows of (text, number) after a name."""
-    columns = [(sampling, eta) for sampling in ("exact", "sampled") for eta in (RATES[0], RATES[2], RATES[4])]
-    changes = {NAMES[part]: effect for part, effect in effects(data).items()}
-    changes["all three: TIC-GRPO − GRPO"] = totals(data)[0]
-    rows = [
-        [(name, Number(0.0))] + [
-            ("{0:+.3f}", mean(effect.sel(sampling=s, eta=eta).mean("kind"))) for s, eta in columns
-        ]
-        for name, effect in changes.items()
-    ]  # fmt: skip
-    best = [best_combination(data, s, eta) for s, eta in columns]
-    rows.append(
-        [("best of the eight", Number(0.0))] + [(f"{name}\n{{0:+.3f}}", number) for name, number in best]
-    )
-    return ["change", *(f"{s}, η = {eta:g}" for s, eta in columns)], rows
-
-
-def _draw_page(figure, data: xr.Dataset) -> None:
-    axis = figure.subplots()
-    axis.axis("off")
-    titles, rows = page(data)
-    text = [[words.format(n.value) for words, n in row] for row in rows]
-    table = axis.table(text, colLabels=titles, loc="center", cellLoc="center", colWidths=[0.2] + [0.133] * 6)
-    table.auto_set_font_size(False)
-    table.set_fontsize(7.5)
-    for (row, column), cell in table.get_celld().items():
-        cell.set(edgecolor="0.85", height=0.24 if row == len(rows) else 0.145)
-        if row and column:
-            number = rows[row - 1][column][1]
-            low, high = ends(number)
-            cell.set_facecolor("#cfe8d8" if low > 0 else "#f8d5c9" if high < 0 else "#f4f4f4")
-    axis.set_title(
-        "Which parts of TIC-GRPO matter, when: effect on mean J over training, outputs that end at EOS, "
-        "mean over the other changes\n(green helps, red hurts, grey undecided at 99.9 %)", fontsize=9,
-    )  # fmt: skip

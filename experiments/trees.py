@@ -184,3 +184,20 @@ def _curvature_gap(space: Sequences, logits: Array, table: Array) -> Array:
     at = (TreePolicy.uniform(space), SequenceTable(space=space, table=table[None]), logits[None])
     slope = tree.return_gradient(*at).ravel()
     return slope @ (tree.return_hessian(*at) - tree.block_hessian(*at)) @ slope
+
+
+def averages(
+    given: Problem,
+    root: int,
+    cells: dict[str, np.ndarray],
+    method: Method,
+    group_size: int | None,
+    iterations: int,
+) -> np.ndarray:
+    """[3, R] mean J, mean ‖∇J‖² over outer iterations, and final J; a seed for each table, μ at most 8."""
+    which = cells["table"].astype(int)
+    config = config_of(
+        given, which, method, rate=cells["rate"], steps=cells["steps"], period=8, group_size=group_size
+    )
+    values, squares = trained(config, train.init(config, which, root=root), iterations=iterations)
+    return np.stack([values[1:].mean(0), squares[1:].mean(0), values[-1]])
