@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Case:
         return np.random.default_rng(0).random((self.shape.questions, self.shape.actions))
 
     @property
-    def dtype(self) -> type:
+    def dtype(self) -> Any:
         """Of all arithmetic."""
         return np.float64 if self.double else np.float32
 
