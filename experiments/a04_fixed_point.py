@@ -16,15 +16,15 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, binary, furthest, grid, intercepts, problem, time_average
+from experiments.alignment import ascend, furthest, grid, intercepts, problem, time_average
+from experiments.inner_steps import TRAVEL, map_axes, multiplier, swings
 from experiments.step_noise import Question, adam_limit, sgd_slope
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import train
-from grpo_jax.config import Loop
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.part import part, static
 from grpo_jax.tasks import Bernoulli
-from grpo_jax.theory import group_preference, reward_table, stationary, stationary_pair
+from grpo_jax.theory import group_preference, reward_table, stationary
 from grpo_jax.types import Levels
 
 CLAIM = "A4"
@@ -34,10 +34,10 @@ PRECISION = "float64"
 DICE = ((2.0, 4.0, 9.0), (1.0, 6.0, 8.0), (3.0, 5.0, 7.0))
 """Each die beats the next with probability 5/9."""
 CASES = {
+    "3 dice, G 2": (3, 2, "dice"),
     "8 answers, G 3": (8, 3, None),
     "3 answers, G 8": (3, 8, None),
     "4 coin flips, G 6": (4, 6, "coins"),
-    "3 dice, G 2": (3, 2, "dice"),
 }
 REWARDS, REFERENCE, BETA = np.array([1.0, 0.5, 0.0]), np.array([0.05, 0.25, 0.7]), 0.5
 """The question of the sampled runs."""
@@ -45,10 +45,8 @@ GROUPS = np.array([2, 8, 32])
 SGD_RATES, ADAM_RATES = np.array([0.05, 0.1, 0.2, 0.4]), np.array([0.02, 0.04, 0.08])
 ADAM = [(0.9, 0.0), (0.99, 0.0), (0.999, 0.0), (0.99, 0.03), (0.99, 0.1), (0.99, 0.3)]
 """(b2, weight decay)."""
-TRAVEL, INNER, OUTER = np.array([4.0, 16.0, 64.0]), 128, 60
-"""Inner steps times rate, inner steps a batch, and batches."""
-SIZES = {"smoke": (4, 8, 400, 6), "quick": (8, 48, 3000, 15), "full": (64, 256, 12000, 30)}
-"""Questions a case, seeds and iterations of sampled runs, points along an axis of the map."""
+SIZES = {"smoke": (2, 2, 8, 3000, 6), "quick": (5, 8, 48, 3000, 15), "full": (5, 64, 256, 12000, 30)}
+"""Cases and questions a case, seeds and iterations of sampled runs, points along an axis of the map."""
 MARGIN = 0.01
 
 
@@ -116,7 +114,7 @@ def settled(
     options = {"noise": Bernoulli() if noise == "coins" else None, "start": start.T}
     rate = SGD(learning_rate=jnp.asarray(3 / (1 + many[1])))
     config = problem(many[0].T, task, many[1], group_size=group, optimizer=rate, **options)
-    ended = ascend(config, count * starts, iterations=1500).T.reshape(count, starts, answers)
+    ended = ascend(config, count * starts, iterations=3000).T.reshape(count, starts, answers)
     return abs(ended - policy[:, None]).max(2), residual, margin
 
 
@@ -160,38 +158,6 @@ def predictions() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     }
 
 
-def multiplier(reference: np.ndarray, strength: np.ndarray, travel: float) -> np.ndarray:
-    """By what a batch multiplies a small distance from the stationary point: groups of two, two answers.
-
-    With S(y; pi) the surrogate frozen at pi and T = d S_y(pi; pi) / d pi < 0 it is 1 - (1 - rho) T / S_yy,
-    rho = exp(2 travel (pi (1 - pi))^2 S_yy); for endless inner steps rho is 0, or inf at a minimum of S.
-    """
-    p = np.asarray(stationary_pair(reference, strength))
-    q = 1 - p
-    bend = strength * (1 / p + 1 / q - 2 * reference / p**2 - 2 * (1 - reference) / q**2)
-    total = (1 - 2 * p - strength) / (p * q)
-    with np.errstate(over="ignore"):
-        rho = np.exp(2 * travel * (p * q) ** 2 * bend)
-    return 1 - (1 - rho) * total / bend
-
-
-def map_axes(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """pi_ref and beta / gamma of the map."""
-    return np.geomspace(0.002, 0.9, points), np.linspace(0.1, 3.0, points)
-
-
-def swings(points: int) -> np.ndarray:
-    """[travel, pi_ref, strength] how much pi still varies in the last ten batches of many inner steps."""
-    travel, r, b = grid(TRAVEL, *map_axes(points))
-    rate, loop = SGD(learning_rate=jnp.asarray(travel / INNER)), Loop(group_size=2, inner_steps=INNER)
-    even, rewards = binary(np.full(r.shape, 0.5)), np.array([1.0, 0.0])
-    config = problem(binary(r), rewards, b, group_size=2, start=even, optimizer=rate, loop=loop)
-    state = train.init(config, np.zeros(len(r), int))
-    _, seen = train.run(config, state, iterations=OUTER, record=("probabilities",))
-    late = np.asarray(seen["probabilities"])[-10:, 0, 0]
-    return (late.max(0) - late.min(0)).reshape(len(TRAVEL), points, points)
-
-
 def paths() -> np.ndarray:
     """[start, K, time] exact ascent from starts around the simplex, groups of eight."""
     corners = np.concatenate([np.eye(3), 1 - np.eye(3), np.roll(np.eye(3), 1, 0) * 2 + np.eye(3)])
@@ -212,8 +178,9 @@ def paths() -> np.ndarray:
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """The solver and exact ascent on random questions, sampled runs and their predictions, the map."""
     root = int(jax.random.key_data(key)[-1])
-    count, seeds, iterations, points = SIZES[size]
-    distance, residual, margin = zip(*(settled(case, count, root) for case in CASES), strict=True)
+    kinds, count, seeds, iterations, points = SIZES[size]
+    cases = list(CASES)[:kinds]
+    distance, residual, margin = zip(*(settled(case, count, root) for case in cases), strict=True)
     references, strengths = map_axes(points)
     return xr.Dataset(
         {
@@ -226,7 +193,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
         | averages(seeds, iterations, root)
         | predictions(),
         coords={
-            "case": list(CASES), "group": GROUPS, "sgd_rate": SGD_RATES, "adam_rate": ADAM_RATES,
+            "case": cases, "group": GROUPS, "sgd_rate": SGD_RATES, "adam_rate": ADAM_RATES,
             "adam": [f"b2 {b2:g}, decay {decay:g}" for b2, decay in ADAM],
             "travel": TRAVEL, "pi_ref": references, "strength": strengths,
         },
@@ -241,7 +208,7 @@ def check(data: xr.Dataset):
             data.margin, expected=0 * data.margin, relation="at least"
         ),
     }
-    for case in CASES:
+    for case in data.case.values:
         gap = data.distance.sel(case=case)
         numbers[f"{case}: exact ascent - solver"] = worst(gap, expected=0 * gap, tolerance=1e-6)
     numbers |= _sgd_numbers(data) | _adam_numbers(data)
@@ -390,6 +357,7 @@ def _draw_map(axes, data: xr.Dataset) -> None:
     axes.figure.colorbar(shades, ax=axes, label="swing of π(a), last ten batches", pad=0.02)
     axes.set(yscale="log", xlabel="β/γ", ylabel="π_ref(a)")
     axes.legend(
-        title="predicted to cycle\nat μη =", fontsize=8, title_fontsize=8, loc="upper right", frameon=False
-    )
+        title="predicted to cycle\nat μη =", fontsize=8, title_fontsize=8, loc="upper right",
+        framealpha=1, edgecolor="w",
+    )  # fmt: skip
     axes.set_title("μ inner steps of rate η a batch; points trained at μη = 64", fontsize=10)

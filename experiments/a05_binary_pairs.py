@@ -51,7 +51,7 @@ PAIRS = {"1": (1.0, 0.0), "0.4": (0.7, 0.3), "0.1": (0.95, 0.85), "0": (0.6, 0.6
 GAMMAS = np.array([1.0, 0.4, 0.1])
 SAMPLED = {"pi_ref": np.array([0.05, 0.2, 0.5, 0.8]), "strength": np.array([0.25, 0.5, 1.0, 3.0])}
 RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.02, 0.04, 0.08])}
-SIZES = {"smoke": (8, 800), "quick": (64, 3000), "full": (256, 12000)}
+SIZES = {"smoke": (8, 3000), "quick": (64, 3000), "full": (256, 12000)}
 """Seeds and iterations of sampled runs."""
 MARGIN = 0.01
 TINY = 1e-9

@@ -43,7 +43,7 @@ NOISY_GROUP = 64
 SAMPLED = {"pi_ref": np.array([0.05, 0.2, 0.5]), "beta": np.array([0.5, 1.0, 2.0])}
 SAMPLED_GROUP = 8
 RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.02, 0.04, 0.08])}
-SIZES = {"smoke": (8, 400, GROUPS[:3]), "quick": (48, 2000, GROUPS), "full": (256, 10000, GROUPS)}
+SIZES = {"smoke": (8, 2000, GROUPS[[0, 2]]), "quick": (48, 2000, GROUPS), "full": (256, 10000, GROUPS)}
 """Seeds and iterations of sampled runs, and groups trained exactly."""
 MARGIN = 0.01
 

@@ -53,7 +53,7 @@ NUDGE = 0.3
 """Log odds on either side of the middle root at which runs start."""
 COUNTED = (3, 8, 32, np.inf)
 WEDGES = np.array([8, 32, 128])
-SIZES = {"smoke": (8, 400, 4), "quick": (48, 3000, 8), "full": (256, 12000, 64)}
+SIZES = {"smoke": (8, 3000, 4), "quick": (48, 3000, 8), "full": (256, 12000, 64)}
 """Seeds, iterations of sampled runs, and questions with more answers."""
 MARGIN = 0.01
 
