@@ -158,7 +158,7 @@ def test_a_tuned_width_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module("tuning"),
         "_seconds_a_run",
-        lambda config, axes, request, width, devices: measured.append(width) or 1 / width,
+        lambda config, axes, request, widths, devices: measured.extend(widths) or {w: 1 / w for w in widths},
     )
     first = tuned_width(CONFIG, (), request, runs=10_000, devices=2)
     assert len(measured) == 3

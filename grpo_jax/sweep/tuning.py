@@ -26,8 +26,12 @@ LONG = 2e10
 """Optimizer steps times parameters of a sweep that is worth tuning: about a minute on two cores."""
 FACTORS = (0.25, 1, 4)
 """Widths tried, over ``default_width``."""
-PROBE = 4
+PROBE = 16
 """Iterations timed for each."""
+ROUNDS = 10
+"""Times that each width is run."""
+GAIN = 0.9
+"""A width replaces the default where it needs less than this share of its time."""
 
 
 def worth_tuning(config: Config, wanted: Estimate) -> bool:
@@ -44,23 +48,30 @@ def tuned_width(config: Config, axes: Sequence[Axis], request: Request, *, runs:
         base = default_width(config, runs, devices)
         each = {devices * max(16, round(base * f / devices / 16) * 16) for f in FACTORS}
         widths = sorted(width for width in each if width <= runs) or [base]
-        seconds = {width: _seconds_a_run(config, axes, request, width, devices) for width in widths}
-        held[key] = min(seconds, key=seconds.__getitem__)
+        seconds = _seconds_a_run(config, axes, request, widths, devices)
+        best = min(seconds, key=seconds.__getitem__)
+        held[key] = best if seconds[best] < GAIN * seconds.get(base, np.inf) else base
         _write(path, held)
     return held[key] if held[key] <= runs else default_width(config, runs, devices)
 
 
-def _seconds_a_run(config: Config, axes: Sequence[Axis], request: Request, width: int, devices: int) -> float:
+def _seconds_a_run(
+    config: Config, axes: Sequence[Axis], request: Request, widths: Sequence[int], devices: int
+) -> dict[int, float]:
+    """Width -> least seconds a run over interleaved rounds, so that a busy moment hits every width."""
     probe = dataclasses.replace(request, iterations=PROBE, record_every=PROBE)
-    program = Program(config, axes, probe, Shape(width=width, chunks=4, devices=devices))
-    program.compile({})
-    index = np.zeros((len(axes), program.shape.runs), np.int32)
-    seeds, took = np.arange(program.shape.runs, dtype=np.uint32), []
-    for _ in range(4):
-        start = time.perf_counter()
-        program(index, seeds)
-        took.append(time.perf_counter() - start)
-    return min(took[1:]) / program.shape.runs
+    programs = [Program(config, axes, probe, Shape(width=w, chunks=4, devices=devices)) for w in widths]
+    took: dict[int, float] = {}
+    for program in programs:
+        program.compile({})
+    for _ in range(ROUNDS):
+        for width, program in zip(widths, programs, strict=True):
+            index = np.zeros((len(axes), program.shape.runs), np.int32)
+            start = time.perf_counter()
+            program(index, np.arange(program.shape.runs, dtype=np.uint32))
+            seconds = (time.perf_counter() - start) / program.shape.runs
+            took[width] = min(took.get(width, seconds), seconds)
+    return took
 
 
 def _key(config: Config, request: Request, devices: int) -> str:
