@@ -24,6 +24,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from experiments.verdict import Number, Verdict
+from grpo_jax import runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -48,7 +49,8 @@ def run_claim(job: dict[str, Any]) -> None:
         `figure.png` and `record.json` are written.
     """
     start = time.perf_counter()
-    configure_jax(job["precision"])
+    jax.config.update("jax_enable_x64", job["precision"] == "float64")
+    runtime.start(devices=1)
     script, folder = load_script(Path(job["script"])), Path(job["folder"])
     data = script.simulate(jax.random.key(job["seed"]), job["size"])
     data = data.assign_attrs(claim=job["claim"], size=job["size"], seed=job["seed"])
@@ -67,26 +69,6 @@ def run_claim(job: dict[str, Any]) -> None:
     record |= {"versions": versions(), "commit": commit()}
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "record.json").write_text(text + "\n", encoding="utf-8")
-
-
-def configure_jax(precision: str) -> None:
-    """Set the precision and turn on the persistent compilation cache, one folder a user."""
-    jax.config.update("jax_enable_x64", precision == "float64")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-
-
-def cache_folder() -> Path:
-    """Where this system keeps a user's caches."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "grpo_jax" / "jax"
 
 
 def load_script(path: Path) -> ModuleType:

@@ -35,8 +35,11 @@ def start(*, devices: int | None = None, cache: bool = True) -> None:
     if not _devices_chosen():
         with contextlib.suppress(RuntimeError):  # a computation has run already: the devices are settled
             jax.config.update("jax_num_cpu_devices", devices or _cores())
-    if cache and not _setting("jax_compilation_cache_dir"):
-        _keep_compilations()
+    if cache:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        if not _setting("jax_compilation_cache_dir"):
+            _keep_compilations()
 
 
 def _cores() -> int:
@@ -68,5 +71,3 @@ def _keep_compilations() -> None:
         warnings.warn(f"compilations are not kept: {folder} cannot be written ({error})", stacklevel=3)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
