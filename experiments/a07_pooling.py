@@ -83,7 +83,7 @@ def trained(direct: bool) -> np.ndarray:
     rate = 3 / (drive + weight * b) * np.where(direct & (power == 0), 2.0, 1.0)
     options = {"start": STARTS[s].T, "optimizer": SGD(learning_rate=jnp.asarray(rate))}
     config = setting(direct, power, REFERENCES[r].T, rewards, b, **options)
-    found = ascend(config, power.size, iterations=4000)
+    found = ascend(config, power.size, iterations=4000 if direct else 1500)
     return found.reshape(3, *shape).swapaxes(0, 1)
 
 
