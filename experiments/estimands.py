@@ -133,17 +133,19 @@ def candidates(policy: TreePolicy, task: SequenceTable, params: Array, old: Arra
     }
 
 
+def norm(gradient: ArrayLike) -> np.ndarray:
+    """[R] ‖gradient‖ of gradients [1, rows, V, R]."""
+    return np.sqrt(np.sum(np.asarray(gradient) ** 2, (0, 1, 2)))
+
+
 def cosine(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """[R] cosine of two gradients [1, rows, V, R]."""
-    a, b = np.asarray(a), np.asarray(b)
-    over = np.sqrt(np.sum(a**2, (0, 1, 2)) * np.sum(b**2, (0, 1, 2)))
-    return np.sum(a * b, (0, 1, 2)) / over
+    return np.sum(np.asarray(a) * np.asarray(b), (0, 1, 2)) / (norm(a) * norm(b))
 
 
 def error(found: ArrayLike, target: ArrayLike) -> np.ndarray:
     """[R] ‖found − target‖/‖target‖."""
-    found, target = np.asarray(found), np.asarray(target)
-    return np.sqrt(np.sum((found - target) ** 2, (0, 1, 2)) / np.sum(target**2, (0, 1, 2)))
+    return norm(np.asarray(found) - np.asarray(target)) / norm(target)
 
 
 def cosines(found: ArrayLike, targets: Mapping[str, Any]) -> np.ndarray:
