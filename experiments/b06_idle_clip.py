@@ -2,8 +2,8 @@
 
 Claim B6 of arXiv:2601.05002: with one pass over each batch (mu = 1) the ratio is exactly 1, so clipping at
 0.2 and not at all give the same run. Refuted if one bit of a policy differs, or if the controls do not
-differ: many passes, and mu = 1 with an old policy that is refreshed every eighth iteration only. Qualified
-if clipping that is active makes no difference to the reward that training ends with.
+differ: 64 passes, and mu = 1 with an old policy that is refreshed every eighth iteration only. Reported: from
+how many passes on clipping changes the reward that training ends with, and the gradient at exactly 1 +- eps.
 """
 
 import dataclasses
@@ -100,7 +100,8 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     passes = {name: [compare(root, seeds, name, inner_steps=int(n)) for n in PASSES] for name in RATES}
     stale = [compare(root, seeds, name, refresh_every=8) for name in RATES]
     bits = [abs(runs[0]["params"][:, 0] - runs[0]["params"][:, 1]).max() for runs in passes.values()]
-    moved = [abs(run["params"][:, 0] - run["params"][:, 1]).max(0) for run in stale]
+    many = [runs[-1] for runs in passes.values()]
+    moved = [[abs(r["params"][:, 0] - r["params"][:, 1]).max(0) for r in runs] for runs in (stale, many)]
     corner = boundary_gradients()
     dims = ("optimizer", "passes", "clip", "seed")
     return xr.Dataset(
@@ -108,11 +109,12 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
             "reward": (dims, np.array([[run["reward"] for run in runs] for runs in passes.values()])),
             "clipped": (dims, np.array([[run["clipped"] for run in runs] for runs in passes.values()])),
             "bits": ("optimizer", np.array(bits)),
-            "stale": (("optimizer", "seed"), np.array(moved)),
+            "moved": (("control", "optimizer", "seed"), np.array(moved)),
             "gradient": ("corner", list(corner.values())),
         },
         coords={
             "optimizer": list(RATES), "passes": PASSES, "clip": [BOUND, np.inf], "corner": list(corner),
+            "control": ["mu = 1, stale old policy", f"mu = {PASSES[-1]}"],
         },
     )  # fmt: skip
 
@@ -122,10 +124,9 @@ def check(data: xr.Dataset):
     numbers = {}
     for name in data.optimizer.values:
         numbers[f"{name}, mu = 1: greatest difference"] = Number(float(data.bits.sel(optimizer=name)), 0.0)
-        stale = data.stale.sel(optimizer=name)
-        numbers[f"{name}, mu = 1, stale old policy: difference"] = mean(
-            stale, expected=1e-3, relation="at least"
-        )
+        for control in data.control.values:
+            moved = data.moved.sel(optimizer=name, control=control)
+            numbers[f"{name}, {control}: difference"] = mean(moved, expected=1e-3, relation="at least")
     gain = data.reward.isel(clip=0) - data.reward.isel(clip=1)
     for name in data.optimizer.values:
         for passes in data.passes.values[1:]:
@@ -133,17 +134,9 @@ def check(data: xr.Dataset):
             numbers[f"{name}, mu = {passes}: reward gained by clipping"] = mean(here)
             share = data.clipped.sel(optimizer=name, passes=passes).isel(clip=0)
             numbers[f"{name}, mu = {passes}: share of tokens held"] = mean(share)
-        last = gain.sel(optimizer=name, passes=64)
-        numbers[f"{name}, mu = 64: clipping matters"] = mean(abs(last), expected=0.01, relation="at least")
     for corner in data.corner.values:
         numbers[f"gradient: {corner}"] = Number(float(data.gradient.sel(corner=corner)))
-    matters = {
-        f"{name}, mu = 64: clipping matters": "idle or not, for the reward" for name in data.optimizer.values
-    }
-    refutes = [
-        name for name, number in numbers.items() if number.expected is not None and name not in matters
-    ]
-    return judge(numbers, refutes=refutes, qualifies=matters)
+    return judge(numbers, refutes=[name for name, number in numbers.items() if number.expected is not None])
 
 
 def draw(figure, data: xr.Dataset) -> None:
