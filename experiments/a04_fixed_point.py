@@ -1,10 +1,11 @@
 """GRPO's stationary policies solve the fixed point (11), and one step a batch gets there.
 
 Claim A4 of arXiv:2502.18548: on the support [1 - (P_G(o) - E P_G)/beta] pi(o) = pi_ref(o), and so
-P_G(o) < E P_G + beta. Refuted if the solver's residual exceeds 1e-10 on any of many random questions (3 to 8
-answers, groups of 2 to 8, coin flips, dice that beat each other in a circle), exact ascent from starts all
-over the simplex ends 1e-6 from it, or sampled SGD or Adam, extrapolated to learning rate zero, is not within
-0.01. Qualified if weight decay or many inner steps a batch leave it.
+P_G(o) < E P_G + beta. Refuted if the solver's policy leaves (11) by 1e-10 on any of many random questions
+(3 to 8 answers, groups of 2 to 8, coin flips, dice that beat each other in a circle), exact ascent from
+starts all over the simplex ends 1e-6 from it, sampled SGD or Adam (b2 from 0.99), extrapolated to learning
+rate zero, is not within 0.01, or Adam with b2 = 0.9 or weight decay not within 0.01 of where it is predicted
+to rest. Qualified if weight decay leaves (11). Reported, as the claim takes one step: many inner steps.
 """
 
 import functools
@@ -83,7 +84,7 @@ def questions(case: str, count: int, rng: np.random.Generator):
 
 @functools.partial(jax.jit, static_argnames="case")
 def solve(reference: jax.Array, beta: jax.Array, rewards: jax.Array, *, case: str):
-    """Policies [Q, K], residuals [Q] and least beta + E P_G - P_G(o) [Q] of the solver."""
+    """Policies [Q, K] of the solver, by how much (11) fails [Q] and least beta + E P_G - P_G(o) [Q]."""
     answers, group, noise = CASES[case]
 
     def one(r, b, values):
@@ -93,9 +94,10 @@ def solve(reference: jax.Array, beta: jax.Array, rewards: jax.Array, *, case: st
             "coins": lambda: reward_table(pairs, jnp.stack([1 - values, values], 1)),
             "dice": lambda: reward_table(np.array(DICE), np.full((3, 3), 1 / 3)),
         }[noise]()
-        found = stationary(r, table, b, group_size=group)
-        preference = group_preference(found.policy, table, group_size=group)
-        return found.policy, found.residual, jnp.min(b + found.policy @ preference - preference)
+        policy = stationary(r, table, b, group_size=group).policy
+        preference = group_preference(policy, table, group_size=group)
+        surplus = preference - policy @ preference
+        return policy, jnp.max(abs((1 - surplus / b) * policy - r)), jnp.min(b - surplus)
 
     return jax.vmap(one)(reference, beta, rewards)
 
@@ -203,7 +205,9 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
 def check(data: xr.Dataset):
     """Residuals, the support's bound, exact ascent, sampled runs, and where training never settles."""
     numbers = {
-        "solver: residual of (11)": worst(data.residual, expected=0 * data.residual, tolerance=1e-10),
+        "solver: (11), left side - right side": worst(
+            data.residual, expected=0 * data.residual, tolerance=1e-10
+        ),
         "beta + E P_G - P_G(o) on the support": worst(
             data.margin, expected=0 * data.margin, relation="at least"
         ),
@@ -217,7 +221,6 @@ def check(data: xr.Dataset):
     ]
     qualifies = {f"AdamW, {data.adam.values[-1]}: sampled - (11)": "without weight decay"}
     numbers |= _map_numbers(data)
-    qualifies |= {"64 / rate inner steps: share of the map that never settles": "for few inner steps a batch"}
     return judge(numbers, refutes=[name for name in refutes if name not in qualifies], qualifies=qualifies)
 
 
@@ -241,10 +244,9 @@ def _adam_numbers(data: xr.Dataset) -> dict[str, Number]:
         far = furthest(found, point, tolerance=MARGIN)
         judged = decay == ADAM[-1][1] or (decay == 0 and b2 > 0.9)
         numbers[f"AdamW, {name}: sampled - (11)"] = far if judged else _unjudged(far)
-        if decay:
+        if decay or b2 == 0.9:
             numbers[f"AdamW, {name}: sampled - predicted"] = furthest(found, rest, tolerance=MARGIN)
-        else:
-            numbers[f"AdamW, {name}: predicted - (11), best answer"] = Number(float(rest[0] - point[0]))
+        numbers[f"AdamW, {name}: predicted - (11), best answer"] = Number(float(rest[0] - point[0]))
     return numbers
 
 
@@ -259,8 +261,7 @@ def _map_numbers(data: xr.Dataset) -> dict[str, Number]:
         moving = data.swing.sel(travel=travel).values > 1e-3
         unstable = multiplier(r, b, travel) < -1
         name = f"{travel:g} / rate inner steps: share of the map that never settles"
-        limit = 0.0 if travel == TRAVEL[-1] else None
-        numbers[name] = Number(float(moving.mean()), expected=limit, relation="at most")
+        numbers[name] = Number(float(moving.mean()))
         numbers[f"{travel:g} / rate inner steps: agreement with the predicted map"] = Number(
             float((moving == unstable).mean())
         )
