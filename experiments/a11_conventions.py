@@ -8,6 +8,7 @@ ends 1e-6 from the stationary policy that they predict.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,8 @@ def conditional_gap(method: Method, group: int, gap: float, policies: np.ndarray
     return (others * (better[1:] - worse[:-1])[:, None]).sum(0)
 
 
-def enumerated() -> np.ndarray:
-    """[library, group, gap, policy] effective beta over beta, by enumeration through the presets."""
+def enumerated(methods: Iterable[Method]) -> np.ndarray:
+    """[method, group, gap, policy] effective beta over beta, by enumeration through the methods."""
     return np.array(
         [
             [
@@ -78,7 +79,7 @@ def enumerated() -> np.ndarray:
                 ]
                 for group in GROUPS
             ]
-            for method in PRESETS.values()
+            for method in methods
         ]
     )
 
@@ -142,10 +143,10 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     gaps = np.geomspace(1e-5, 1, count)
     ends, told = trained(gaps, iterations)
     axes = ("library", "group", "gap", "policy")
-    bare = predicted([Convention(ddof=1, added=0.0)])[0]
+    bare = enumerated([Method(advantage=Normalized(scale=GroupSpread(ddof=1.0)))])[0]
     return xr.Dataset(
         {
-            "enumerated": (("preset", *axes[1:]), enumerated()),
+            "enumerated": (("preset", *axes[1:]), enumerated(PRESETS.values())),
             "predicted": (axes, predicted(list(LIBRARIES.values()))),
             "without_constant": (axes[1:], bare),
             "trained": (("trained_group", "preset", "trained_gap"), ends),
