@@ -20,6 +20,12 @@ def test_the_library_and_numpy_compute_the_same_sweep():
     assert PARITY.learning_rate >= 0.3
 
 
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+def test_the_c_kernel_leaves_subnormal_numbers_to_the_rest_of_the_process():
+    with_c.library(PARITY.shape, double=True)
+    assert np.array([5e-324]) / 1.0 > 0
+
+
 def test_parity_notices_a_difference():
     class Wrong:
         NAME = "wrong"
