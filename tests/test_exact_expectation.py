@@ -320,8 +320,9 @@ def test_refusals():
     large = dataclasses.replace(config, loop=Loop(group_size=1000), expectation=Exact(cells=0))
     with pytest.raises(ValueError, match=r"167668501 groups of 1000 over 4 outcomes.*GB"):
         expected_objective(large, config.policy.logits)
-    few = dataclasses.replace(config, expectation=Exact(cells=2))
-    assert jnp.isnan(expected_objective(few, config.policy.logits))
+    for cells in (1, 2):
+        few = dataclasses.replace(config, expectation=Exact(cells=cells))
+        assert jnp.isnan(expected_objective(few, config.policy.logits))
 
 
 def test_networks_have_expected_gradients_too():

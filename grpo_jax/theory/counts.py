@@ -33,13 +33,14 @@ def stirling_remainder(total: int) -> np.ndarray:
 
 
 def deviance(count: Array, mean: Array) -> Array:
-    """``d(x, m) = x log(x / m) - x + m``; d(0, m) = m, d(x, 0) = inf for x > 0, d(0, 0) = 0."""
+    """``d(x, m) = x log(x / m) - x + m``; d(0, m) = m, d(x, 0) = inf for x > 0, d(0, 0) = 0; NaN for a NaN m."""
     both = (count > 0) & (mean > 0)
     x, m = jnp.where(both, count, 1.0), jnp.where(both, mean, 1.0)
     difference = (x - m) / m
     log_ratio = jnp.where(abs(difference) < 0.5, -jnp.log1p(difference), jnp.log(m) - jnp.log(x))
     inside = -x * log_ratio - x + m
-    return jnp.where(both, inside, jnp.where(count > 0, jnp.inf, mean))
+    without = jnp.where((count > 0) & ~jnp.isnan(mean), jnp.inf, mean)
+    return jnp.where(both, inside, without)
 
 
 def number_of_histograms(total: int, levels: int) -> int:
