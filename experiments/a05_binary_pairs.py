@@ -89,9 +89,9 @@ def trained() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     }
 
 
-def solved() -> np.ndarray:
+def solved(references: np.ndarray) -> np.ndarray:
     """[gamma, pi_ref, strength] pi(a) of the general solver of (11), which knows nothing of (14)."""
-    r, b = grid(REFERENCES, STRENGTHS)
+    r, b = grid(references, STRENGTHS)
 
     @jax.jit
     @jax.vmap
@@ -104,7 +104,7 @@ def solved() -> np.ndarray:
     found = [
         solve(r, b * gamma, np.tile(pair, (r.size, 1))) for gamma, pair in zip(GAMMAS, pairs, strict=True)
     ]
-    return np.stack(found).reshape(len(GAMMAS), len(REFERENCES), len(STRENGTHS))
+    return np.stack(found).reshape(len(GAMMAS), len(references), len(STRENGTHS))
 
 
 def sampled(optimizer, rates: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
@@ -160,7 +160,8 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     setting = np.array(["/".join(map(str, pair)) for pair in zip(*grid(*SAMPLED.values()), strict=True)])
     return xr.Dataset(
         {
-            "solved": (("gamma", "pi_ref", "strength"), solved()),
+            "solved": (("gamma", "pi_ref", "strength"), solved(REFERENCES)),
+            "solved_left": (("gamma", "strength"), solved(np.array([TINY]))[:, 0]),
             "average": (("optimizer", "rate", "setting", "seed"), np.stack(averages)),
             "placebo": (("rate", "sampled_pi_ref", "seed"), placebo(seeds, iterations, root)),
             "rank": (("map_pi_ref", "map_strength"), rank(r, b)),
@@ -193,6 +194,12 @@ def check(data: xr.Dataset):
         "tied: exact ascent - pi_ref": worst(tied, expected=r[..., None], tolerance=1e-6),
         "pi_ref = 1e-9: exact ascent - (1 - beta/gamma)": worst(
             data.above_zero, expected=1 - data.below_one, tolerance=1e-6
+        ),
+        "pi_ref = 1e-9, beta < gamma: solver - (1 - beta/gamma)": worst(
+            data.solved_left[:, STRENGTHS < 1], expected=1 - data.below_one.values, tolerance=1e-6
+        ),
+        "pi_ref = 1e-9, beta >= gamma: solver, no jump": worst(
+            data.solved_left[:, STRENGTHS >= 1], expected=0.0, tolerance=1e-4
         ),
         "pi_ref = 0: exact ascent": worst(data.at_zero, expected=0 * data.below_one),
     }
