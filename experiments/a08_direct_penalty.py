@@ -20,6 +20,7 @@ from matplotlib import colormaps
 from experiments.alignment import ascend, binary, furthest, grid, intercepts, problem, time_average
 from experiments.verdict import Number, judge, mean, share, worst
 from grpo_jax.optimizers import SGD, AdamW
+from grpo_jax.tasks import Bernoulli
 from grpo_jax.theory import (
     critical_point,
     direct_roots,
@@ -42,6 +43,9 @@ REFERENCES, STRENGTHS = (
     np.array([1e-9, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8]),
     np.array([0.25, 0.5, 1.0, 2.0, 5.0]),
 )
+"""pi_ref, and beta / gamma."""
+PAIRS = {1.0: (1.0, 0.0), 0.4: (0.7, 0.3)}
+"""gamma -> success probabilities of the two answers."""
 SAMPLED = {"pi_ref": np.array([0.05, 0.2, 0.5]), "strength": np.array([0.5, 1.0, 2.0])}
 RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.02, 0.04, 0.08])}
 MANY = (4, 4)
@@ -59,16 +63,15 @@ MARGIN = 0.01
 
 
 def pairs() -> np.ndarray:
-    """[pi_ref, strength, start] pi(a) after exact ascent, groups of two."""
-    r, b, beyond = grid(REFERENCES, STRENGTHS, [False, True])
+    """[gamma, pi_ref, strength, start] pi(a) after exact ascent on coin flips, groups of two."""
+    gamma, r, b, beyond = grid(list(PAIRS), REFERENCES, STRENGTHS, [False, True])
+    success = np.repeat(np.array(list(PAIRS.values())), gamma.size // len(PAIRS), axis=0).T
     odds = r / (1 - r) * np.exp(beyond * (1 / b + 1))
     start = np.where(r < 1e-6, r, odds / (1 + odds))
-    rate = np.where(r < 1e-6, 0.05 / (r * (1 + b)), 1.5 / b)
+    rate = np.where(r < 1e-6, 0.05 / (r * (1 + b)), 1.5 / b) / gamma
     options = {"direct": True, "start": binary(start), "optimizer": SGD(learning_rate=jnp.asarray(rate))}
-    found = ascend(
-        problem(binary(r), np.array([1.0, 0.0]), b, group_size=2, **options), r.size, iterations=2500
-    )
-    return found[0].reshape(len(REFERENCES), len(STRENGTHS), 2)
+    config = problem(binary(r), success, gamma * b, group_size=2, noise=Bernoulli(), **options)
+    return ascend(config, r.size, iterations=2500)[0].reshape(len(PAIRS), len(REFERENCES), len(STRENGTHS), 2)
 
 
 def sampled(optimizer, rates: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
@@ -199,7 +202,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     ]
     return xr.Dataset(
         {
-            "pair": (("pi_ref", "strength", "start"), pairs()),
+            "pair": (("gamma", "pi_ref", "strength", "start"), pairs()),
             "average": (("optimizer", "rate", "setting", "seed"), np.stack(averages)),
             "residual": ("question", residual),
             "distance": ("question", distance),
@@ -216,7 +219,8 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
         }
         | wedges(),
         coords={
-            "pi_ref": REFERENCES, "strength": STRENGTHS, "optimizer": list(RATES), "group": GROUPS,
+            "gamma": list(PAIRS), "pi_ref": REFERENCES, "strength": STRENGTHS, "optimizer": list(RATES),
+            "group": GROUPS,
             "counted": list(COUNTED), "nudge": [-NUDGE, NUDGE], "wedge": WEDGES,
         },
     )  # fmt: skip
@@ -256,14 +260,17 @@ def _shape_numbers() -> dict[str, Number]:
     beta = np.geomspace(0.1, 10, 25)
     turn = 0.5 * (1 + np.sqrt(1 - 1 / (1 + beta**2)))
     slope = jax.vmap(jax.grad(lambda x, b: odds_velocity(x, 0.3, b, group_size=np.inf)))
+    share, repeated = grid(np.linspace(0.02, 0.98, 25), beta)
+    turned = np.tile(turn, 25)
+    below, above = (turned * share, repeated), (turned + (1 - turned) * share, repeated)
     r, b = (np.ravel(x) for x in np.meshgrid(_odds(np.linspace(-8, 0, 9)), np.geomspace(1.6, 8, 8)))
     x = np.asarray(direct_roots(r, b, group_size=np.inf).log_odds)[:, :2]
     gap = np.asarray(preference_gap(_odds(x), _odds(-x), group_size=np.inf))
     best = np.log(r / (1 - r))[:, None] + gap / b[:, None]
     numbers = {
         "x* by h' = 0": worst(slope(turn, beta) * turn * (1 - turn), expected=0 * beta, tolerance=1e-9),
-        "h' below x*": worst(slope(turn - 0.01, beta), expected=0 * beta, relation="at most"),
-        "h' above x*": worst(slope(0.5 + 0.5 * turn, beta), expected=0 * beta, relation="at least"),
+        "h' below x*": worst(slope(*below), expected=0.0, relation="at most"),
+        "h' above x*": worst(slope(*above), expected=0.0, relation="at least"),
         "both roots - maximiser of the surrogate frozen there": worst(
             _odds(best), expected=_odds(x), tolerance=1e-10
         ),
@@ -327,7 +334,9 @@ def _draw_pairs(axes, data: xr.Dataset) -> None:
     colors = dict(zip(STRENGTHS, colormaps["viridis"](np.linspace(0, 0.9, len(STRENGTHS))), strict=True))
     for b, color in colors.items():
         axes.plot(fine, stationary_pair_direct(fine, b), color=color, lw=1.6, label=f"{b:g}")
-        axes.plot(REFERENCES, data.pair.sel(strength=b)[:, 0], "o", ms=4.5, mfc="white", color=color)
+        axes.plot(
+            REFERENCES, data.pair.sel(gamma=1.0, strength=b)[:, 0], "o", ms=4.5, mfc="white", color=color
+        )
     at_zero, _ = intercepts(RATES["SGD"], data.average.sel(optimizer="SGD"))
     for r, b, values in zip(*grid(*SAMPLED.values()), at_zero, strict=True):
         number = mean(values)
