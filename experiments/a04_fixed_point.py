@@ -17,7 +17,8 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, furthest, grid, intercepts, problem, time_average
+from experiments.alignment import ascend, furthest, intercepts, problem, time_average
+from experiments.grid import grid
 from experiments.inner_steps import TRAVEL, map_axes, multiplier, swings
 from experiments.step_noise import Question, adam_limit, sgd_slope
 from experiments.verdict import Number, judge, mean, worst

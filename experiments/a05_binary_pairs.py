@@ -17,15 +17,8 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 
-from experiments.alignment import (
-    ascend,
-    binary,
-    furthest,
-    grid,
-    intercepts,
-    problem,
-    time_average,
-)
+from experiments.alignment import ascend, binary, furthest, intercepts, problem, sampled_binary, time_average
+from experiments.grid import grid
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.tasks import Bernoulli
@@ -107,15 +100,6 @@ def solved(references: np.ndarray) -> np.ndarray:
     return np.stack(found).reshape(len(GAMMAS), len(references), len(STRENGTHS))
 
 
-def sampled(optimizer, rates: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
-    """[rate, setting, seed] time averages of pi(a)."""
-    rate, r, b, seed = grid(rates, *SAMPLED.values(), np.arange(seeds))
-    made = optimizer(learning_rate=jnp.asarray(rate))
-    config = problem(binary(r), np.array([1.0, 0.0]), b, group_size=2, optimizer=made, expectation=None)
-    average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
-    return average.reshape(len(rates), -1, seeds)
-
-
 def placebo(seeds: int, iterations: int, root: int) -> np.ndarray:
     """[rate, pi_ref, seed] time averages of pi(a) under rewards that are a fair coin for both answers."""
     rates, references = RATES["SGD"], SAMPLED["pi_ref"]
@@ -153,7 +137,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     root = int(jax.random.key_data(key)[-1])
     seeds, iterations = SIZES[size]
     averages = [
-        sampled(optimizer, RATES[name], seeds, iterations, root)
+        sampled_binary(optimizer, RATES[name], SAMPLED, (seeds, iterations), root=root, group_size=2)
         for name, optimizer in (("SGD", SGD), ("AdamW", AdamW))
     ]
     r, b = np.meshgrid(np.geomspace(1e-4, 0.99, 160), np.linspace(0.025, 4, 160), indexing="ij")

@@ -18,7 +18,8 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, binary, furthest, grid, intercepts, problem, time_average
+from experiments.alignment import ascend, binary, furthest, intercepts, problem, sampled_binary
+from experiments.grid import grid
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.tasks import Bernoulli
@@ -93,23 +94,15 @@ def solved() -> np.ndarray:
     return np.reshape(found, (2, len(PAIRS), len(REFERENCES), len(BETAS)))
 
 
-def sampled(optimizer, rates: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
-    """[rate, setting, seed] time averages of pi."""
-    rate, r, b, seed = grid(rates, *SAMPLED.values(), np.arange(seeds))
-    made = optimizer(learning_rate=jnp.asarray(rate))
-    options = {"optimizer": made, "expectation": None}
-    config = problem(binary(r), np.array([1.0, 0.0]), b, group_size=SAMPLED_GROUP, **options)
-    average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
-    return average.reshape(len(rates), -1, seeds)
-
-
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Exact ascent per group size, on coin flips, sampled time averages, and the solver."""
     root = int(jax.random.key_data(key)[-1])
     seeds, iterations, groups = SIZES[size]
     ended, edges = zip(*(trained(int(group)) for group in groups), strict=True)
     averages = [
-        sampled(optimizer, RATES[name], seeds, iterations, root)
+        sampled_binary(
+            optimizer, RATES[name], SAMPLED, (seeds, iterations), root=root, group_size=SAMPLED_GROUP
+        )
         for name, optimizer in (("SGD", SGD), ("AdamW", AdamW))
     ]
     return xr.Dataset(

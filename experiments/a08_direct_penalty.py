@@ -17,7 +17,8 @@ import xarray as xr
 from jax.scipy.special import logit
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, binary, furthest, grid, intercepts, problem, time_average
+from experiments.alignment import ascend, binary, furthest, intercepts, problem, sampled_binary, time_average
+from experiments.grid import grid
 from experiments.verdict import Number, judge, mean, share, worst
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.tasks import Bernoulli
@@ -72,16 +73,6 @@ def pairs() -> np.ndarray:
     options = {"direct": True, "start": binary(start), "optimizer": SGD(learning_rate=jnp.asarray(rate))}
     config = problem(binary(r), success, gamma * b, group_size=2, noise=Bernoulli(), **options)
     return ascend(config, r.size, iterations=2500)[0].reshape(len(PAIRS), len(REFERENCES), len(STRENGTHS), 2)
-
-
-def sampled(optimizer, rates: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
-    """[rate, setting, seed] time averages of pi(a), groups of two."""
-    rate, r, b, seed = grid(rates, *SAMPLED.values(), np.arange(seeds))
-    made = optimizer(learning_rate=jnp.asarray(rate))
-    options = {"direct": True, "optimizer": made, "expectation": None}
-    config = problem(binary(r), np.array([1.0, 0.0]), b, group_size=2, **options)
-    average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
-    return average.reshape(len(rates), -1, seeds)
 
 
 def many(count: int, root: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -197,7 +188,9 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     brute, solved = counted(root)
     start, flowed = escape()
     averages = [
-        sampled(optimizer, RATES[name], seeds, iterations, root)
+        sampled_binary(
+            optimizer, RATES[name], SAMPLED, (seeds, iterations), root=root, group_size=2, direct=True
+        )
         for name, optimizer in (("SGD", SGD), ("AdamW", AdamW))
     ]
     return xr.Dataset(

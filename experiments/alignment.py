@@ -4,6 +4,7 @@ Arrays have runs last. Training is on-policy (one step a batch) and unclipped, t
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from experiments.grid import grid
 from experiments.verdict import Number, extrapolate, mean
 from grpo_jax import train
 from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact
 from grpo_jax.methods import grpo
-from grpo_jax.optimizers import SGD
+from grpo_jax.optimizers import SGD, Optimizer
 from grpo_jax.parts.gains import Linear
 from grpo_jax.parts.penalties import K3, Penalty, Weighted
 from grpo_jax.policies import ActionPolicy
@@ -61,11 +63,6 @@ def binary(p: ArrayLike) -> np.ndarray:
     return np.stack([np.asarray(p, float), 1 - np.asarray(p, float)])
 
 
-def grid(*axes: ArrayLike) -> list[np.ndarray]:
-    """The product of the axes, flattened to runs."""
-    return [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
-
-
 def ascend(config: Config, runs: int, *, iterations: int) -> np.ndarray:
     """[K, R] policy after so many steps; deterministic under the exact expectation."""
     state = train.init(config, np.zeros(runs, int))
@@ -84,6 +81,34 @@ def time_average(config: Config, seeds: np.ndarray, *, root: int, iterations: in
     _, record = train.run(config, state, iterations=iterations, record_every=5, record=("probabilities",))
     policies = np.asarray(record["probabilities"])[:, 0]
     return policies[int(BURN * len(policies)) :].mean(0)
+
+
+def sampled_binary(
+    optimizer: Callable[..., Optimizer],
+    rates: np.ndarray,
+    settings: Mapping[str, np.ndarray],
+    size: tuple[int, int],
+    *,
+    root: int,
+    group_size: int,
+    **changes,
+) -> np.ndarray:
+    """[rate, setting, seed] time averages of pi of the better of two answers, rewards 1 and 0.
+
+    Args:
+      optimizer: made from a learning rate, one a run.
+      rates: [L].
+      settings: values of pi_ref and of beta, whose product is run.
+      size: seeds and iterations.
+      root: of the draws.
+      group_size: G.
+      changes: as in `problem`.
+    """
+    rate, reference, beta, seed = grid(rates, *settings.values(), np.arange(size[0]))
+    options = {"optimizer": optimizer(learning_rate=jnp.asarray(rate)), "expectation": None} | changes
+    config = problem(binary(reference), np.array([1.0, 0.0]), beta, group_size=group_size, **options)
+    average = time_average(config, seed.astype(int), root=root, iterations=size[1])[0]
+    return average.reshape(len(rates), -1, size[0])
 
 
 def furthest(samples: np.ndarray, expected: ArrayLike, *, tolerance: float) -> Number:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from experiments.grid import grid
 from experiments.length_task import (
     GROUP,
     PROMPTS,
@@ -46,11 +47,6 @@ KINDS = ["right", "wrong", "all"]
 SIZES = {"smoke": 16, "quick": 128, "full": 1024}
 MARGIN = 0.1
 """Tokens that do not count as a drift."""
-
-
-def grid(*axes) -> list[np.ndarray]:
-    """The product of the axes, flattened to runs."""
-    return [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
 
 
 def lengths(root: int, seeds: np.ndarray, name: str, *, exact: bool = False, **changes) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from experiments import tree_survival
+from experiments.grid import grid
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import train
 from grpo_jax.config import Config, Loop
@@ -96,11 +97,6 @@ def trained(config: Config, state: train.TrainState, *, steps: int = STEPS, mome
 def final(config: Config, seeds: np.ndarray, root: int, **options) -> np.ndarray:
     """[C, K, R] parameters after training."""
     return np.asarray(trained(config, train.init(config, seeds, root=root), **options)[0])
-
-
-def grid(*axes: np.ndarray) -> list[np.ndarray]:
-    """The product of the axes, flattened to runs."""
-    return [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
 
 
 def norm(array: np.ndarray) -> np.ndarray:

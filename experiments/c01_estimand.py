@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from experiments import estimands, trees
-from experiments.estimands import DIRECTIONS, RATIOS, TARGETS, grid
+from experiments.estimands import DIRECTIONS, RATIOS, TARGETS
+from experiments.grid import grid
 from experiments.verdict import Number, judge, share, worst
 from grpo_jax.sequences import Sequences
 

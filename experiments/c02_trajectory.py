@@ -16,7 +16,8 @@ import numpy as np
 import xarray as xr
 
 from experiments import estimands, trees
-from experiments.estimands import DIRECTIONS, TARGETS, grid
+from experiments.estimands import DIRECTIONS, TARGETS
+from experiments.grid import grid
 from experiments.verdict import Number, judge, worst
 from grpo_jax.diagnostics import expected_reward
 from grpo_jax.parts.gains import Truncated, TruncatedScore

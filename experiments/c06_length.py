@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 
 from experiments import trees
-from experiments.estimands import cosine, grid, made
+from experiments.estimands import cosine, made
+from experiments.grid import grid
 from experiments.verdict import Number, judge, worst
 from grpo_jax import diagnostics, train
 from grpo_jax.config import Config, Loop

@@ -151,8 +151,3 @@ def error(found: ArrayLike, target: ArrayLike) -> np.ndarray:
 def cosines(found: ArrayLike, targets: Mapping[str, Any]) -> np.ndarray:
     """[target, R]."""
     return np.stack([cosine(found, targets[name]) for name in TARGETS])
-
-
-def grid(*axes) -> list[np.ndarray]:
-    """The product of the axes, flattened to runs."""
-    return [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
