@@ -83,7 +83,7 @@ def at_start(root: int, tables: int) -> np.ndarray:
     which = np.arange(tables)
     given = problem(root, TREE, tables=tables, kind="graded")
     config = with_ratio(given, which, 0 * which, 0.0 * which, 1.0 + 0 * which, None)
-    params, prompts = jnp.asarray(config.policy.logits), diagnostics.all_prompts(config.policy)
+    params, prompts = jnp.asarray(given.logits[None]), diagnostics.all_prompts(config.policy)
     return np.asarray(diagnostics.expected_reward(config.policy, config.task, params, prompts))
 
 
