@@ -1,4 +1,4 @@
-"""Which method shows which bias, in one sweep.
+"""Methods that divide by the length show the length bias; constant weights do not.
 
 The summary that arXiv:2601.05002 draws from Table 1: the biases come with the weights, so a method that
 divides by the length shows the length bias and pushes shared prefixes, and one with constant weights does
