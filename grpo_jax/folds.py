@@ -8,6 +8,7 @@ them where few consumers read the result: what is fused is computed again for ea
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +64,31 @@ def greatest(x: Array, axes: tuple[int, ...]) -> Array:
     return -least(-x, axes)
 
 
+def cumulative(x: Array, axis: int) -> Array:
+    """Running sum along ``axis``."""
+    if not 0 < x.shape[axis] <= WRITTEN_OUT:
+        return jnp.cumsum(x, axis)
+    parts = [jax.lax.index_in_dim(x, i, axis) for i in range(x.shape[axis])]
+    return jnp.concatenate(list(itertools.accumulate(parts)), axis)
+
+
 def log_softmax(logits: Array, axis: int) -> Array:
     """log of the softmax over a leading axis; −inf stays −inf."""
     shifted = logits - jnp.max(jax.lax.stop_gradient(logits), axis, keepdims=True)
     normalizer = jnp.log(total(jnp.exp(shifted), (axis,)))
     return shifted - normalizer
+
+
+def once(step: Array, compute: Callable[[], Any]) -> Any:
+    """``compute()``, made once and stored.
+
+    What several kernels read is otherwise fused into each of them and computed anew (a barrier does not keep
+    the CPU's compiler from it). A branch that is taken at every ``step`` below 2^32 − 1 does.
+    """
+    never = jnp.asarray(step, jnp.uint32) == jnp.uint32(2**32 - 1)
+    shapes = jax.eval_shape(compute)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.cond(never, lambda: empty, compute)
 
 
 def bounded(x: Array, low: Any, high: Any) -> Array:

@@ -13,6 +13,7 @@ import enum
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.folds import once
 from grpo_jax.types import Array
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -80,7 +81,5 @@ def uniforms(
             return mantissa.astype(jnp.float64) * 2.0**-53
         return (a >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)
 
-    # A branch that is never taken: the draws are made once, not again inside everything that reads them.
-    never = jnp.asarray(step, jnp.uint32) == jnp.uint32(2**32 - 1)
-    unit = jax.lax.cond(never, lambda: jnp.zeros((size,) + seed.shape, dtype), draw)
+    unit = once(step, draw)
     return unit.reshape(tuple(shape) + seed.shape)

@@ -215,3 +215,16 @@ def test_a_bound_keeps_the_gradient_inside_and_at_the_bound():
     gradient = jax.vmap(jax.grad(lambda x: folds.bounded(x, -1.0, 2.0)))
     np.testing.assert_array_equal(gradient(jnp.array([-1.5, -1.0, 0.0, 2.0, 2.5])), [0, 1, 1, 1, 0])
     assert np.isnan(folds.bounded(jnp.float32(np.nan), -1.0, 2.0))
+
+
+def test_what_is_made_once_is_what_was_computed_and_differentiates():
+    x = jnp.arange(3.0)
+    assert np.array_equal(folds.once(jnp.uint32(7), lambda: {"a": x + 1})["a"], x + 1)
+    gradient = jax.grad(lambda x: jnp.sum(folds.once(jnp.uint32(0), lambda: x**2)))(x)
+    np.testing.assert_array_equal(gradient, 2 * x)
+
+
+@pytest.mark.parametrize("length", [1, 5, 40])
+def test_a_running_sum_is_a_running_sum(length):
+    x = np.random.default_rng(0).normal(size=(2, length, 3)).astype(np.float32)
+    np.testing.assert_allclose(folds.cumulative(jnp.asarray(x), 1), np.cumsum(x, 1), rtol=1e-5, atol=1e-5)

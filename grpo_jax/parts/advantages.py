@@ -137,6 +137,11 @@ class BatchSpread:
         return spread(rewards, rollout.multiplicity, BATCH_AXES, ddof=self.ddof)
 
 
+def _raised(x: Array, power: Number) -> Array:
+    """x^power for x > 0, exactly x at power 1."""
+    return jnp.where(jnp.asarray(power) == 1, x, jnp.exp(power * jnp.log(x)))
+
+
 @part
 class Normalized:
     """A_i = (r_i − b_i) / (σ + eps)^power, with 0/0 := 0.
@@ -154,5 +159,5 @@ class Normalized:
         if self.scale is not None:
             scale = self.scale(rollout, rewards) + self.eps
             safe = jnp.where(scale == 0, 1, scale)
-            deviation = jnp.where(scale == 0, 0, deviation / safe**self.power)
+            deviation = jnp.where(scale == 0, 0, deviation / _raised(safe, self.power))
         return present(deviation, rollout.multiplicity)[:, :, None]
