@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import methods
+from grpo_jax import methods, surrogate, trial
 from grpo_jax.optimizers import AdamW, Optimizer
 from grpo_jax.part import declared, leaf_paths, part, static, subparts
 from grpo_jax.surrogate import Method
@@ -102,7 +102,7 @@ def prompt_count(config: Config) -> int:
 
 def validate(config: Config) -> None:
     """Raise, before anything compiles, for a configuration that has no meaning. Traced leaves pass unseen."""
-    _check_slots(config)
+    check_slots(config)
     group, prompts = config.loop.group_size, prompt_count(config)
     for sub in subparts(config.method):
         least = getattr(sub, "least_group", 1)
@@ -115,6 +115,7 @@ def validate(config: Config) -> None:
         raise ValueError(f"the policy has {config.policy.contexts} contexts, the task {contexts}")
     _check_table(config)
     _check_reference(config)
+    trial.check(config.method)
 
 
 _SLOTS = {
@@ -125,11 +126,15 @@ _SLOTS = {
 }
 
 
-def _check_slots(config: Config) -> None:
+def check_slots(config: Config) -> None:
+    """Raise TypeError for a slot that holds the wrong kind of thing."""
+    if not isinstance(config, Config):
+        raise TypeError(f"the configuration is a {type(config).__name__}; it must be a Config")
     if not isinstance(config.method, Method):
         raise TypeError(
             f"method is {config.method!r}; it must be a Method (methods.get(name) finds one by name)"
         )
+    surrogate.check_slots(config.method)
     for slot, needed in _SLOTS.items():
         value = getattr(config, slot)
         lacking = [name for name in needed if not hasattr(value, name)]
@@ -139,7 +144,10 @@ def _check_slots(config: Config) -> None:
             raise TypeError(f"{slot} is {value!r}, {what}{hint}")
     for path, leaf in leaf_paths(config).items():
         if not isinstance(leaf, (numbers.Number, np.ndarray, jax.Array)):
-            raise TypeError(f"{path} is {leaf!r}, neither a number nor a part; decorate its class with @part")
+            raise TypeError(
+                f"{path} is {leaf!r}, neither a number nor a part; decorate its class with @part, or declare "
+                "the field static()"
+            )
 
 
 def _rows(table: Any) -> int | None:

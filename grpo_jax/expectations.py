@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grpo_jax import trial
 from grpo_jax.config import Batch, Config, Expectation, TrainState, prompt_count
 from grpo_jax.diagnostics import all_prompts
+from grpo_jax.folds import once
 from grpo_jax.part import part
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.surrogate import advantages, objective
@@ -61,7 +63,7 @@ class Sampled:
             ref_logp=ref.logp,
             entropy=old.entropy,
         )
-        return Batch(rollout, advantages(config.method, rollout))
+        return Batch(rollout, once(state.step, lambda: advantages(config.method, rollout)))
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the sampled groups."""
@@ -110,9 +112,9 @@ class Counts:
         group = (prompt_count(config), config.loop.group_size, config.policy.horizon)
         draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, group)
         policy: Any = config.policy
-        counts = jax.lax.optimization_barrier(policy.counts(state.old_params, prompts, draws))
+        counts = once(state.step, lambda: policy.counts(state.old_params, prompts, draws))
         rollout = support_rollout(config, state, prompts, counts)
-        return Batch(rollout, advantages(config.method, rollout))
+        return Batch(rollout, once(state.step, lambda: advantages(config.method, rollout)))
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the histogram."""
@@ -121,16 +123,33 @@ class Counts:
         return objective(config.method, rollout, batch.advantages, scores.logp), scores.logp
 
 
+def _forgetful(config: Config) -> list[str]:
+    """Parts from outside because of which a histogram is not the samples it counts; none where unknown."""
+    outside = trial.foreign(config.method)
+    tried = outside and trial.known(config.method)
+    return outside if tried and not trial.heeds_multiplicity(config.method) else []
+
+
 def choose(config: Config) -> Config:
     """Fill in the expectation: counts where a reward depends on one of few actions alone, else samples.
+
+    Samples, too, where a part from outside this package does not heed multiplicities; ValueError where the
+    expectation that is given needs them.
 
     A given expectation decides what it left open (``Exact`` its cells), where the numbers are known.
     """
     if config.expectation is not None:
+        wrong = [] if isinstance(config.expectation, Sampled) else _forgetful(config)
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)} gives {type(config.expectation).__name__}() another objective than the "
+                "samples that rollout.multiplicity counts; weigh entries by it, or use Sampled()"
+            )
         resolved = getattr(config.expectation, "resolved", None)
         return config if resolved is None else dataclasses.replace(config, expectation=resolved(config))
     actions = getattr(config.policy, "actions", None)
     noiseless = hasattr(config.task, "noise") and config.task.noise is None
     small = actions is not None and actions <= max(4 * config.loop.group_size, 16)
-    made: Expectation = Counts() if noiseless and small else Sampled()
+    count = noiseless and small and not _forgetful(config)
+    made: Expectation = Counts() if count else Sampled()
     return dataclasses.replace(config, expectation=made)

@@ -118,6 +118,8 @@ def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
         if value < low:
             raise ValueError(f"{name} is {value}; it must be at least {low}")
     bound = field.metadata.get("bound")
+    if bound is not None and value is None and not any(word in str(field.type) for word in ("None", "Any")):
+        raise TypeError(f"{name} is None; it takes a number")
     if bound is not None and value is not None:
         if isinstance(value, (str, bytes, bool)):
             raise TypeError(f"{name} is {value!r}; it takes a number")

@@ -141,6 +141,8 @@ DEFAULT = (
 
 def names(record: Iterable[str] | None, config: Config) -> tuple[str, ...]:
     """The diagnostics to record; None is ``DEFAULT`` less what needs a support that the policy lacks."""
+    if isinstance(record, str):
+        raise TypeError(f"record is {record!r}; it must be a list of names")
     if record is not None:
         record = tuple(record)
         for name in record:

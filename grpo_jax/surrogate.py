@@ -8,6 +8,8 @@ ratio, β D from the penalty with its own weights w' or the gain's.
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +21,7 @@ from grpo_jax.parts.penalties import Penalty
 from grpo_jax.parts.ratios import Ratio, Token
 from grpo_jax.parts.reductions import PerSequence, Reduction
 from grpo_jax.parts.shaping import Shaping, Sum
-from grpo_jax.types import Array, Rollout
+from grpo_jax.types import Array, Rollout, fits
 
 
 @part
@@ -41,6 +43,47 @@ class Method:
     reduction: Reduction = PerSequence()
 
 
+TAKES = {
+    "shaping": "rollout",
+    "advantage": "rollout, rewards",
+    "ratio": "rollout, logp",
+    "reduction": "rollout",
+}
+"""Slot -> the arguments that its part is called with; any other slot takes ``GAIN``'s."""
+GAIN = "rollout, log_ratio, logp, advantages"
+
+
+def check_slots(method: Method) -> None:
+    """Raise TypeError unless every slot holds something that can be called as its slot calls it."""
+    if not isinstance(method.corrections, tuple):
+        raise TypeError(f"method.corrections is {method.corrections!r}; it must be a tuple of corrections")
+    if method.penalty is not None and not hasattr(method.penalty, "reduce"):
+        raise TypeError(
+            f"method.penalty is {method.penalty!r}; it must be None or a Penalty(divergence=..., coef=...)"
+        )
+    slots = {name: getattr(method, name) for name in (*TAKES, "gain", "penalty")}
+    slots |= {f"corrections.{i}": correction for i, correction in enumerate(method.corrections)}
+    for name, held in slots.items():
+        if held is None and name == "penalty":
+            continue
+        takes = TAKES.get(name, GAIN)
+        try:
+            inspect.signature(held).bind(*takes.split(", "))
+        except TypeError as error:
+            raise TypeError(f"method.{name} is {held!r}; its slot calls a part with ({takes})") from error
+
+
+def _fitting(slot: str, value: Array, rollout: Rollout, axes: str) -> Array:
+    """``value`` if its axes are the batch's, or of length one: a shape that merely broadcasts is refused."""
+    lead, runs = rollout.mask.shape[: len(axes)], rollout.mask.ndim - 3
+    if not fits(jnp.shape(value), lead, runs=runs):
+        raise ValueError(
+            f"{slot} gives shape {jnp.shape(value)}; it must be [{', '.join(axes)}] = {lead}, any of them 1"
+            f"{', then runs' if runs else ''}"
+        )
+    return value
+
+
 def sanitized(rollout: Rollout, logp: Array) -> tuple[Rollout, Array]:
     """Zeros where a token is masked or its entry absent, so that whatever stands there is never read."""
     live = (rollout.mask > 0) & (rollout.multiplicity > 0)[:, :, None]
@@ -60,22 +103,25 @@ def sanitized(rollout: Rollout, logp: Array) -> tuple[Rollout, Array]:
 def advantages(method: Method, rollout: Rollout) -> Array:
     """[P, N, 1 or T] advantages of a batch: computed once, where the rollout was collected; constants."""
     rollout, _ = sanitized(rollout, jnp.zeros(()))
-    return jax.lax.stop_gradient(method.advantage(rollout, method.shaping(rollout)))
+    rewards = _fitting("shaping", method.shaping(rollout), rollout, "PN")
+    return jax.lax.stop_gradient(_fitting("advantage", method.advantage(rollout, rewards), rollout, "PNT"))
 
 
 def objective_terms(method: Method, rollout: Rollout, advantage: Array, logp: Array) -> Array:
     """[P, N, T] contributions to the objective, to be maximised; exactly 0 at masked tokens."""
     rollout, logp = sanitized(rollout, logp)
-    log_ratio = method.ratio(rollout, logp)
-    gain = method.gain(rollout, log_ratio, logp, advantage)
+    log_ratio = _fitting("ratio", method.ratio(rollout, logp), rollout, "PNT")
+    gain = _fitting("gain", method.gain(rollout, log_ratio, logp, advantage), rollout, "PNT")
     for correction in method.corrections:
-        gain = gain * jax.lax.stop_gradient(correction(rollout, log_ratio, logp, advantage))
-    weights = method.reduction(rollout)
+        factor = _fitting("correction", correction(rollout, log_ratio, logp, advantage), rollout, "PNT")
+        gain = gain * jax.lax.stop_gradient(factor)
+    weights = _fitting("reduction", method.reduction(rollout), rollout, "PNT")
     terms = weights * gain
     if method.penalty is not None:
         if method.penalty.reduce is not None:
             weights = method.penalty.reduce(rollout)
-        terms = terms - weights * method.penalty(rollout, log_ratio, logp, advantage)
+        penalty = _fitting("penalty", method.penalty(rollout, log_ratio, logp, advantage), rollout, "PNT")
+        terms = terms - weights * penalty
     return terms
 
 

@@ -119,7 +119,13 @@ def step(
         step=done,
     )
     view = View(config, after, batch, inner)
-    return after, {name: DIAGNOSTICS[name].measure(view) for name in recording.names(record, config)}
+    measured = {name: DIAGNOSTICS[name].measure(view) for name in recording.names(record, config)}
+    return after, {name: _every_run(value, state.seed) for name, value in measured.items()}
+
+
+def _every_run(value: Array, seed: Array) -> Array:
+    """[..., R]: what all runs share is recorded for each of them."""
+    return jnp.broadcast_to(value, (*value.shape[:-1], *seed.shape)) if seed.ndim else value
 
 
 def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Params, Any], Inner]:

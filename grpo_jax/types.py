@@ -28,6 +28,12 @@ Number: TypeAlias = float | jax.Array
 Params: TypeAlias = Any
 
 
+def fits(shape: tuple[int, ...], lead: tuple[int, ...], *, runs: int = 0) -> bool:
+    """Whether a shape is a scalar's, or the axes ``lead``, each whole or of length one, and ``runs`` more."""
+    same = all(own in (1, full) for own, full in zip(shape, lead, strict=False))
+    return not shape or (len(shape) == len(lead) + runs and same)
+
+
 class Rollout(NamedTuple):
     """A batch of groups: P prompts, N entries each, T tokens (and optionally runs behind).
 

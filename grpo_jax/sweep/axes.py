@@ -44,6 +44,8 @@ class Axis:
 
 def resolve(config: Config, name: str, *, static: bool) -> str:
     """The full path that a name means; ValueError says what is traced, what structure, and what is near."""
+    if name in RESERVED:
+        raise ValueError(f"{name!r} is a dimension of every sweep; give seeds= or iterations=")
     traced, structure = leaf_paths(config), static_paths(config)
     known = structure if static else traced
     path = ALIASES.get(name, name)
@@ -55,11 +57,15 @@ def resolve(config: Config, name: str, *, static: bool) -> str:
     if not static and any(p == path or p.endswith(f".{path}") for p in structure):
         below = [p for p in traced if f".{path}." in f".{p}."] or list(traced)
         raise ValueError(
-            f"{name!r} is structure, not a traced number: give it in variants=, which compiles once for each "
-            f"value. Traced: {', '.join(below)}"
+            f"{name!r} is structure, not a traced number: give it in variants= (--variants), which compiles "
+            f"once for each value. Traced: {', '.join(below)}"
         )
     if static and any(p == path or p.endswith(f".{path}") for p in traced):
-        raise ValueError(f"{name!r} is a traced number: give it in axes=, which compiles once for all values")
+        raise ValueError(
+            f"{name!r} is a traced number: give it in axes= (--sweep), which compiles once for all values"
+        )
+    if name in ALIASES:
+        raise ValueError(f"{name!r} means {path}, which this configuration does not have")
     raise ValueError(f"unknown path {name!r}; {nearest(path, known)}")
 
 
@@ -133,7 +139,8 @@ def parse_variants(config: Config, variants: Mapping[str, Any]) -> list[Axis]:
         if dataclasses.is_dataclass(current) and not all(dataclasses.is_dataclass(s) for s in settings):
             below = [p for p in leaf_paths(config) if p.startswith(f"{path}.")]
             raise TypeError(
-                f"{path} holds a part; give parts of its kind, or sweep its traced {', '.join(below)}"
+                f"{path} holds a part; give parts of its kind{_by_name(path)}, or sweep its traced "
+                f"{', '.join(below)}"
             )
         for setting in settings:
             put(config, path, setting)
@@ -142,10 +149,11 @@ def parse_variants(config: Config, variants: Mapping[str, Any]) -> list[Axis]:
     return found
 
 
+def _by_name(path: str) -> str:
+    return " (methods.get(name) finds one by name)" if path == "method" else ""
+
+
 def _check_names(axes: list[Axis]) -> None:
-    for axis in axes:
-        if axis.name in RESERVED:
-            raise ValueError(f"{axis.name!r} is a dimension of every sweep; give seeds= or iterations=")
     paths = [p for axis in axes for p in axis.paths]
     for path in paths:
         if paths.count(path) > 1:

@@ -16,7 +16,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from grpo_jax import recording
-from grpo_jax.config import Config, validate
+from grpo_jax.config import Config, check_slots, validate
 from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.expectations import choose
 from grpo_jax.part import describe
@@ -56,6 +56,7 @@ def sweep(
       axes: traced numbers: {path: values}; {(path, path): [(value, value), ...]} zips. Values of a table's
         path are tables. A mapping {label: value} names its settings. Any unambiguous tail of a path will do.
       variants: structure, one program each: {"method": {"grpo": grpo, "mine": mine}, "group_size": [4, 8]}.
+        The dimension of "method" is called ``algorithm`` (``method`` is an argument of ``Dataset.sel``).
       seeds: how many, or which.
       iterations: training iterations of each run.
       record_every: record every n-th iteration.
@@ -71,6 +72,7 @@ def sweep(
       A dataset with dimensions (variants..., axes..., seed, iteration, ...), every diagnostic a variable,
       and the whole configuration in its attributes.
     """
+    check_slots(config)
     variant_axes = parse_variants(config, variants or {})
     configs = [choose(c) for c in settings(config, variant_axes)]
     run_axes = [parse_axes(c, axes or {}) for c in configs]
@@ -95,9 +97,9 @@ def sweep(
         shape = layout(configs[0], runs, numbers, width=width, devices=shape.devices)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
-    report = _Report(programs, runs * len(programs), iterations, progress)
     if progress:
         print(wanted.sentence(), file=sys.stderr)
+    report = _Report(programs, runs * len(programs), iterations, progress)
     results = [
         _variant(i, program, seed_values, runs, store, report, disk=store if streamed else None)
         for i, program in enumerate(programs)
@@ -106,6 +108,9 @@ def sweep(
     data.attrs |= {"config": json.dumps(describe(config)), "root": root} | report.attributes(
         configs[0], shape
     )
+    broken = int((~data["finite"].isel(iteration=-1)).sum())
+    if progress and broken:
+        print(f"{broken} of {runs * len(programs)} runs turned non-finite", file=sys.stderr)
     if store:
         store.finish(data)
     return store.open() if store and streamed else data
@@ -113,7 +118,8 @@ def sweep(
 
 def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
     values = np.arange(seeds) if isinstance(seeds, (int, np.integer)) else np.asarray(seeds)
-    if values.ndim != 1 or not values.size or (values < 0).any() or (values >= 2**32).any():
+    whole = values.ndim == 1 and values.size and np.issubdtype(values.dtype, np.integer)
+    if not whole or (values < 0).any() or (values >= 2**32).any():
         raise ValueError(f"seeds is {seeds}; it must be a positive count or a list of integers in [0, 2^32)")
     if len(np.unique(values)) < len(values):
         raise ValueError("seeds repeat: equal seeds give equal runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,7 +13,7 @@ from grpo_jax.part import number, part, static
 from grpo_jax.sequences import Sequences, at_prompts, lookup
 from grpo_jax.tasks import noise as noises
 from grpo_jax.tasks.noise import Noise
-from grpo_jax.types import Array, Levels, Number
+from grpo_jax.types import Array, Levels, Number, fits
 
 
 class _Sequential:
@@ -94,5 +95,20 @@ class SequenceReward(_Sequential):
         return jnp.minimum((uniforms * self.contexts).astype(int), self.contexts - 1)
 
     def _means(self, prompts: Array, tokens: Array, mask: Array) -> Array:
-        means = self.function(prompts, jnp.asarray(tokens), jnp.asarray(mask))
-        return means * jnp.ones(jnp.shape(tokens)[:2] + (1,) * (jnp.ndim(tokens) - 3))
+        tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
+        self._check_shape(prompts, tokens, mask)
+        means = self.function(prompts, tokens, mask)
+        return means * jnp.ones(tokens.shape[:2] + (1,) * (tokens.ndim - 3))
+
+    def _check_shape(self, prompts: Array, tokens: Array, mask: Array) -> None:
+        """Traced with as many runs as no other axis has, so that a sum over the wrong axis shows."""
+        runs = (tokens.shape[2] + 1,) * (tokens.ndim - 3)
+        ids = prompts.shape[:1] + runs * (prompts.ndim - 1) if runs else prompts.shape
+        one, other = (jax.ShapeDtypeStruct(x.shape[:3] + runs, x.dtype) for x in (tokens, mask))
+        found = jnp.shape(jax.eval_shape(self.function, jax.ShapeDtypeStruct(ids, prompts.dtype), one, other))
+        wanted = tokens.shape[:2] + runs
+        if not fits(found, wanted):
+            raise ValueError(
+                f"the reward function gives shape {found} for tokens {one.shape}; it must give [P, N] = "
+                f"{wanted[:2]}{f', then runs {runs}' if runs else ''}: T is axis 2, not the last"
+            )
