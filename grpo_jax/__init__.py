@@ -12,7 +12,7 @@
 True
 """
 
-from grpo_jax import methods, train
+from grpo_jax import methods, presets, theory, train
 from grpo_jax.config import Config, Loop
 from grpo_jax.expectations import Counts, Sampled
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
@@ -52,7 +52,9 @@ __all__ = [
     "methods",
     "number",
     "part",
+    "presets",
     "static",
     "sweep",
+    "theory",
     "train",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import grpo_jax as gj
+from grpo_jax import presets
 from grpo_jax.cli import commands
 from grpo_jax.cli.build import Setup, assignments, axes, build, variants
 
@@ -52,7 +53,7 @@ def test_sweep_prints_a_row_per_setting_and_show_reads_it_back(monkeypatch, caps
     sweep = ("--sweep", "learning_rate=1e-3,1e-2", "--out", str(tmp_path))
     code, printed = run(monkeypatch, capsys, "sweep", *words, *sweep)
     assert code == 0
-    assert len(printed.out.strip().splitlines()) == 3
+    assert len(printed.out.strip().splitlines()) == 4
     assert "1 compilation(s)" in printed.err
     code, shown = run(monkeypatch, capsys, "show", str(tmp_path))
     assert code == 0
@@ -96,3 +97,21 @@ def test_help_is_generated_from_docstrings():
     )
     assert "--group-size" in found.stdout
     assert "one program for all" in found.stdout
+
+
+def test_a_library_s_method_is_a_method():
+    assert build(Setup(method="trl:dapo")).method == presets.parse("trl:dapo")
+    assert variants(["method=grpo,verl:vanilla"])["method"]["verl:vanilla"] == presets.parse("verl:vanilla")
+
+
+def test_paths_show_the_short_names(monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "paths")
+    assert code == 0
+    assert "method.penalty.coef = 0.04  (kl_coef)" in printed.out
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m grpo_jax methods | head -n 1"
+    found = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert found.stdout == "grpo\n"
+    assert found.stderr == ""

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from grpo_jax import methods
+from grpo_jax import presets
 from grpo_jax.config import Config, Loop
 from grpo_jax.expectations import Counts, Sampled
 from grpo_jax.optimizers import OPTIMIZERS
 from grpo_jax.part import leaf_paths, nearest, put
 from grpo_jax.policies import ActionPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
-from grpo_jax.sweep.axes import resolve
+from grpo_jax.sweep.axes import ALIASES, resolve
 from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceTable
 
 EXPECTATIONS: dict[str, Any] = {"sampled": Sampled(), "counts": Counts()}
@@ -26,7 +26,7 @@ class Setup:
     """What is trained on what."""
 
     method: str = "grpo"
-    """Name of a method; `python -m grpo_jax methods` lists them."""
+    """Name of a method (`python -m grpo_jax methods` lists them), or a library's: trl:dapo, verl:vanilla."""
     optimizer: str = "adamw"
     """sgd, heavy_ball, rmsprop, adam, adamw or lion."""
     contexts: int = 4
@@ -69,7 +69,7 @@ def build(setup: Setup) -> Config:
     config = Config(
         policy=policy,
         task=task,
-        method=methods.get(setup.method),
+        method=presets.parse(setup.method),
         optimizer=OPTIMIZERS[setup.optimizer](),
         loop=loop,
     )
@@ -148,7 +148,7 @@ def variants(words: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in assignments(words).items():
         if name == "method":
-            found[name] = {v: methods.get(v) for v in values}
+            found[name] = {v: presets.parse(v) for v in values}
         elif name == "optimizer":
             for v in values:
                 if v not in OPTIMIZERS:
@@ -173,5 +173,6 @@ def traced(config: Config) -> str:
     leaves = leaf_paths(config)
     scalars = {path: leaf for path, leaf in leaves.items() if np.ndim(leaf) == 0}
     tables = {path: np.shape(leaf) for path, leaf in leaves.items() if np.ndim(leaf)}
-    lines = [f"  {path} = {leaf:g}" for path, leaf in scalars.items()]
+    short = {path: f"  ({name})" for name, path in ALIASES.items()}
+    lines = [f"  {path} = {leaf:g}{short.get(path, '')}" for path, leaf in scalars.items()]
     return "\n".join(lines + [f"  {path}: table {shape}" for path, shape in tables.items()])

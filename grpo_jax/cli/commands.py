@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -125,7 +126,10 @@ def summary(data: xr.Dataset) -> str:
         labels = [_show(one[dim].item()) for dim in _grid(data)]
         rows.append(labels + [f"{one[n].mean().item():.4g}±{one[n].std().item():.2g}" for n in shown])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = [
+        f"at iteration {int(data.iteration[-1])}, mean ± standard deviation over {data.sizes['seed']} seeds"
+    ]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if bad:
         lines.append(f"{bad} of {last['finite'].size} runs turned non-finite")
     return "\n".join(lines)
@@ -169,12 +173,14 @@ def diff(first: tyro.conf.Positional[str], second: tyro.conf.Positional[str]) ->
 
 
 def main() -> None:
-    """The entry point: errors in what was asked are one line, without a traceback."""
+    """The entry point: errors in what was asked are one line, without a traceback; so is a closed pipe."""
     try:
         app.cli(
             prog="python -m grpo_jax",
             description="Exact, massively vmapped simulations of GRPO and its relatives.",
         )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
