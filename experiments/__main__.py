@@ -59,7 +59,9 @@ def main(
         report.update_ledger(scripts / "ledger.json", outcomes)
         readme = scripts.parent / "README.md"
         if readme.exists():
-            report.update_readme(readme, report.ledger_table(report.read_ledger(scripts / "ledger.json"), scripts))
+            report.update_readme(
+                readme, report.ledger_table(report.read_ledger(scripts / "ledger.json"), scripts)
+            )
     gone = (
         []
         if claims

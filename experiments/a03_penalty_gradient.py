@@ -4,8 +4,8 @@ Claim A3 of arXiv:2502.18548, (8)-(10): D = pi_ref / pi - log(pi_ref / pi) - 1 h
 KL(pi || pi_ref), yet its gradient in pi(o) is 1 - pi_ref / pi: that of KL(pi_ref || pi) and a constant, which
 vanishes in logits. Ours, in logits: k1 has gradient 0, k2 that of KL(pi || pi_ref), and so has k3 times the
 ratio, off-policy too; off-policy k3 has neither. Each trains to its own policy. In a sequence all this holds
-at each prefix, with the chance of the prefix held fixed. Refuted if an identity fails by 1e-12 or exact
-ascent ends 1e-6 from the predicted policy.
+at each prefix, with the chance of the prefix held fixed. Refuted if an identity fails by 1e-12 (1e-11 under
+a drift) or exact ascent ends 1e-6 from the predicted policy.
 """
 
 import dataclasses
