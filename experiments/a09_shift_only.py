@@ -3,7 +3,8 @@
 Claim A9 of arXiv:2502.18548: for A = r - mean the expected preference is (1 - 1/G)(E_pi r - E_old r), so with
 the direct penalty the stationary policy is RLHF's, (4), at beta G / (G - 1); leaving each answer out of its
 own baseline removes the factor. Noise changes neither. Refuted if the preference is off by 1e-12, exact
-ascent ends 1e-6 from it, or sampled SGD or AdamW, extrapolated to learning rate zero, is not within 0.01 of it.
+ascent ends 1e-6 from it, or sampled SGD or AdamW, extrapolated to learning rate zero, is not within 0.01 of
+it.
 """
 
 import dataclasses

@@ -5,8 +5,8 @@ beta sigma(pi), so concentrated policies are regularised less. Refuted if the we
 gradients, leaves beta sigma by 2 % where no level is rare, if training without the spread at the weight taken
 at GRPO's trained policy ends 1e-6 elsewhere, or if the weight grows while an answer of a certain reward that
 has half of the probability gets more. Qualified if it grows on the way to that half, or while a policy
-concentrates on the best and the worst of three answers, or on an answer whose reward is a coin flip. Reported:
-how far it leaves beta sigma where an answer is rare; in a finite group it stays above
+concentrates on the best and the worst of three answers, or on an answer whose reward is a coin flip.
+Reported: how far it leaves beta sigma where an answer is rare; in a finite group it stays above
 beta gap sqrt(G - 1) / G.
 """
 

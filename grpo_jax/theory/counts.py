@@ -33,7 +33,7 @@ def stirling_remainder(total: int) -> np.ndarray:
 
 
 def deviance(count: Array, mean: Array) -> Array:
-    """``d(x, m) = x log(x / m) - x + m``; d(0, m) = m, d(x, 0) = inf for x > 0, d(0, 0) = 0, d(x, NaN) = NaN."""
+    """``d(x, m) = x log(x / m) - x + m``; d(0, m) = m, d(x, 0) = inf for x > 0, d(0, 0) = 0; NaN stays."""
     both = (count > 0) & (mean > 0)
     x, m = jnp.where(both, count, 1.0), jnp.where(both, mean, 1.0)
     difference = (x - m) / m
