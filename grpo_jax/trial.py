@@ -49,18 +49,18 @@ def _objective(method: Method, rollout: Rollout, logp: Array) -> Array:
 
 
 def value(method: Method, *, entries: np.ndarray, multiplicity: np.ndarray, run: int | None) -> Any:
-    """J of one of the trial's two runs, or [2] of both at once."""
+    """J of one of the trial's two runs, or [2] of both at once; at hand even while something is traced."""
     runs = () if run is not None else (1,)
     shape = (1, len(entries))
-    rollout = Rollout(
-        prompts=jnp.zeros(1, int),
-        tokens=jnp.asarray(entries.reshape(*shape, 1, *runs)),
-        mask=jnp.ones((*shape, 1, *runs)),
-        multiplicity=jnp.asarray(multiplicity.reshape(*shape, *runs)),
-        baseline=jnp.zeros((*shape, *runs)),
-        **{name: _table(numbers, entries, run) for name, numbers in NUMBERS.items()},
-    )
     with jax.ensure_compile_time_eval():
+        rollout = Rollout(
+            prompts=jnp.zeros(1, int),
+            tokens=jnp.asarray(entries.reshape(*shape, 1, *runs)),
+            mask=jnp.ones((*shape, 1, *runs)),
+            multiplicity=jnp.asarray(multiplicity.reshape(*shape, *runs)),
+            baseline=jnp.zeros((*shape, *runs)),
+            **{name: _table(numbers, entries, run) for name, numbers in NUMBERS.items()},
+        )
         return np.asarray(_objective(method, rollout, _table(LOGP, entries, run)))
 
 
