@@ -358,3 +358,22 @@ def test_single_precision():
         found = expected_gradient(config, drifted(config), old=config.policy.logits)
         assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, atol=2e-6)
+
+
+def test_kl_in_the_reward_descends_the_policy_s_own_divergence():
+    """On-policy, without other rewards: −(1 − 1/G) ∇KL(π‖π_ref), the group's mean taking its share."""
+    now, reference = (jnp.asarray(np.random.default_rng(seed).normal(size=(1, 4))) for seed in range(2))
+    method = dataclasses.replace(methods.dr_grpo, shaping=shaping.KLInReward(coef=0.7))
+    config = Config(
+        policy=ActionPolicy(logits=np.asarray(now)),
+        task=Questions(table=np.zeros((1, 4))),
+        method=method,
+        loop=Loop(group_size=3),
+    )
+
+    def divergence(logits):
+        gap = jax.nn.log_softmax(logits) - jax.nn.log_softmax(reference)
+        return jnp.sum(jnp.exp(jax.nn.log_softmax(logits)) * gap)
+
+    found = expected_gradient(config, now, reference=reference)
+    np.testing.assert_allclose(found, -0.7 * (1 - 1 / 3) * jax.grad(divergence)(now), atol=1e-14)
