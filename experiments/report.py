@@ -127,7 +127,8 @@ def ledger_table(ledger: Ledger, scripts: Path) -> str:
     rows = ["| claim | what it says | script | verdict |", "|---|---|---|---|"]
     for claim, entry in ledger.items():
         script = f"[`{names[claim]}`](experiments/{names[claim]})" if claim in names else "-"
-        rows.append(f"| {claim} | {entry['title']} | {script} | {entry['verdict']} |")
+        title = entry["title"].replace("|", "\\|")
+        rows.append(f"| {claim} | {title} | {script} | {entry['verdict']} |")
     return "\n".join(rows)
 
 
