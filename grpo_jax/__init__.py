@@ -14,6 +14,7 @@ True
 
 from grpo_jax import methods, presets, theory, train
 from grpo_jax.config import Config, Loop
+from grpo_jax.exact import Exact
 from grpo_jax.expectations import Counts, Sampled
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
 from grpo_jax.part import number, part, static
@@ -34,6 +35,7 @@ __all__ = [
     "Config",
     "Counts",
     "Custom",
+    "Exact",
     "Gaussian",
     "HeavyBall",
     "Lion",

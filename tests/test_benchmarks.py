@@ -43,7 +43,8 @@ def test_parity_notices_a_difference():
 @pytest.mark.parametrize("name", ["with_torch", "torch_compiled", "with_numba"])
 def test_the_optional_implementations_agree(name):
     pytest.importorskip("torch" if "torch" in name else "numba")
-    parity([with_numpy, importlib.import_module(f"benchmarks.implementations.{name}")])
+    gaps = parity([with_numpy, importlib.import_module(f"benchmarks.implementations.{name}")])
+    assert len(gaps) == 2
 
 
 def test_ratios_and_targets_are_computed_from_the_rows():

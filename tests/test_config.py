@@ -120,7 +120,7 @@ def test_fractional_counts_are_refused():
 
 
 def test_a_group_of_one_is_fine_where_no_part_compares():
-    validate(configured(method=methods.reinforce, **loop(group_size=1)))
+    assert validate(configured(method=methods.reinforce, **loop(group_size=1))) is None
 
 
 def test_a_reference_with_zeros_is_fine_where_nothing_reads_it():

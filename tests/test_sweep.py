@@ -210,3 +210,15 @@ def test_bad_sweeps_are_refused_before_compiling(axes, variants, error, match, m
 def test_bad_arguments_are_refused(changes, match):
     with pytest.raises(ValueError, match=match):
         gj.sweep(config(), **{**SHORT, **changes})
+
+
+def test_exact_sweeps_decide_their_cells_by_every_table(x64):
+    """A base table that ties has one reward level; the swept ones have three."""
+    base = config(
+        task=gj.Questions(table=np.zeros((2, 3))), expectation=gj.Exact(), optimizer=gj.SGD(learning_rate=0.5)
+    )
+    swept = gj.sweep(base, {"task.table": [TABLE, 0 * TABLE]}, **SHORT)
+    alone = gj.sweep(dataclasses.replace(base, task=gj.Questions(table=TABLE)), **SHORT)
+    np.testing.assert_allclose(swept.expected_reward[0], alone.expected_reward, rtol=1e-12)
+    assert alone.expected_reward[0, -1] > TABLE.mean() + 0.05
+    np.testing.assert_allclose(swept.expected_reward[1], 0, atol=1e-12)

@@ -72,6 +72,7 @@ def expected_gradient(
 
 
 def points(params: Params, old: Params | None, reference: Params | None) -> tuple[Params, Params, Params]:
+    """θ, θ_old (θ itself, held, if None) and θ_ref (θ_old if None), all of the default float type."""
     params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
     old = jax.lax.stop_gradient(params) if old is None else jax.tree.map(lambda x: jnp.asarray(x, float), old)
     reference = old if reference is None else jax.tree.map(lambda x: jnp.asarray(x, float), reference)

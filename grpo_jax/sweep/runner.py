@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from grpo_jax import recording
 from grpo_jax.config import Config, check_slots, validate
 from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.expectations import choose
-from grpo_jax.part import describe
+from grpo_jax.part import describe, put
 from grpo_jax.recording import DIAGNOSTICS
 from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
 from grpo_jax.sweep.layout import Shape, check_fits, estimate, free_memory, layout
@@ -74,8 +75,9 @@ def sweep(
     """
     check_slots(config)
     variant_axes = parse_variants(config, variants or {})
-    configs = [choose(c) for c in settings(config, variant_axes)]
-    run_axes = [parse_axes(c, axes or {}) for c in configs]
+    varied = settings(config, variant_axes)
+    run_axes = [parse_axes(c, axes or {}) for c in varied]
+    configs = [_chosen(c, a) for c, a in zip(varied, run_axes, strict=True)]
     for c in configs:
         validate(c)
     seed_values = _seeds(seeds)
@@ -114,6 +116,16 @@ def sweep(
     if store:
         store.finish(data)
     return store.open() if store and streamed else data
+
+
+def _chosen(config: Config, axes: Sequence[Axis]) -> Config:
+    """The configuration with an expectation that fits every table of the sweep, not the base's alone."""
+    for axis in axes:
+        for path, values in zip(axis.paths, axis.values, strict=True):
+            if path.startswith("task.") and values.ndim > 1:
+                tables = put(config, path, np.moveaxis(values, 0, -1))
+                config = dataclasses.replace(config, expectation=choose(tables).expectation)
+    return choose(config)
 
 
 def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
