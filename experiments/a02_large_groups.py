@@ -25,7 +25,7 @@ CLAIM = "A2"
 PAPER = "A"
 PRECISION = "float64"
 
-GROUPS = {"smoke": (4, 64), "quick": (4, 64, 256, 1024, 4096), "full": (4, 16, 64, 256, 1024, 4096)}
+GROUPS = {"smoke": (64, 1024, 4096), "quick": (4, 64, 256, 1024, 4096), "full": (4, 16, 64, 256, 1024, 4096)}
 FITTED = 256
 """Exponents are fitted from here on."""
 ENGINE_GROUPS = 64
