@@ -105,7 +105,8 @@ class SequenceReward(_Sequential):
         runs = (tokens.shape[2] + 1,) * (tokens.ndim - 3)
         ids = prompts.shape[:1] + runs * (prompts.ndim - 1) if runs else prompts.shape
         one, other = (jax.ShapeDtypeStruct(x.shape[:3] + runs, x.dtype) for x in (tokens, mask))
-        found = jnp.shape(jax.eval_shape(self.function, jax.ShapeDtypeStruct(ids, prompts.dtype), one, other))
+        kind = jax.dtypes.canonicalize_dtype(prompts.dtype)
+        found = jnp.shape(jax.eval_shape(self.function, jax.ShapeDtypeStruct(ids, kind), one, other))
         wanted = tokens.shape[:2] + runs
         if not fits(found, wanted):
             raise ValueError(
