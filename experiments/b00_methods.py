@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from experiments.shared_prefix import penalty_by_hand
 from experiments.verdict import Number, judge, worst
 from grpo_jax import methods, presets
 from grpo_jax.presets.compare import random_batch
@@ -85,27 +86,6 @@ def by_hand(name: str, rollout: Rollout, logp: jax.Array, out: TokenWeights) -> 
     clipped = jnp.clip(ratio, 1 - low, 1 + high)
     gain = jnp.sum(alpha * jnp.minimum(ratio * out.advantage, clipped * out.advantage))
     return gain - jnp.sum(penalty_by_hand(name, rollout, logp, out)[0])
-
-
-def penalty_by_hand(name: str, rollout: Rollout, logp: jax.Array, out: TokenWeights) -> tuple:
-    """beta R of the row, token by token, and its derivative in log pi_theta, [P, N, T] both; 0 without one.
-
-    k3 = e^x - x - 1 with x = log(pi_ref / pi_theta) has the derivative 1 - e^x, and I k3 has
-    I (k3 + 1 - e^x).
-    """
-    mask, length = rollout.mask, jnp.sum(rollout.mask, 2, keepdims=True)
-    x, ratio = rollout.ref_logp - logp, jnp.exp(jnp.where(mask > 0, logp - rollout.old_logp, 0))
-    share = 0.04 * mask / (mask.shape[0] * mask.shape[1] * length)
-    k3, slope = share * (jnp.exp(x) - x - 1), share * (1 - jnp.exp(x))
-    entropy = jnp.zeros(()) if rollout.entropy is None else rollout.entropy
-    heat = 0.1 * out.weight * jnp.sum(jnp.where(mask > 0, entropy, 0), 2, keepdims=True) / length
-    found = {
-        "grpo": (k3, slope),
-        "cppo": (k3, slope),
-        "grpo_v32": (ratio * k3, ratio * (k3 + slope)),
-        "gtpo": (heat, heat),
-    }
-    return found.get(name, (0 * mask, 0 * mask))
 
 
 def compare(name: str, seed: int) -> dict[str, float]:

@@ -1,16 +1,15 @@
 """A shared prefix is pushed by the covariance of advantage and weight.
 
 Claim B1 of arXiv:2601.05002 (Proposition 1). For completions that share a prefix, the advantage part of the
-gradient in the prefix is grad log pi(y_t|y_<t) W_agg, W_agg = sum_i omega_it A_i live_it. Refuted if omega
-by hand and the gradient of the loss differ by more than 1e-6 in any method, on sequence trees or through the
-weights of a neural network; if the push does not cancel under uniform weights while nobody is clipped; or if
-under 1/len it is not Cov(A, 1/len). Qualified where the printed omega = alpha s is not the derivative, and
+gradient in the prefix is grad log pi(y_t|y_<t) W_agg, W_agg = sum_i omega_it A_i live_it; the KL and entropy
+terms stand apart, by the derivative of R alone. Refuted if omega by hand and the gradient of the loss, or a
+penalty's part by hand and by autodiff, differ by more than 1e-6 in any method, on sequence trees or through
+the weights of a neural network; if the push does not cancel under uniform weights while nobody is clipped; or
+if under 1/len it is not Cov(A, 1/len). Qualified where the printed omega = alpha s is not the derivative, and
 where a clip breaks the cancellation.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,98 +17,72 @@ import numpy as np
 import xarray as xr
 
 from experiments.length_task import TABLE
+from experiments.shared_prefix import (
+    DRIFTS,
+    GROUP,
+    PENALISED,
+    PREFIX,
+    SPACE,
+    START,
+    groups,
+    jittered,
+    penalty_by_hand,
+    push,
+    scored,
+    weights_by_hand,
+)
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import methods
-from grpo_jax.biases import aggregate_weight, token_gradients
+from grpo_jax.biases import aggregate_weight, penalty_gradients, token_gradients
 from grpo_jax.policies import MLPPolicy, TreePolicy
-from grpo_jax.tasks import trees
-from grpo_jax.theory.weights import FORMS, token_weights
+from grpo_jax.theory.weights import FORMS
 from grpo_jax.types import Policy, Rollout
 
 CLAIM = "B1"
 PAPER = "B"
 PRECISION = "float64"
 
-SPACE = trees.free_length(vocab=3, horizon=6, prefix=2)
-PREFIX, GROUP = 2, 8
-DRIFTS = {"at the old policy": 0.0, "drifted": 0.25}
 LOG_RATIOS = np.linspace(-0.5, 0.5, 101)
 SIZES = {"smoke": 16, "quick": 256, "full": 4096}
 
 
-def jittered(rng: np.random.Generator, params, size: float):
-    """Parameters moved by Gaussian noise."""
-    return jax.tree.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params)
+def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) -> dict[str, np.ndarray]:
+    """Per method: error of the parameters' gradient, the prefix's push, the error of the printed omega.
 
-
-def groups(rng: np.random.Generator, policy: Policy, old, ref, runs: tuple[int, ...]) -> Rollout:
-    """Two groups; in each all share their first PREFIX tokens, then go on at random with graded rewards."""
-    tokens = rng.integers(0, SPACE.vocab, (2, GROUP, SPACE.horizon, *runs))
-    tokens[:, :, :PREFIX] = rng.integers(0, SPACE.branching, (2, 1, PREFIX, *runs))
-    mask = SPACE.mask(jnp.asarray(tokens))
-    prompts: Any = np.zeros(2, int)
-    scores = policy.score(old, prompts, jnp.asarray(tokens), mask)
-    return Rollout(
-        prompts=prompts,
-        tokens=jnp.asarray(tokens),
-        mask=mask,
-        rewards=jnp.asarray(rng.choice([0.0, 0.3, 1.0], (2, GROUP, 1, *runs))),
-        multiplicity=jnp.ones((2, GROUP, *runs)),
-        sampling_logp=scores.logp,
-        old_logp=scores.logp,
-        ref_logp=policy.score(ref, prompts, jnp.asarray(tokens), mask).logp,
-        entropy=scores.entropy,
-    )
-
-
-def by_hand(name: str, rollout: Rollout, logp: jax.Array) -> jax.Array:
-    """[P, N, T(, R)] omega A live, from the closed form."""
-    if logp.ndim == 3:
-        return token_weights(name, rollout, logp).gradient
-    axes = jax.tree.map(lambda leaf: -1 if jnp.ndim(leaf) > 1 else None, rollout)
-    return jax.vmap(lambda r, x: token_weights(name, r, x).gradient, in_axes=(axes, -1), out_axes=-1)(
-        rollout, logp
-    )
-
-
-def compared(
-    rng: np.random.Generator, policy: Policy, drift: float, runs: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    """Per method: error of the parameters' gradient, the prefix's push, the error of the printed omega."""
-    start = jittered(
-        rng, jax.tree.map(lambda x: jnp.zeros((*x.shape, *runs)) + _last(x, runs), _start(policy)), 0.4
-    )
+    Per method with a penalty: the error of its part of the gradient, and its push on the prefix.
+    """
+    begin = policy.init(jax.random.key(0))
+    start = jittered(rng, jax.tree.map(lambda x: jnp.repeat(x[..., None], runs, -1), begin), START)
     rollout = groups(rng, policy, start, jittered(rng, start, 0.3), runs)
 
     def score(params):
-        return policy.score(params, rollout.prompts, rollout.tokens, rollout.mask).logp
+        return scored(policy, params, rollout.prompts, rollout.tokens, rollout.mask).logp
 
     logp, pull = jax.vjp(score, jittered(rng, start, drift))
-    found: dict[str, list] = {"error": [], "push": [], "printed": []}
-    for name in FORMS:
-        auto = token_gradients(methods.get(name), rollout, logp)
-        hand = by_hand(name, rollout, logp)
+
+    def apart(auto, hand) -> float:
+        """Greatest difference in the parameters' gradient, relative to the greatest entry by hand."""
         pairs = list(zip(jax.tree.leaves(pull(auto)[0]), jax.tree.leaves(pull(hand)[0]), strict=True))
         scale = max(float(jnp.abs(b).max()) for _, b in pairs)
-        found["error"].append(max(float(jnp.abs(a - b).max()) for a, b in pairs) / max(scale, 1e-12))
+        return max(float(jnp.abs(a - b).max()) for a, b in pairs) / max(scale, 1e-12)
+
+    found: dict[str, list] = {key: [] for key in ("error", "push", "printed", "penalty", "penalty_push")}
+    for name in FORMS:
+        auto, out = token_gradients(methods.get(name), rollout, logp), weights_by_hand(name, rollout, logp)
+        found["error"].append(apart(auto, out.gradient))
         found["push"].append(push(auto))
-        found["printed"].append(_printed_error(name, rollout, logp, hand))
+        found["printed"].append(_printed_error(name, rollout, logp, out.gradient))
+        if name in PENALISED:
+            pulled = penalty_gradients(methods.get(name), rollout, logp)
+            found["penalty"].append(apart(pulled, -penalty_by_hand(name, rollout, logp, out)[1]))
+            found["penalty_push"].append(beside(pulled, auto))
     return {key: np.array(value) for key, value in found.items()}
 
 
-def _start(policy: Policy):
-    return policy.init(jax.random.key(0))
-
-
-def _last(leaf: jax.Array, runs: tuple[int, ...]) -> jax.Array:
-    return leaf.reshape(*leaf.shape, *(1 for _ in runs))
-
-
-def push(gradients: jax.Array) -> np.ndarray:
-    """[R] |W_agg| over what would be without cancellation, mean over the prefix: 0 cancels, 1 all one way."""
-    net = jnp.abs(aggregate_weight(gradients, prefix=PREFIX)).sum((0, 1))
-    whole = jnp.abs(gradients[:, :, :PREFIX]).sum((0, 1, 2))
-    return np.asarray(jnp.where(whole > 0, net / jnp.where(whole > 0, whole, 1), 0))
+def beside(pulled: jax.Array, auto: jax.Array) -> np.ndarray:
+    """[R] |the penalty's net push on the prefix| over the advantages' gross push there, mean over runs."""
+    net = jnp.abs(aggregate_weight(pulled, prefix=PREFIX)).sum((0, 1))
+    return np.asarray(net / jnp.abs(auto[:, :, :PREFIX]).sum((0, 1, 2)).mean())
 
 
 def _printed_error(name: str, rollout: Rollout, logp: jax.Array, hand: jax.Array) -> float:
@@ -130,7 +103,7 @@ def prefix_sweep(rng: np.random.Generator, runs: int) -> tuple[np.ndarray, np.nd
     """
     policy = TreePolicy.uniform(SPACE)
     start = jnp.zeros((*np.shape(policy.logits), runs))
-    rollout = groups(rng, policy, start, start, (runs,))
+    rollout = groups(rng, policy, start, start, runs)
     inside = (jnp.arange(SPACE.horizon) < PREFIX).reshape(1, 1, -1, 1)
 
     @jax.jit
@@ -152,15 +125,19 @@ def prefix_sweep(rng: np.random.Generator, runs: int) -> tuple[np.ndarray, np.nd
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Gradients by hand and by autodiff, on trees and through a network; the prefix's push."""
     rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))
-    runs = (SIZES[size],)
+    runs = SIZES[size]
     tree = {name: compared(rng, TreePolicy.uniform(SPACE), drift, runs) for name, drift in DRIFTS.items()}
-    network = compared(rng, MLPPolicy(space=SPACE), DRIFTS["drifted"], ())
-    uniform, net, covariance = prefix_sweep(rng, *runs)
-    errors = [*(tree[d]["error"] for d in DRIFTS), network["error"]]
+    network = compared(rng, MLPPolicy(space=SPACE), DRIFTS["drifted"], runs)
+    uniform, net, covariance = prefix_sweep(rng, runs)
+    errors, penalties = ([*(tree[d][of] for d in DRIFTS), network[of]] for of in ("error", "penalty"))
     return xr.Dataset(
         {
             "error": (("policy", "row"), np.array(errors)),
             "push": (("drift", "row", "seed"), np.stack([tree[d]["push"] for d in DRIFTS])),
+            "penalty": (("policy", "penalised"), np.array(penalties)),
+            "penalty_push": (
+                ("drift", "penalised", "seed"), np.stack([tree[d]["penalty_push"] for d in DRIFTS])
+            ),
             "printed": (("drift", "row"), np.stack([tree[d]["printed"] for d in DRIFTS])),
             "uniform": (("log_ratio", "seed"), uniform),
             "net": (("prompt", "seed"), net),
@@ -170,9 +147,10 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
             "policy": [*(f"tree, {name}" for name in DRIFTS), "network, drifted"],
             "drift": list(DRIFTS),
             "row": list(FORMS),
+            "penalised": [name for name in FORMS if name in PENALISED],
             "log_ratio": LOG_RATIOS,
         },
-    )
+    )  # fmt: skip
 
 
 def check(data: xr.Dataset):
@@ -182,6 +160,9 @@ def check(data: xr.Dataset):
         errors = data.error.sel(policy=policy)
         numbers[f"{policy}: worst relative error of {data.row.size} methods"] = worst(
             errors, expected=0, tolerance=1e-6
+        )
+        numbers[f"{policy}: worst relative error of {data.penalised.size} penalties"] = worst(
+            data.penalty.sel(policy=policy), expected=0, tolerance=1e-6
         )
     uniform = data.uniform.dropna("seed", how="all")
     inside = uniform.sel(log_ratio=slice(np.log(0.81), np.log(1.19)))
@@ -196,6 +177,10 @@ def check(data: xr.Dataset):
         numbers[f"{name}: share of the prefix's push that does not cancel"] = mean(
             data.push.sel(row=name, drift="at the old policy")
         )
+    for name in data.penalised.values:
+        for drift in data.drift.values:
+            label = f"{name}, {drift}: penalty's net push on the prefix over the advantages' gross push"
+            numbers[label] = mean(data.penalty_push.sel(penalised=name, drift=drift))
     words = {
         printed: "with omega = alpha for GPG, alpha sg[I] for CISPO and len alpha s for GCPO",
         clipped: "while nobody is clipped: beyond, the clip pushes the whole prefix back",

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments.length_task import RATES, SPACE, STEPS, policy, problem, table_runs
+from experiments.length_task import RATES, SPACE, STEPS, correlation, policy, problem, table_runs
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import methods, train
 from grpo_jax.expectations import Sampled
@@ -70,13 +70,6 @@ def by_hand(name: str, batch) -> dict[str, np.ndarray]:
         "constant": (advantage * lengths).sum(0) / group - penalty,
         "covariance": covariance - penalty,
     }
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's, along the first axis; NaN where one of them does not vary."""
-    a, b = a - a.mean(0), b - b.mean(0)
-    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.where(scale > 1e-13, (a * b).sum(0) / np.where(scale > 1e-13, scale, 1), np.nan)
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:

@@ -10,21 +10,13 @@ not learn the task at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from experiments.b01_prefix_weight import DRIFTS, groups, jittered, push
-from experiments.b01_prefix_weight import SPACE as PREFIX_SPACE
-from experiments.b05_surrogate_value import correlation
-from experiments.length_task import RATES, table_runs
+from experiments.length_task import RATES, correlation, table_runs
+from experiments.shared_prefix import DRIFTS, pushes
 from experiments.verdict import judge, mean
-from grpo_jax import methods
-from grpo_jax.biases import token_gradients
-from grpo_jax.policies import TreePolicy
 
 CLAIM = "B7"
 PAPER = "B"
@@ -37,19 +29,6 @@ CONTRAST = 0.3
 """Tokens by which right answers get shorter against wrong ones, from which on a method counts as biased."""
 MARGIN = 0.1
 """Tokens that do not count as a difference from Dr. GRPO."""
-
-
-def pushes(rng: np.random.Generator, runs: int, names: Iterable[str]) -> np.ndarray:
-    """[method, drift, R] share of the push on a shared prefix that does not cancel."""
-    policy = TreePolicy.uniform(PREFIX_SPACE)
-    start = jittered(rng, jnp.zeros((*np.shape(policy.logits), runs)), 0.4)
-    rollout = groups(rng, policy, start, start, (runs,))
-    found = []
-    for drift in DRIFTS.values():
-        params = jittered(rng, start, drift)
-        logp = policy.score(params, rollout.prompts, rollout.tokens, rollout.mask).logp
-        found.append([push(token_gradients(methods.get(name), rollout, logp)) for name in names])
-    return np.moveaxis(np.array(found), 0, 1)
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:

@@ -132,3 +132,10 @@ def table_runs(root: int, seeds: np.ndarray, size: str) -> dict[str, dict[str, n
         seen = watched(config, seed, root, steps=STEPS)
         found[name] = {k: v.reshape(*v.shape[:-1], len(RATES), len(seeds)) for k, v in seen.items()}
     return found
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's, along the first axis; NaN where one of them does not vary."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    return np.where(scale > 1e-13, (a * b).sum(0) / np.where(scale > 1e-13, scale, 1), np.nan)
