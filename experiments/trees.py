@@ -5,17 +5,18 @@ learning rate and number of inner steps, as runs side by side.
 """
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from grpo_jax import diagnostics, train
 from grpo_jax.config import Batch, Config, Loop, TrainState
 from grpo_jax.exact import tree
 from grpo_jax.expectations import Counts, draw_prompts, support_rollout
-from grpo_jax.optimizers import SGD
+from grpo_jax.optimizers import SGD, AdamW, Optimizer
 from grpo_jax.part import aligned, number, part, static
 from grpo_jax.parts.advantages import Normalized
 from grpo_jax.parts.gains import Clip
@@ -25,7 +26,7 @@ from grpo_jax.sequences import Sequences
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method, advantages
 from grpo_jax.tasks import SequenceTable
-from grpo_jax.types import Array, Number, Rollout
+from grpo_jax.types import Array, Number, Params, Rollout
 
 INF = float("inf")
 
@@ -79,6 +80,35 @@ class FirstSteps:
 
     def __call__(self, count: Array) -> Array:
         return jnp.where(count % self.period < self.steps, self.rate, 0)
+
+
+@part
+class Paused:
+    """The inner optimizer in the first ``steps`` of every ``period`` steps, and nothing in the others.
+
+    Unlike ``FirstSteps`` it leaves moments and their count alone, too, which are then each run's own.
+    """
+
+    inner: Optimizer
+    steps: Number = number(1.0, low=0.0)
+    period: int = static(8, low=1)
+    reduces: ClassVar[bool] = True
+
+    def transform(self) -> optax.GradientTransformation:
+        """The inner transformation, its state held while it pauses."""
+        inner = self.inner.transform()
+
+        def init(params: Params) -> tuple[Array, Any]:
+            return jnp.zeros((), int), inner.init(params)
+
+        def update(grads: Params, state: tuple[Array, Any], params: Params = None) -> tuple[Params, Any]:
+            count, held = state
+            updates, after = inner.update(grads, held, params)
+            on = count % self.period < self.steps
+            held = jax.tree.map(lambda new, old: jnp.where(on, new, old), after, held)
+            return jax.tree.map(lambda step: jnp.where(on, step, 0), updates), (count + 1, held)
+
+        return optax.GradientTransformation(init, update)
 
 
 @part
@@ -136,18 +166,33 @@ def method(*, trajectory, low, high, score=0.0, loss_power=0.0, reward_power=0.0
 
 
 def config_of(
-    given: Problem, which: np.ndarray, method: Method, *, rate, steps, period: int, group_size: int | None
+    given: Problem,
+    which: np.ndarray,
+    method: Method,
+    *,
+    rate,
+    steps,
+    period: int,
+    group_size: int | None,
+    optimizer: str = "SGD",
 ) -> Config:
     """A run [R] for each entry of ``which`` table; ``group_size`` None is the expected update."""
-    space, schedule = given.space, cast(Any, FirstSteps(rate=rate, steps=steps, period=period))
+    space = given.space
     return Config(
         policy=TreePolicy(space=space, logits=given.logits[None][..., which]),
         task=SequenceTable(space=space, table=given.table[None][..., which]),
         method=method,
-        optimizer=SGD(learning_rate=schedule),
+        optimizer=stepping(optimizer, rate, steps, period),
         loop=Loop(group_size=group_size or 2, inner_steps=period),
         expectation=Counts() if group_size else Population(),
     )
+
+
+def stepping(optimizer: str, rate, steps, period: int) -> Optimizer:
+    """SGD or AdamW (without weight decay) whose number of inner steps is a number for each run."""
+    if optimizer == "SGD":
+        return SGD(learning_rate=cast(Any, FirstSteps(rate=rate, steps=steps, period=period)))
+    return Paused(inner=AdamW(learning_rate=rate, weight_decay=0.0), steps=steps, period=period)
 
 
 @functools.partial(jax.jit, static_argnames=("iterations",))
@@ -193,11 +238,14 @@ def averages(
     method: Method,
     group_size: int | None,
     iterations: int,
+    *,
+    optimizer: str = "SGD",
 ) -> np.ndarray:
     """[3, R] mean J, mean ‖∇J‖² over outer iterations, and final J; a seed for each table, μ at most 8."""
     which = cells["table"].astype(int)
     config = config_of(
-        given, which, method, rate=cells["rate"], steps=cells["steps"], period=8, group_size=group_size
-    )
+        given, which, method, rate=cells["rate"], steps=cells["steps"], period=8, group_size=group_size,
+        optimizer=optimizer,
+    )  # fmt: skip
     values, squares = trained(config, train.init(config, which, root=root), iterations=iterations)
     return np.stack([values[1:].mean(0), squares[1:].mean(0), values[-1]])

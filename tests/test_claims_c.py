@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
-from experiments import trees
+from experiments import c03_no_importance, trees
 from grpo_jax import train
 from grpo_jax.config import Loop
 from grpo_jax.exact import Exact
 from grpo_jax.expectations import Sampled
 from grpo_jax.methods import SHIFT, grpo_frozen
-from grpo_jax.optimizers import SGD
+from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.ratios import Score, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, PerSequence
@@ -150,3 +151,38 @@ def test_frozen_steps_of_sgd_are_one_longer_step(expectation):
         ends.append(after.params - state.params)
     assert float(jnp.abs(ends[0]).max()) > 0.1
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-12)
+
+
+def test_paused_steps_are_inner_steps_of_adamw():
+    """One, two and four of four steps in one program, moments and their count included."""
+    config = tree("binary", period=4, low=0.2, high=0.2)
+    steps = np.repeat([1.0, 2.0, 4.0], 2)
+    paused = dataclasses.replace(config, optimizer=trees.stepping("AdamW", np.full(6, 0.2), steps, 4))
+    found, _ = train.run(paused, train.init(paused, np.arange(6)), iterations=3, record=())
+    for place, count in enumerate((1, 2, 4)):
+        plain = dataclasses.replace(
+            config,
+            loop=Loop(group_size=2, inner_steps=count),
+            optimizer=AdamW(learning_rate=0.2, weight_decay=0.0),
+        )
+        want, _ = train.run(plain, train.init(plain, np.arange(6)), iterations=3, record=())
+        runs = slice(2 * place, 2 * place + 2)
+        np.testing.assert_allclose(found.params[..., runs], want.params[..., runs], atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("means", "where", "holds"),
+    [
+        ([[0.001, 0.004], [-0.005, 0.001]], "μ = 2, η = 2", True),
+        ([[0.001, 0.03], [-0.05, 0.001]], "μ = 2, η = 2", False),
+        ([[0.0, 0.019], [0.0, 0.0]], "μ = 8, η = 1", None),
+    ],
+)
+def test_the_largest_gap_is_the_one_that_breaks_the_margin_most(means, where, holds):
+    """Means over tables with a standard error of 0.001, against a margin of 0.02; over [rate, μ]."""
+    noise = np.random.default_rng(0).normal(size=100)
+    noise = 0.01 * (noise - noise.mean()) / noise.std(ddof=1)
+    values = noise[:, None, None] + np.array(means)
+    gap = xr.DataArray(values, {"rate": [1.0, 2.0], "steps": [2.0, 8.0]}, ("table", "rate", "steps"))
+    found, number = c03_no_importance.largest_gap(gap, 0.999)
+    assert (found, number.holds) == (where, holds)
