@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments.length_task import RATES, correlation, table_runs
+from experiments.length_task import LEARNING, OPEN, RATES, correlation, table_runs
 from experiments.shared_prefix import DRIFTS, pushes
 from experiments.verdict import judge, mean
 
@@ -35,7 +35,12 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Every method of Table 1: pushes on prefixes, lengths, the value and the reward in training."""
     root = int(jax.random.key_data(key)[-1])
     seeds = np.arange(SIZES[size])
-    runs = table_runs(root, seeds, size)
+    adam = list(LEARNING).index("AdamW")
+    runs = {
+        name: {key: value[..., adam, :, :] for key, value in run.items()}
+        for name, run in table_runs(root, seeds, size).items()
+        if name != OPEN
+    }
     lengths = np.array([run["length"][-1, :2] - run["length"][0, :2] for run in runs.values()])
     meters = np.array([correlation(run["surrogate"], run["expected_reward"]) for run in runs.values()])
     gained = np.array([run["expected_reward"][-1] - run["expected_reward"][0] for run in runs.values()])

@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.grid import grid
 from grpo_jax import methods, train
 from grpo_jax.biases import length_moments
 from grpo_jax.config import Config, Loop
 from grpo_jax.diagnostics import log_support
-from grpo_jax.optimizers import SGD, AdamW, Optimizer
-from grpo_jax.part import number, part, put
+from grpo_jax.optimizers import AdamW
+from grpo_jax.part import leaf_paths, number, part, put, put_all
 from grpo_jax.policies import TreePolicy
 from grpo_jax.policies.tree import tied
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method
-from grpo_jax.tasks import trees
+from grpo_jax.tasks import Bernoulli, SequenceTable, trees
 from grpo_jax.types import Array, Number, Rollout
 
 SPACE = trees.free_length(vocab=3, horizon=6)
@@ -37,10 +38,12 @@ STEPS = 120
 RATES = np.array([0.1, 0.5, 0.9])
 """Success rates at the start."""
 LEARNING = {"SGD": 0.6, "AdamW": 0.02}
+"""Learning rates."""
 TABLE = ("grpo", "grpo_v32", "gspo", "gtpo", "dapo", "cppo", "dr_grpo", "gpg", "cispo", "gcpo")
 """Methods of Table 1 of [B]."""
 SMOKE_TABLE = ("grpo", "gtpo", "dapo", "dr_grpo")
 """Those that a smoke run trains."""
+OPEN = "gtpo (open)"
 
 
 @part
@@ -80,19 +83,34 @@ def weighted(power: np.ndarray, normalized: np.ndarray) -> Method:
     return put(method, "advantage.power", jnp.asarray(normalized, float))
 
 
-def optimizer(name: str, rate: float | None = None) -> Optimizer:
-    """The optimizer of that name at its learning rate here."""
-    rate = LEARNING[name] if rate is None else rate
-    return SGD(learning_rate=rate) if name == "SGD" else AdamW(learning_rate=rate)
+def optimizer(adam: np.ndarray | float) -> AdamW:
+    """AdamW in runs where adam is 1, SGD where it is 0, in one program.
+
+    SGD is AdamW without momentum whose eps is so great that second moments do not count, with a learning rate
+    as great.
+    """
+    adam = jnp.asarray(adam, float)
+    free = 1e9
+    return AdamW(
+        learning_rate=jnp.where(adam > 0, LEARNING["AdamW"], LEARNING["SGD"] * free),
+        b1=jnp.where(adam > 0, 0.9, 0.0),
+        eps=jnp.where(adam > 0, 1e-8, free),
+    )
 
 
 def problem(
-    rate: np.ndarray, method: Method, name: str = "SGD", *, inner_steps: int = 1, **changes
+    rate: np.ndarray, method: Method, adam: np.ndarray | float = 0.0, *, inner_steps: int = 1, **changes
 ) -> Config:
     """The task from a success rate [R] on."""
     loop = Loop(group_size=GROUP, inner_steps=inner_steps)
-    base = Config(policy=policy(rate), task=TASK, method=method, optimizer=optimizer(name), loop=loop)
+    base = Config(policy=policy(rate), task=TASK, method=method, optimizer=optimizer(adam), loop=loop)
     return dataclasses.replace(base, **changes)
+
+
+def coin(rate: np.ndarray, placebo: np.ndarray) -> SequenceTable:
+    """The task in runs where placebo is 0; where it is 1, a coin with the first success rate decides."""
+    right = RIGHT.astype(float)[None, :, None]
+    return SequenceTable(space=SPACE, table=np.where(placebo > 0, rate, right), noise=Bernoulli())
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "every"))
@@ -123,14 +141,21 @@ def watched(
     return {name: np.asarray(value) for name, value in found.items()}
 
 
+def table_methods(size: str) -> dict[str, Method]:
+    """The methods of Table 1, and GTPO with its entropy filter open: the printed one drops every output."""
+    found = {name: methods.get(name) for name in (SMOKE_TABLE if size == "smoke" else TABLE)}
+    paths = [path for path in leaf_paths(methods.gtpo) if path.endswith("threshold")]
+    return found | {OPEN: put_all(methods.gtpo, dict.fromkeys(paths, np.inf))}
+
+
 def table_runs(root: int, seeds: np.ndarray, size: str) -> dict[str, dict[str, np.ndarray]]:
-    """Every method of Table 1 with AdamW and two passes: method -> ``watched``, runs as [rate, seed]."""
-    rate, seed = (axis.ravel() for axis in np.meshgrid(RATES, seeds, indexing="ij"))
+    """Every method of Table 1 with two passes: method -> ``watched``, runs as [optimizer, rate, seed]."""
+    adam, rate, seed = grid(np.arange(len(LEARNING)), RATES, seeds)
     found = {}
-    for name in SMOKE_TABLE if size == "smoke" else TABLE:
-        config = problem(rate, methods.get(name), "AdamW", inner_steps=2)
-        seen = watched(config, seed, root, steps=STEPS)
-        found[name] = {k: v.reshape(*v.shape[:-1], len(RATES), len(seeds)) for k, v in seen.items()}
+    for name, method in table_methods(size).items():
+        seen = watched(problem(rate, method, adam, inner_steps=2), seed, root, steps=STEPS)
+        shape = (len(LEARNING), len(RATES), len(seeds))
+        found[name] = {k: v.reshape(*v.shape[:-1], *shape) for k, v in seen.items()}
     return found
 
 
