@@ -89,12 +89,11 @@ def optimizer(adam: np.ndarray | float) -> AdamW:
     SGD is AdamW without momentum whose eps is so great that second moments do not count, with a learning rate
     as great.
     """
-    adam = jnp.asarray(adam, float)
-    free = 1e9
+    chosen, free = jnp.asarray(adam) > 0, 1e9
     return AdamW(
-        learning_rate=jnp.where(adam > 0, LEARNING["AdamW"], LEARNING["SGD"] * free),
-        b1=jnp.where(adam > 0, 0.9, 0.0),
-        eps=jnp.where(adam > 0, 1e-8, free),
+        learning_rate=jnp.where(chosen, LEARNING["AdamW"], LEARNING["SGD"] * free),
+        b1=jnp.where(chosen, 0.9, 0.0),
+        eps=jnp.where(chosen, 1e-8, free),
     )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import b06_idle_clip as idle
 from experiments import length_task as task
 from experiments.length_forecast import forecast
 from grpo_jax import methods, train
@@ -37,7 +38,7 @@ def length_gradients(rate: np.ndarray) -> jax.Array:
 def test_the_forecast_is_the_exact_gradient_where_lengths_are_not_coupled(name):
     method = dataclasses.replace(methods.get(name), penalty=None)
     config = task.problem(task.RATES, method, expectation=Exact(cells=2))
-    push = expected_gradient(config, jnp.asarray(config.policy.logits))[0]
+    push = expected_gradient(config, jnp.asarray(task.policy(task.RATES).logits))[0]
     found = (length_gradients(task.RATES) * push).sum((1, 2))
     np.testing.assert_allclose(forecast([name])[0], found, rtol=1e-9, atol=1e-13)
 
@@ -89,3 +90,14 @@ def test_correlation_is_pearsons_and_nan_where_nothing_varies():
     found = task.correlation(a, b)
     np.testing.assert_allclose(found[:3], [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(3)], rtol=1e-12)
     assert np.isnan(found[3])
+
+
+@pytest.mark.parametrize("passes", [1, 12])
+def test_traced_passes_are_those_of_the_engine(passes):
+    config, state = idle.problem(2, "AdamW", np.arange(3), inner_steps=passes)
+    after, seen = train.run(config, state, iterations=24, record=("clip_high", "clip_low"))
+    params, held = idle.passed(config, state, passes, 24)
+    np.testing.assert_allclose(params, after.params, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(held, (seen["clip_high"] + seen["clip_low"]).mean(0), rtol=1e-12)
+    assert (held[:3].max() > 0) == (passes == 12)
+    np.testing.assert_array_equal(held[3:], 0)
