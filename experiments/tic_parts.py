@@ -56,23 +56,6 @@ def effects(data: xr.Dataset) -> dict[str, xr.DataArray]:
     }
 
 
-def totals(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean J minus GRPO's: of TIC-GRPO [kind, sampling, table, eta], and of every combination."""
-    gain = data.parts_value - data.parts_value.isel(dict.fromkeys(PARTS, 0))
-    return gain.isel(dict.fromkeys(PARTS, 1)), gain
-
-
-def best_combination(data: xr.Dataset, sampling: str, eta: float) -> tuple[str, Number]:
-    """The combination with the greatest mean J, by the parts that are switched on, and its lead over GRPO."""
-    gain = totals(data)[1].sel(sampling=sampling, eta=eta).mean("kind")
-    switches = np.unravel_index(int(gain.mean("table").transpose(*PARTS).values.argmax()), (2, 2, 2))
-    on = [NAMES[part] for part, switch in zip(PARTS, switches, strict=True) if switch]
-    number = (
-        mean(gain.isel(dict(zip(PARTS, switches, strict=True)))) if on else Number(0.0, low=0.0, high=0.0)
-    )
-    return " + ".join(on) or "GRPO", number
-
-
 def ends(number: Number) -> tuple[float, float]:
     """Its interval."""
     assert number.low is not None
@@ -80,41 +63,54 @@ def ends(number: Number) -> tuple[float, float]:
     return number.low, number.high
 
 
-def numbers(data: xr.Dataset) -> dict[str, Number]:
-    """The mean effect of each change on mean J, and every combination's mean J minus GRPO's at η = 2."""
-    found = {
-        f"effect of {NAMES[part]} on mean J: {sampling}, η = {eta:g}": mean(
-            effect.sel(sampling=sampling, eta=eta).mean("kind")
-        )
-        for part, effect in effects(data).items()
-        for sampling in ("exact", "sampled")
-        for eta in SHOWN
+def combination(switches: tuple[int, ...]) -> str:
+    """The parts that are switched on, in words."""
+    on = [NAMES[part] for part, switch in zip(PARTS, switches, strict=True) if switch]
+    return {0: "GRPO", len(PARTS): "TIC-GRPO"}.get(len(on), " + ".join(on))
+
+
+def page(data: xr.Dataset) -> dict[str, dict[tuple[str, float], Number]]:
+    """Which parts of TIC-GRPO matter, when: row -> (sampling, η) -> mean J minus GRPO's, or a mean effect.
+
+    First every combination of the three changes, then each change's effect averaged over the other two.
+    """
+    columns = [(sampling, eta) for sampling in ("exact", "sampled") for eta in SHOWN]
+
+    def across(values: xr.DataArray) -> dict[tuple[str, float], Number]:
+        return {(s, eta): mean(values.sel(sampling=s, eta=eta).mean("kind")) for s, eta in columns}
+
+    gain = data.parts_value - data.parts_value.isel(dict.fromkeys(PARTS, 0))
+    rows = {
+        combination(on): across(gain.isel(dict(zip(PARTS, on, strict=True))))
+        for on in list(itertools.product((0, 1), repeat=len(PARTS)))[1:]
     }
-    gain = totals(data)[1].sel(eta=SHOWN[1]).mean("kind")
-    for on in list(itertools.product((0, 1), repeat=3))[1:]:
-        words = " + ".join(NAMES[part] for part, switch in zip(PARTS, on, strict=True) if switch)
-        for sampling in ("exact", "sampled"):
-            here = gain.sel(sampling=sampling).isel(dict(zip(PARTS, on, strict=True)))
-            found[f"mean J − GRPO's: {words}, {sampling}, η = {SHOWN[1]:g}"] = mean(here)
+    return rows | {f"effect of {NAMES[part]}": across(effect) for part, effect in effects(data).items()}
+
+
+def verdicts(data: xr.Dataset) -> list[str]:
+    """In how many of the columns each change helps and hurts, and which combination has the most J."""
+    rows, found = page(data), []
+    for part in PARTS:
+        effect = [ends(number) for number in rows[f"effect of {NAMES[part]}"].values()]
+        helps, hurts = sum(low > 0 for low, _ in effect), sum(high < 0 for _, high in effect)
+        found.append(f"{NAMES[part]}: helps in {helps} of {len(effect)} columns, hurts in {hurts}")
+    combinations = [row for row in rows if "effect" not in row]
+    columns = next(iter(rows.values()))
+    best = [combinations[np.argmax([rows[row][at].value for row in combinations])] for at in columns]
+    counts = {row: best.count(row) for row in dict.fromkeys(best)}
+    found.append(
+        "best of the eight: " + ", ".join(f"{row} ({n} of {len(best)})" for row, n in counts.items())
+    )
     return found
 
 
-def page(data: xr.Dataset) -> tuple[list[str], list[list[tuple[str, Number]]]]:
-    """Which parts of TIC-GRPO matter, when: column titles, and rows of (text, number) after a name."""
-    columns = [(sampling, eta) for sampling in ("exact", "sampled") for eta in SHOWN]
-    changes = {NAMES[part]: effect for part, effect in effects(data).items()}
-    changes["all three: TIC-GRPO − GRPO"] = totals(data)[0]
-    rows = [
-        [(name, Number(0.0))] + [
-            ("{0:+.3f}", mean(effect.sel(sampling=s, eta=eta).mean("kind"))) for s, eta in columns
-        ]
-        for name, effect in changes.items()
-    ]  # fmt: skip
-    best = [best_combination(data, s, eta) for s, eta in columns]
-    rows.append(
-        [("best of the eight", Number(0.0))] + [(f"{name}\n{{0:+.3f}}", number) for name, number in best]
-    )
-    return ["change", *(f"{s}, η = {eta:g}" for s, eta in columns)], rows
+def numbers(data: xr.Dataset) -> dict[str, Number]:
+    """The page, by name."""
+    return {
+        f"mean J: {row}{'' if 'effect' in row else ' − GRPO'}, {sampling}, η = {eta:g}": number
+        for row, cells in page(data).items()
+        for (sampling, eta), number in cells.items()
+    }
 
 
 def draw_effects(axis, data: xr.Dataset) -> None:
@@ -139,21 +135,35 @@ def draw_effects(axis, data: xr.Dataset) -> None:
 
 
 def draw_page(figure, data: xr.Dataset) -> None:
-    """The table of ``page``, coloured by whether a change helps."""
+    """The table of ``page``, coloured by whether a change helps, and what it says."""
     axis = figure.subplots()
     axis.axis("off")
-    titles, rows = page(data)
-    text = [[words.format(n.value) for words, n in row] for row in rows]
-    table = axis.table(text, colLabels=titles, loc="center", cellLoc="center", colWidths=[0.2] + [0.133] * 6)
+    rows = page(data)
+    columns = list(next(iter(rows.values())))
+    marks = {combination(on): on for on in itertools.product((0, 1), repeat=len(PARTS))}
+    base = data.parts_value.isel(dict.fromkeys(PARTS, 0)).mean(("kind", "table"))
+    text = [["GRPO: mean J", "", "", "", *(f"{float(base.sel(sampling=s, eta=e)):.3f}" for s, e in columns)]]
+    shades = [["white"] * (4 + len(columns))]
+    for row, cells in rows.items():
+        on = ["●" if switch else "" for switch in marks.get(row, (0, 0, 0))]
+        name = "" if row in marks and row != "TIC-GRPO" else row
+        text.append([name, *on, *(f"{number.value:+.3f}" for number in cells.values())])
+        shades.append(["white"] * 4 + [_shade(number) for number in cells.values()])
+    titles = ["", *NAMES.values(), *(f"{sampling}, η = {eta:g}" for sampling, eta in columns)]
+    table = axis.table(text, shades, colLabels=titles, cellLoc="center", bbox=[0, 0.19, 1, 0.81],
+                       colWidths=[0.17, 0.105, 0.105, 0.105, *[0.086] * len(columns)])  # fmt: skip
     table.auto_set_font_size(False)
     table.set_fontsize(7.5)
-    for (row, column), cell in table.get_celld().items():
-        cell.set(edgecolor="0.85", height=0.24 if row == len(rows) else 0.145)
-        if row and column:
-            number = rows[row - 1][column][1]
-            low, high = ends(number)
-            cell.set_facecolor("#cfe8d8" if low > 0 else "#f8d5c9" if high < 0 else "#f4f4f4")
+    for cell in table.get_celld().values():
+        cell.set_edgecolor("0.85")
+    axis.text(0.5, 0.15, "\n".join(verdicts(data)), ha="center", va="top", fontsize=8.5)
     axis.set_title(
-        "Which parts of TIC-GRPO matter, when: effect on mean J over training, outputs that end at EOS, "
-        "mean over the other changes\n(green helps, red hurts, grey undecided at 99.9 %)", fontsize=9,
+        "Which parts of TIC-GRPO matter, when: mean J over training minus GRPO's for all combinations, "
+        f"outputs that end at EOS, μ = {STEPS},\nand each change's effect averaged over the other two (green "
+        "helps, red hurts, grey undecided at 99.9 %)", fontsize=9,
     )  # fmt: skip
+
+
+def _shade(number: Number) -> str:
+    low, high = ends(number)
+    return "#cfe8d8" if low > 0 else "#f8d5c9" if high < 0 else "#f4f4f4"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import c03_no_importance, trees
+from experiments import c03_no_importance, c05_convergence, trees
 from grpo_jax import train
 from grpo_jax.config import Loop
 from grpo_jax.exact import Exact
@@ -186,3 +186,27 @@ def test_the_largest_gap_is_the_one_that_breaks_the_margin_most(means, where, ho
     gap = xr.DataArray(values, {"rate": [1.0, 2.0], "steps": [2.0, 8.0]}, ("table", "rate", "steps"))
     found, number = c03_no_importance.largest_gap(gap, 0.999)
     assert (found, number.holds) == (where, holds)
+
+
+def judged(sgd: int, adamw: int):
+    """Regimes of 100 tables: on J TIC-GRPO is ahead on so many under SGD and AdamW, and ties elsewhere."""
+    coords = {"kind": ["binary"], "sampling": ["exact"], "clipped": ["clipped"], "tic": ["GRPO", "TIC-GRPO"]}
+    coords |= {"rate": [1.0, 2.0], "steps": [8.0]}
+    dims = (*coords, "table")
+    maps = []
+    for scope in c05_convergence.SCOPES:
+        ahead = {"sgd": sgd, "adamw": adamw}.get(scope)
+        gap = np.zeros(100) if ahead is None else np.where(np.arange(100) < ahead, 1.0, -1.0)
+        value = np.zeros((1, 1, 1, 2, 2, 1, 100))
+        value[:, :, :, 1] = gap
+        held = {"value": (dims, value), "square": (dims, 0 * value), "final": (dims, value)}
+        maps.append(c05_convergence.stored(scope, xr.Dataset(held, coords)))
+    return c05_convergence.regimes(xr.merge(maps))
+
+
+def test_regimes_are_won_lost_or_undecided_and_ties_are_none():
+    found = judged(90, 20)
+    assert c05_convergence.counted(found) == (2, 2, 4)
+    assert c05_convergence.counted(found, "SGD") == (2, 0, 2)
+    assert c05_convergence.counted(found, "AdamW", "η = 2") == (0, 1, 1)
+    assert c05_convergence.counted(judged(60, 45)) == (0, 0, 4)
