@@ -94,7 +94,7 @@ def rounds(modules: Sequence[ModuleType], shape: Shape, runs: int, count: int) -
 
 def machine() -> dict[str, Any]:
     """What a number is worth without."""
-    from grpo_jax.sweep.layout import compiler_options
+    from grpo_jax.runtime import compiler_options
 
     name = platform.processor()
     info = Path("/proc/cpuinfo")

@@ -136,8 +136,9 @@ def finite(tree: Params, *, runs: bool) -> Array:
     """True for every run all of whose numbers are finite."""
 
     def every(leaf: Array) -> Array:
-        axes = tuple(range(leaf.ndim - 1)) if runs else None
-        return jnp.all(jnp.isfinite(leaf), axes)
+        wrong = jnp.where(jnp.isfinite(leaf), 0.0, 1.0)
+        axes = tuple(range(leaf.ndim - 1)) if runs else tuple(range(leaf.ndim))
+        return total(wrong, axes).reshape(leaf.shape[-1:] if runs else ()) == 0
 
     return jnp.all(jnp.stack([every(leaf) for leaf in jax.tree.leaves(tree)]), 0)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from grpo_jax import trial
 from grpo_jax.config import Batch, Config, Expectation, TrainState, prompt_count
 from grpo_jax.diagnostics import all_prompts
-from grpo_jax.folds import once
+from grpo_jax.folds import settled
 from grpo_jax.part import part
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.surrogate import advantages, objective
@@ -63,7 +63,7 @@ class Sampled:
             ref_logp=ref.logp,
             entropy=old.entropy,
         )
-        return Batch(rollout, once(state.step, lambda: advantages(config.method, rollout)))
+        return Batch(rollout, settled(advantages(config.method, rollout)))
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the sampled groups."""
@@ -112,15 +112,19 @@ class Counts:
         group = (prompt_count(config), config.loop.group_size, config.policy.horizon)
         draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, group)
         policy: Any = config.policy
-        counts = once(state.step, lambda: policy.counts(state.old_params, prompts, draws))
+        counts = settled(policy.counts(state.old_params, prompts, draws))
         rollout = support_rollout(config, state, prompts, counts)
-        return Batch(rollout, once(state.step, lambda: advantages(config.method, rollout)))
+        return Batch(rollout, settled(advantages(config.method, rollout)))
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the histogram."""
         scores = config.policy.score_support(params, batch.rollout.prompts)
         rollout = with_entropy(batch.rollout, scores)
         return objective(config.method, rollout, batch.advantages, scores.logp), scores.logp
+
+
+COUNTED = 1024
+"""The most actions of which groups are counted unasked: a softmax over them costs as much as the counts."""
 
 
 def _forgetful(config: Config) -> list[str]:
@@ -149,7 +153,7 @@ def choose(config: Config) -> Config:
         return config if resolved is None else dataclasses.replace(config, expectation=resolved(config))
     actions = getattr(config.policy, "actions", None)
     noiseless = hasattr(config.task, "noise") and config.task.noise is None
-    small = actions is not None and actions <= max(4 * config.loop.group_size, 16)
+    small = actions is not None and actions <= COUNTED
     count = noiseless and small and not _forgetful(config)
     made: Expectation = Counts() if count else Sampled()
     return dataclasses.replace(config, expectation=made)

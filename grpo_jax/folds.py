@@ -14,15 +14,45 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from grpo_jax.types import Array
 
-WRITTEN_OUT = 32
-"""The longest axis that is written out."""
+WRITTEN_OUT = 64
+"""The longest axis that is written out whole; longer ones are folded to ``BLOCK`` first."""
+BLOCK = 32
+
+
+def settled(x: Array) -> Array:
+    """x itself, made once and stored: a border that no fused kernel crosses, forwards or backwards.
+
+    What several kernels read is otherwise fused into each of them and computed anew, which a CPU pays for. It
+    holds there where programs are compiled with ``runtime.compiler_options``; elsewhere it is left out.
+    """
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+
+
+def _cut(x: Array, start: int, stop: int, axis: int) -> Array:
+    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+
+
+def _short(length: int) -> bool:
+    return 0 < length <= BLOCK * BLOCK
 
 
 def _fold(combine: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
-    parts = [jax.lax.index_in_dim(x, i, axis) for i in range(x.shape[axis])]
+    """``combine`` over a short axis, as a balanced tree."""
+    rest: list[Array] = []
+    if x.shape[axis] > WRITTEN_OUT:
+        while (length := x.shape[axis]) > BLOCK:
+            half = length // 2
+            rest += [jax.lax.slice_in_dim(x, 2 * half, length, axis=axis)] * (length % 2)
+            x = combine(
+                jax.lax.slice_in_dim(x, 0, half, axis=axis),
+                jax.lax.slice_in_dim(x, half, 2 * half, axis=axis),
+            )
+        x = settled(x)
+    parts = [_cut(x, i, i + 1, axis) for i in range(x.shape[axis])] + rest
     while len(parts) > 1:
         pairs = [combine(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[len(parts) - len(parts) % 2 :]
@@ -42,8 +72,7 @@ def _sum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
 def total(x: Array, axes: tuple[int, ...]) -> Array:
     """Σ x over ``axes``, which stay as length one."""
     for axis in sorted(axes, reverse=True):
-        short = 0 < x.shape[axis] <= WRITTEN_OUT
-        x = _sum(x, axis) if short else jnp.sum(x, axis, keepdims=True)
+        x = _sum(x, axis) if _short(x.shape[axis]) else jnp.sum(x, axis, keepdims=True)
     return x
 
 
@@ -54,8 +83,11 @@ def _lesser(a: Array, b: Array) -> Array:
 def least(x: Array, axes: tuple[int, ...]) -> Array:
     """Minimum over ``axes``, which stay as length one; NaN if any is."""
     for axis in sorted(axes, reverse=True):
-        short = 0 < x.shape[axis] <= WRITTEN_OUT
-        x = _fold(_lesser, x, axis) if short else jnp.min(x, axis, keepdims=True)
+        if _short(x.shape[axis]):
+            x = _fold(_lesser, x, axis)
+        else:  # jnp.min may lose a NaN on a CPU
+            lowest = jax.lax.reduce(x, np.asarray(np.inf, x.dtype), _lesser, (axis,))
+            x = jnp.expand_dims(lowest, axis)
     return x
 
 
@@ -66,29 +98,67 @@ def greatest(x: Array, axes: tuple[int, ...]) -> Array:
 
 def cumulative(x: Array, axis: int) -> Array:
     """Running sum along ``axis``."""
-    if not 0 < x.shape[axis] <= WRITTEN_OUT:
+    length = x.shape[axis]
+    if not _short(length):
         return jnp.cumsum(x, axis)
-    parts = [jax.lax.index_in_dim(x, i, axis) for i in range(x.shape[axis])]
-    return jnp.concatenate(list(itertools.accumulate(parts)), axis)
+    if length <= BLOCK:
+        parts = [_cut(x, i, i + 1, axis) for i in range(length)]
+        return jnp.concatenate(list(itertools.accumulate(parts)), axis)
+    blocks = -(-length // BLOCK)
+    ends = [(0, blocks * BLOCK - length if i == axis else 0) for i in range(x.ndim)]
+    split = (*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :])
+    within = settled(cumulative(jnp.pad(x, ends).reshape(split), axis + 1))
+    upto = _cut(within, BLOCK - 1, BLOCK, axis + 1)
+    before = settled(cumulative(upto, axis) - upto)
+    whole = (within + before).reshape(*x.shape[:axis], blocks * BLOCK, *x.shape[axis + 1 :])
+    return _cut(whole, 0, length, axis)
 
 
+def count_below(values: Array, bounds: Array) -> Array:
+    """[P, K(, R)] how many of ``values`` [P, G(, R)] lie below each of ``bounds`` [P, K(, R)]."""
+
+    def one(g: int) -> Array:
+        return jnp.where(_cut(values, g, g + 1, 1) < bounds, 1.0, 0.0)
+
+    count = values.shape[1]
+    if not _short(count):
+        return jnp.sum(jnp.where(values[:, None] < bounds[:, :, None], 1.0, 0.0), 2)
+    below = jnp.zeros(())
+    for first in range(0, count, BLOCK):
+        below = settled(sum((one(g) for g in range(first, min(first + BLOCK, count))), start=below))
+    return below
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax(logits: Array, axis: int) -> Array:
-    """log of the softmax over a leading axis; −inf stays −inf."""
-    shifted = logits - jnp.max(jax.lax.stop_gradient(logits), axis, keepdims=True)
-    normalizer = jnp.log(total(jnp.exp(shifted), (axis,)))
-    return shifted - normalizer
+    """log of the softmax over a leading axis; −inf stays −inf. dlogp = dθ − Σ p dθ."""
+    return _log_softmax(logits, axis)[0]
 
 
-def once(step: Array, compute: Callable[[], Any]) -> Any:
-    """``compute()``, made once and stored.
+def _log_softmax(logits: Array, axis: int) -> tuple[Array, Array]:
+    """(log-probabilities, probabilities)."""
+    top = settled(jnp.max(logits, axis, keepdims=True))
+    weight = settled(jnp.exp(logits - top))
+    mass = total(weight, (axis,))
+    return logits - settled(top + jnp.log(mass)), weight * settled(1 / mass)
 
-    What several kernels read is otherwise fused into each of them and computed anew (a barrier does not keep
-    the CPU's compiler from it). A branch that is taken at every ``step`` below 2^32 − 1 does.
-    """
-    never = jnp.asarray(step, jnp.uint32) == jnp.uint32(2**32 - 1)
-    shapes = jax.eval_shape(compute)
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.cond(never, lambda: empty, compute)
+
+@log_softmax.defjvp
+def _log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (logits,), (tangent,) = primals, tangents
+    logp, p = _log_softmax(logits, axis)
+    tangent = settled(tangent)
+    pull = settled(-jnp.sum(p * tangent, axis, keepdims=True))
+    return logp, settled(tangent + _repeated(pull, axis, logits.shape[axis]))
+
+
+def _repeated(x: Array, axis: int, count: int) -> Array:
+    """``count`` copies along an axis of length one; its transpose is a sum that is written out."""
+    if count <= WRITTEN_OUT:
+        return jnp.concatenate([x] * count, axis)
+    if count % BLOCK == 0 and _short(count):
+        return jnp.concatenate([settled(jnp.concatenate([x] * BLOCK, axis))] * (count // BLOCK), axis)
+    return jnp.broadcast_to(x, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
 
 
 def bounded(x: Array, low: Any, high: Any) -> Array:

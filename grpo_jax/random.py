@@ -13,7 +13,7 @@ import enum
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.folds import once
+from grpo_jax.folds import settled
 from grpo_jax.types import Array
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -74,12 +74,10 @@ def uniforms(
     position = position + jnp.uint32(int(stream) << _STREAM_BITS)
     key, counter = (root.astype(jnp.uint32), seed), (jnp.asarray(step, jnp.uint32), position)
 
-    def draw() -> Array:
-        a, b = threefry2x32(key, counter)
-        if wide:
-            mantissa = (a.astype(jnp.uint64) << 21) ^ (b.astype(jnp.uint64) >> 11)
-            return mantissa.astype(jnp.float64) * 2.0**-53
-        return (a >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)
-
-    unit = once(step, draw)
-    return unit.reshape(tuple(shape) + seed.shape)
+    a, b = threefry2x32(key, counter)
+    if wide:
+        mantissa = (a.astype(jnp.uint64) << 21) ^ (b.astype(jnp.uint64) >> 11)
+        unit = mantissa.astype(jnp.float64) * 2.0**-53
+    else:
+        unit = (a >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)
+    return settled(unit).reshape(tuple(shape) + seed.shape)

@@ -1,14 +1,16 @@
-"""The process before its first computation: every core a device, compilations that outlive the process."""
+"""The process: every core a device, compilations that outlive it, and what they ask of the compiler."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 CACHE = "GRPO_JAX_CACHE"
 """Environment variable: where compilations are kept; empty switches the cache off."""
@@ -71,3 +73,42 @@ def _keep_compilations() -> None:
         warnings.warn(f"compilations are not kept: {folder} cannot be written ({error})", stacklevel=3)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any]:
+    """What programs of small elementwise kernels want of the compiler, on the default backend; {} elsewhere.
+
+    On a CPU: ``folds.settled`` keeps what it says, no splitting of one kernel over threads (the runs are
+    already spread over devices, and a kernel of microseconds loses more by the hand-over than it gains), and
+    512-bit vectors where it has them. An option that this compiler does not know is left out.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    wanted: dict[str, Any] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner,cse_barrier_expander"}
+    if _wide_vectors():
+        wanted["xla_cpu_prefer_vector_width"] = 512
+    return {name: value for name, value in wanted.items() if _known({name: value})}
+
+
+def _known(options: dict[str, Any]) -> bool:
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _wide_vectors() -> bool:
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def staged(*trees: Any) -> bool:
+    """Whether this call is being traced, so that an outer program compiles it."""
+    leaves = jax.tree.leaves((trees, jnp.zeros(())))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

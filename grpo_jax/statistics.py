@@ -22,7 +22,7 @@ def present(x: Array, weight: Array, fill: Number = 0.0) -> Array:
 
 def total(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
     """Σ w x over present entries."""
-    return folds.total(weight * present(x, weight), axes)
+    return folds.settled(folds.total(weight * present(x, weight), axes))
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
@@ -33,13 +33,14 @@ def divide(numerator: Array, denominator: Array) -> Array:
 
 def mean(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
     """Σ w x / Σ w; 0 for an empty set."""
-    return divide(total(x, weight, axes), folds.total(weight, axes))
+    return folds.settled(divide(total(x, weight, axes), folds.total(weight, axes)))
 
 
 def extent(x: Array, weight: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Least and greatest present value (+inf and -inf for an empty set)."""
     low = folds.least(present(x, weight, jnp.inf), axes)
-    return low, folds.greatest(present(x, weight, -jnp.inf), axes)
+    high = folds.greatest(present(x, weight, -jnp.inf), axes)
+    return folds.settled(low), folds.settled(high)
 
 
 def tied(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
@@ -68,7 +69,7 @@ def spread(x: Array, weight: Array, axes: tuple[int, ...], *, ddof: Number = 0.0
     deviation = unit - mean(unit, weight, axes)
     count = folds.total(weight, axes)
     variance = divide(total(deviation**2, weight, axes), jnp.maximum(count - ddof, 0))
-    return jnp.where(flat, 0, width * jnp.sqrt(variance))
+    return folds.settled(jnp.where(flat, 0, width * jnp.sqrt(variance)))
 
 
 def quantile(x: Array, weight: Array, probability: Number, axes: tuple[int, ...]) -> Array:

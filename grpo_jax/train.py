@@ -13,13 +13,17 @@ import numpy as np
 from grpo_jax import diagnostics, optimizers, recording
 from grpo_jax.config import Batch, Config, TrainState, check_runs, prompt_count, validate
 from grpo_jax.expectations import choose
+from grpo_jax.folds import settled
 from grpo_jax.part import aligned
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.recording import DIAGNOSTICS, Inner, View
+from grpo_jax.runtime import compiler_options, staged
 from grpo_jax.types import Array, Params
 
 Info = dict[str, Array]
 """Diagnostic name -> its value, runs last."""
+UNROLLED = 4
+"""The most optimizer steps of an iteration that are compiled one after the other instead of as a loop."""
 
 
 def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
@@ -119,7 +123,7 @@ def step(
         step=done,
     )
     view = View(config, after, batch, inner)
-    measured = {name: DIAGNOSTICS[name].measure(view) for name in recording.names(record, config)}
+    measured = {name: settled(DIAGNOSTICS[name].measure(view)) for name in recording.names(record, config)}
     return after, {name: _every_run(value, state.seed) for name, value in measured.items()}
 
 
@@ -152,16 +156,19 @@ def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Pa
             clip_high=high,
             clip_low=low,
         )
-        return (jax.tree.map(jnp.add, params, updates), opt_state), seen
+        return (jax.tree.map(jnp.add, params, updates), opt_state), jax.tree.map(settled, seen)
 
     steps = config.loop.inner_steps * config.loop.minibatches
     carry, seen = jax.lax.scan(
-        body, (state.params, state.opt_state), _minibatches(config, state), length=steps
+        body,
+        (state.params, state.opt_state),
+        _minibatches(config, state),
+        length=steps,
+        unroll=steps if steps <= UNROLLED else 1,
     )
     return carry, jax.tree.map(lambda x: jnp.mean(x, 0), seen)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "record_every", "record"))
 def _run(
     config: Config, state: TrainState, iterations: int, record_every: int, record: tuple[str, ...]
 ) -> tuple[TrainState, Info]:
@@ -172,6 +179,14 @@ def _run(
         return step(config, state, record=record)
 
     return jax.lax.scan(stretch, state, length=iterations // record_every)
+
+
+@functools.cache
+def _compiled(inner: bool) -> Any:
+    """``_run`` under ``jit``; only an outermost program may choose how it is compiled."""
+    options = None if inner else compiler_options()
+    static = ("iterations", "record_every", "record")
+    return jax.jit(_run, static_argnames=static, compiler_options=options)
 
 
 def run(
@@ -202,4 +217,5 @@ def run(
         raise ValueError(
             f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
         )
-    return _run(choose(config), state, iterations, record_every, recording.names(record, config))
+    program = _compiled(staged(config, state))
+    return program(choose(config), state, iterations, record_every, recording.names(record, config))

@@ -198,7 +198,7 @@ def test_the_expectation_is_chosen_by_what_the_reward_depends_on():
     assert isinstance(choose(configured()).expectation, Counts)
     assert isinstance(choose(configured(task=noisy)).expectation, Sampled)
     many = configured(
-        policy=ActionPolicy.uniform(contexts=2, actions=90), task=Questions(table=np.zeros((2, 90)))
+        policy=ActionPolicy.uniform(contexts=2, actions=2000), task=Questions(table=np.zeros((2, 2000)))
     )
     assert isinstance(choose(many).expectation, Sampled)
     assert choose(configured(expectation=Sampled())).expectation == Sampled()

@@ -16,7 +16,7 @@ from grpo_jax import folds, runtime, train
 from grpo_jax.config import Config, Loop
 from grpo_jax.policies.actions import ActionPolicy
 from grpo_jax.sweep import sweep
-from grpo_jax.sweep.layout import Estimate, Shape, check_fits, compiled, compiler_options, estimate, layout
+from grpo_jax.sweep.layout import Estimate, Shape, check_fits, estimate, layout
 from grpo_jax.sweep.program import Program, Request
 from grpo_jax.sweep.tuning import tuned_width
 from grpo_jax.tasks.questions import Questions
@@ -101,15 +101,30 @@ def test_one_trace_serves_every_value_of_a_number(monkeypatch):
 
 
 def test_the_compiler_is_asked_for_what_it_knows():
-    doubled = jax.jit(lambda x: 2 * x).lower(jnp.ones(3))
-    np.testing.assert_array_equal(compiled(doubled)(jnp.ones(3)), 2 * np.ones(3))
-    assert "xla_disable_hlo_passes" in compiler_options()
+    options = runtime.compiler_options()
+    jax.jit(lambda x: 2 * x).lower(jnp.ones(3)).compile(compiler_options=options)
+    assert ("xla_disable_hlo_passes" in options) == (jax.default_backend() == "cpu")
+    assert not runtime._known({"xla_no_such_option": 1})
 
 
-def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
-    monkeypatch.setattr(module("layout"), "compiler_options", lambda: {"xla_no_such_option": 1})
-    doubled = jax.jit(lambda x: 2 * x).lower(jnp.ones(3))
-    np.testing.assert_array_equal(compiled(doubled)(jnp.ones(3)), 2 * np.ones(3))
+def test_what_is_settled_is_made_once_where_several_kernels_read_it():
+    def program(x):
+        made = folds.settled(jnp.exp(x) * 2)
+        return made + 1, jnp.sin(made), made * x
+
+    lowered = jax.jit(program).lower(jnp.ones((8, 64)))
+    text = lowered.compile(compiler_options=runtime.compiler_options()).as_text()
+    assert text.count(" exponential(") == 1
+
+
+def test_a_run_inside_a_program_leaves_its_compilation_to_it():
+    state = train.init(CONFIG, seed=jnp.arange(3))
+    _, alone = train.run(CONFIG, state, iterations=2)
+    _, inside = jax.jit(lambda: train.run(CONFIG, state, iterations=2))()
+    _, traced = jax.jit(lambda c, s: train.run(c, s, iterations=2))(CONFIG, state)
+    for name in alone:
+        np.testing.assert_allclose(alone[name], inside[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(alone[name], traced[name], rtol=1e-5, atol=1e-6)
 
 
 def test_no_kernel_is_split_over_threads():
@@ -160,10 +175,10 @@ def test_a_tuned_width_is_remembered(tmp_path, monkeypatch):
         "_seconds_a_run",
         lambda config, axes, request, widths, devices: measured.extend(widths) or {w: 1 / w for w in widths},
     )
-    first = tuned_width(CONFIG, (), request, runs=10_000, devices=2)
+    first = tuned_width(CONFIG, (), request, runs=20_000, devices=2)
     assert len(measured) == 3
     assert first == max(measured)
-    assert tuned_width(CONFIG, (), request, runs=10_000, devices=2) == first
+    assert tuned_width(CONFIG, (), request, runs=20_000, devices=2) == first
     assert len(measured) == 3
 
 
@@ -217,14 +232,51 @@ def test_a_bound_keeps_the_gradient_inside_and_at_the_bound():
     assert np.isnan(folds.bounded(jnp.float32(np.nan), -1.0, 2.0))
 
 
-def test_what_is_made_once_is_what_was_computed_and_differentiates():
+def test_what_is_settled_is_itself_and_differentiates():
     x = jnp.arange(3.0)
-    assert np.array_equal(folds.once(jnp.uint32(7), lambda: {"a": x + 1})["a"], x + 1)
-    gradient = jax.grad(lambda x: jnp.sum(folds.once(jnp.uint32(0), lambda: x**2)))(x)
-    np.testing.assert_array_equal(gradient, 2 * x)
+    np.testing.assert_array_equal(folds.settled(x + 1), x + 1)
+    for derivative in (jax.grad, jax.jacfwd):
+        np.testing.assert_array_equal(derivative(lambda x: jnp.sum(folds.settled(x**2)))(x), 2 * x)
+    np.testing.assert_array_equal(jax.vmap(folds.settled)(x), x)
 
 
-@pytest.mark.parametrize("length", [1, 5, 40])
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("length", [1, 7, 64, 65, 97, 1024, 1025])
+@pytest.mark.parametrize("name", ["total", "least", "greatest"])
+def test_folds_of_any_length(name, length):
+    x = np.random.default_rng(0).normal(size=(2, length, 3))
+    theirs = {"total": np.sum, "least": np.min, "greatest": np.max}[name](x, 1, keepdims=True)
+    np.testing.assert_allclose(getattr(folds, name)(jnp.asarray(x), (1,)), theirs, atol=1e-11)
+    spoilt = np.where(np.arange(length)[:, None] == length // 2, np.nan, x)
+    assert np.isnan(getattr(folds, name)(jnp.asarray(spoilt), (1,))).all()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("length", [2, 40, 96, 100, 1100])
+def test_log_softmax_of_any_length_and_its_derivatives(length):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, length, 2)))
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
+
+    def ours(x):
+        return jnp.sum(weight * folds.log_softmax(x, 1))
+
+    def theirs(x):
+        return jnp.sum(weight * jax.nn.log_softmax(x, 1))
+
+    np.testing.assert_allclose(folds.log_softmax(x, 1), jax.nn.log_softmax(x, 1), atol=1e-12)
+    np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-12)
+    np.testing.assert_allclose(jax.jvp(ours, (x,), (weight,)), jax.jvp(theirs, (x,), (weight,)), atol=1e-10)
+
+
+@pytest.mark.parametrize("group", [1, 8, 33, 1100])
+def test_values_below_bounds_are_counted(group):
+    values = np.random.default_rng(0).random((2, group, 3))
+    bounds = np.random.default_rng(1).random((2, 5, 3))
+    brute = (values[:, None] < bounds[:, :, None]).sum(2)
+    np.testing.assert_array_equal(folds.count_below(jnp.asarray(values), jnp.asarray(bounds)), brute)
+
+
+@pytest.mark.parametrize("length", [1, 5, 40, 100, 1024, 1030])
 def test_a_running_sum_is_a_running_sum(length):
     x = np.random.default_rng(0).normal(size=(2, length, 3)).astype(np.float32)
     np.testing.assert_allclose(folds.cumulative(jnp.asarray(x), 1), np.cumsum(x, 1), rtol=1e-5, atol=1e-5)

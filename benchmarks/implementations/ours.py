@@ -62,8 +62,9 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
             seeds = np.minimum(np.arange(first, first + shape.runs), case.runs - 1).astype(np.uint32)
             found = program(np.zeros((0, shape.runs), np.int32), seeds)
             clipped = found["clip_high"] + found["clip_low"]
-            parts.append(np.stack([*(found[name] for name in RECORD[:3]), clipped], 1)[: case.runs - first])
-        return Result(np.moveaxis(np.concatenate(parts), 0, -1).swapaxes(0, 1))
+            whole = np.stack([*(found[name] for name in RECORD[:3]), clipped], 1)
+            parts.append(whole[..., : case.runs - first])
+        return Result(np.concatenate(parts, -1) if len(parts) > 1 else parts[0])
 
     run()
     return run

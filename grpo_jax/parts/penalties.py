@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.folds import bounded
 from grpo_jax.part import number, part
-from grpo_jax.parts.ratios import Ratio, Token, exponential
+from grpo_jax.parts.ratios import Ratio, Token, clamped, exponential
 from grpo_jax.parts.reductions import Reduction
 from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Number, Rollout
@@ -74,12 +73,12 @@ class K2:
 
 @part
 class K3:
-    """e^x − x − 1, x = log π_ref − log π_θ clamped to ±``clamp`` (verl: 20)."""
+    """e^x − x − 1, x = log π_ref − log π_θ held within ±``clamp`` (verl: 20)."""
 
-    clamp: Number = number(float("inf"), low=0.0, nonfinite=True)
+    clamp: Number | None = number(None, low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        x = bounded(rollout.ref_logp - logp, -self.clamp, self.clamp)
+        x = clamped(rollout.ref_logp - logp, self.clamp)
         return exponential(x) - x - 1
 
 

@@ -5,13 +5,13 @@ Log-ratios are kept as logarithms; ``exponential`` saturates them where the dtyp
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.folds import bounded
+from grpo_jax.folds import bounded, settled
 from grpo_jax.part import number, part
 from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Number, Rollout
@@ -23,10 +23,26 @@ class Ratio(Protocol):
     def __call__(self, rollout: Rollout, logp: Array, /) -> Array: ...
 
 
+@jax.custom_jvp
 def exponential(log_ratio: Array) -> Array:
-    """e^x, held with gradient 0 where |x| passes log(largest number)/1.05: 84.5 (float32), 676 (float64)."""
-    limit = float(np.log(jnp.finfo(log_ratio.dtype).max)) / 1.05
-    return jnp.exp(bounded(log_ratio, -limit, limit))
+    """e^x, held with gradient 0 where x passes log(largest number)/1.05: 84.5 (float32), 676 (float64)."""
+    return settled(jnp.exp(jnp.where(log_ratio > _limit(log_ratio), _limit(log_ratio), log_ratio)))
+
+
+def _limit(x: Array) -> float:
+    return float(np.log(jnp.finfo(x.dtype).max)) / 1.05
+
+
+@exponential.defjvp
+def _exponential_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    value = exponential(x)
+    return value, jnp.where(x > _limit(x), 0, value) * tangent
+
+
+def clamped(x: Array, limit: Number | None) -> Array:
+    """x within ±``limit``, gradient 0 outside; x itself for None."""
+    return x if limit is None else bounded(x, -limit, limit)
 
 
 def _mean(rollout: Rollout, gap: Array) -> Array:
@@ -36,12 +52,12 @@ def _mean(rollout: Rollout, gap: Array) -> Array:
 
 @part
 class Token:
-    """I_{i,t} = π_θ(y_t|·)/π_old(y_t|·). The log-ratio is clamped to ±``clamp`` (verl and OpenRLHF: 20)."""
+    """I_{i,t} = π_θ(y_t|·)/π_old(y_t|·). Its logarithm is held within ±``clamp`` (verl and OpenRLHF: 20)."""
 
-    clamp: Number = number(float("inf"), low=0.0, nonfinite=True)
+    clamp: Number | None = number(None, low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
-        return bounded(logp - rollout.old_logp, -self.clamp, self.clamp)
+        return clamped(logp - rollout.old_logp, self.clamp)
 
 
 @part
@@ -60,11 +76,12 @@ class SequenceMeanToken:
     This is the row printed in [B] Table 1. ``cap`` bounds the logarithm from above (verl: 10).
     """
 
-    cap: Number = number(float("inf"), nonfinite=True)
+    cap: Number | None = number(None, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
         frozen = jax.lax.stop_gradient(_mean(rollout, logp - rollout.old_logp))
-        return jnp.minimum(frozen + logp - jax.lax.stop_gradient(logp), self.cap)
+        whole = frozen + logp - jax.lax.stop_gradient(logp)
+        return whole if self.cap is None else jnp.minimum(whole, self.cap)
 
 
 @part
@@ -75,13 +92,14 @@ class Trajectory:
     20).
     """
 
-    clamp: Number = number(float("inf"), low=0.0, nonfinite=True)
-    clamp_sum: Number = number(float("inf"), low=0.0, nonfinite=True)
+    clamp: Number | None = number(None, low=0.0, nonfinite=True)
+    clamp_sum: Number | None = number(None, low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
-        gap = bounded(logp - rollout.old_logp, -self.clamp, self.clamp)
-        gap = jnp.where(rollout.mask > 0, gap, 0)
-        total = jnp.clip(jnp.sum(gap, 2, keepdims=True), -self.clamp_sum, self.clamp_sum)
+        gap = jnp.where(rollout.mask > 0, clamped(logp - rollout.old_logp, self.clamp), 0)
+        total = jnp.sum(gap, 2, keepdims=True)
+        if self.clamp_sum is not None:
+            total = jnp.clip(total, -self.clamp_sum, self.clamp_sum)
         return jnp.broadcast_to(total, gap.shape)
 
 

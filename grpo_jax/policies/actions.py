@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.folds import cumulative, log_softmax, total
+from grpo_jax.folds import count_below, cumulative, log_softmax, settled
 from grpo_jax.part import number, part
 from grpo_jax.sequences import at_prompts, inverse_cdf, lookup
 from grpo_jax.types import Array, Scores, Support
@@ -80,9 +80,9 @@ class ActionPolicy:
 
     def counts(self, params: Array, prompts: Array, uniforms: Array) -> Array:
         """[P, K] histogram of what ``sample`` would draw from the same uniforms [P, G, 1]."""
-        upto = cumulative(jnp.exp(self.log_probabilities(params, prompts)), 1)
-        level = uniforms[:, :, 0] * upto[:, -1:]
-        below = total(jnp.where(level[:, None] < upto[:, :-1, None], 1.0, 0.0), (2,))[:, :, 0]
+        upto = settled(cumulative(settled(jnp.exp(self.log_probabilities(params, prompts))), 1))
+        level = settled(uniforms[:, :, 0] * upto[:, -1:])
+        below = settled(count_below(level, upto[:, :-1]))
         ends = jnp.zeros_like(below[:, :1])
         return jnp.diff(jnp.concatenate([ends, below, ends + uniforms.shape[1]], 1), axis=1)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +14,8 @@ from grpo_jax.config import Config, prompt_count
 
 CHUNK_NUMBERS = 8192
 """Numbers in one array of a chunk on one device: what keeps a chunk's dozen arrays in a 1 MiB L2 cache."""
+LEAST_WIDTH = 80
+"""Runs that a chunk has on each device at least, so that every loop over them fills several vectors."""
 ARRAYS = 32
 """Arrays the size of a chunk's state that its program holds at once, roughly."""
 PART_RUNS = 65536
@@ -36,34 +36,9 @@ class Shape:
         return self.width * self.chunks
 
 
-def compiler_options() -> dict[str, Any]:
-    """What a program of small elementwise kernels wants of the compiler, on the default backend.
-
-    On a CPU: 512-bit vectors where it has them, and no splitting of one kernel over threads. The runs are
-    already spread over devices, and a kernel of microseconds loses more by the hand-over than it gains.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    options: dict[str, Any] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
-    return options | ({"xla_cpu_prefer_vector_width": 512} if _wide_vectors() else {})
-
-
-@functools.cache
-def _wide_vectors() -> bool:
-    try:
-        return "avx512f" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-def compiled(lowered: Any) -> Any:
-    """The executable with ``compiler_options``, or without them where this compiler does not know them."""
-    try:
-        return lowered.compile(compiler_options=compiler_options())
-    except jax.errors.JaxRuntimeError as error:
-        if "compile option" not in str(error):
-            raise
-        return lowered.compile()
+def odd_width(runs: float) -> int:
+    """The odd multiple of 16 next below ``runs``: whole vectors, rows spread over the cache's sets."""
+    return 16 * (2 * max(0, (round(runs) - 16) // 32) + 1)
 
 
 def default_width(config: Config, runs: int, devices: int) -> int:
@@ -76,10 +51,8 @@ def default_width(config: Config, runs: int, devices: int) -> int:
         return min(8, needed) * devices
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
     numbers = sum(int(np.prod(leaf.shape[: config.policy.rank])) for leaf in jax.tree.leaves(start))
-    drawn = prompt_count(config) * config.loop.group_size * config.policy.horizon
     budget = CHUNK_NUMBERS if jax.default_backend() == "cpu" else 2**25
-    width = 16 * (budget // max(numbers, drawn, 1) // 16)
-    return min(max(width, 16), needed) * devices
+    return min(odd_width(max(budget // max(numbers, 1), LEAST_WIDTH)), needed) * devices
 
 
 def layout(

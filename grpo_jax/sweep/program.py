@@ -15,8 +15,9 @@ import numpy as np
 from grpo_jax import train
 from grpo_jax.config import Config
 from grpo_jax.part import put_all
+from grpo_jax.runtime import compiler_options
 from grpo_jax.sweep.axes import Axis
-from grpo_jax.sweep.layout import Shape, compiled
+from grpo_jax.sweep.layout import Shape
 from grpo_jax.types import Array
 
 
@@ -84,14 +85,14 @@ class Program:
             self.compiled = known[self.hash]
             return False
         start = time.perf_counter()
-        self.compiled = known[self.hash] = compiled(self._lowered)
+        self.compiled = known[self.hash] = self._lowered.compile(compiler_options=compiler_options())
         self.compile_seconds = time.perf_counter() - start
         return True
 
     def __call__(self, index: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        """Diagnostics [runs, records, ...] of one part: index [axes, runs], seeds [runs]."""
+        """Diagnostics [records, ..., runs] of one part: index [axes, runs], seeds [runs]."""
         result = jax.device_get(self.compiled(self.config, self.values, *self._place(index, seeds)))
-        return {name: _runs_first(value) for name, value in result.items()}
+        return {name: _runs_last(value) for name, value in result.items()}
 
     def _place(self, index: np.ndarray, seeds: np.ndarray) -> tuple[Array, Array]:
         n, w = self.shape.chunks, self.shape.width
@@ -111,7 +112,7 @@ def _sharding(devices: int) -> Any:
     return over_runs
 
 
-def _runs_first(value: np.ndarray) -> np.ndarray:
-    """[chunks, records, ..., W] -> [chunks·W, records, ...]."""
-    moved = np.moveaxis(value, -1, 1)
-    return moved.reshape((-1,) + moved.shape[2:])
+def _runs_last(value: np.ndarray) -> np.ndarray:
+    """[chunks, records, ..., W] -> [records, ..., chunks·W]."""
+    moved = np.moveaxis(value, 0, -2)
+    return moved.reshape((*moved.shape[:-2], -1))

@@ -159,7 +159,7 @@ def _variant(
     *,
     disk: Store | None,
 ) -> dict[str, np.ndarray]:
-    """Every part of one variant, computed or read back: [runs, records, ...], held on ``disk`` if given."""
+    """Every part of one variant, computed or read back: [records, ..., runs], held on ``disk`` if given."""
     whole: dict[str, np.ndarray] = {}
     sizes = [axis.size for axis in program.axes]
     for part, first in enumerate(range(0, runs, program.shape.runs)):
@@ -169,16 +169,16 @@ def _variant(
             place = np.unravel_index(run // len(seeds), sizes) if sizes else np.zeros((0, len(run)))
             index = np.asarray(place, np.int32)
             done = report.timed(program, index, seeds[run % len(seeds)])
-            done = {name: value[: runs - first] for name, value in done.items()}
+            done = {name: value[..., : runs - first] for name, value in done.items()}
             if store:
                 store.write(variant, part, done)
         for name, value in done.items():
             if name not in whole:
-                size = (runs, *value.shape[1:])
+                size = (*value.shape[:-1], runs)
                 whole[name] = (
                     disk.array(variant, name, size, value.dtype) if disk else np.empty(size, value.dtype)
                 )
-            whole[name][first : first + len(value)] = value
+            whole[name][..., first : first + value.shape[-1]] = value
             if disk:
                 disk.release(whole[name])
         report.advance(min(program.shape.runs, runs - first))
@@ -281,7 +281,9 @@ def _dataset(
         if len({r[name].shape for r in results}) > 1:
             raise ValueError(f"{name} has another shape in every variant; sweep them apart")
         value = results[0][name][None] if len(results) == 1 else np.stack([r[name] for r in results])
-        value = value.reshape((*shape, *value.shape[2:]))
+        own = value.shape[1:-1]
+        value = value.reshape((*shape[: len(variants)], *own, *shape[len(variants) :]))
+        value = np.moveaxis(value, range(len(variants), len(variants) + len(own)), range(-len(own), 0))
         variables[name] = ((*lead, *DIAGNOSTICS[name].dims), value, {"about": DIAGNOSTICS[name].about})
     coordinates: dict[str, Any] = {"seed": seeds}
     coordinates["iteration"] = np.arange(request.record_every, request.iterations + 1, request.record_every)

@@ -51,7 +51,7 @@ class Store:
         """Write aside, then rename."""
         variables = {}
         for name, value in result.items():
-            dims = ("run", "record", *(f"{name}_{i}" for i in range(value.ndim - 2)))
+            dims = ("record", *(f"{name}_{i}" for i in range(value.ndim - 2)), "run")
             variables[name] = (dims, value)
         data = xr.Dataset(variables)
         _replace(self.path(variant, part), lambda aside: data.to_netcdf(aside, engine="h5netcdf"))

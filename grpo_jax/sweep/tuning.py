@@ -19,12 +19,12 @@ import numpy as np
 from grpo_jax.config import Config
 from grpo_jax.runtime import cache_folder
 from grpo_jax.sweep.axes import Axis
-from grpo_jax.sweep.layout import Estimate, Shape, default_width
+from grpo_jax.sweep.layout import Estimate, Shape, default_width, odd_width
 from grpo_jax.sweep.program import Program, Request
 
 LONG = 2e10
 """Optimizer steps times parameters of a sweep that is worth tuning: about a minute on two cores."""
-FACTORS = (0.25, 1, 4)
+FACTORS = (0.5, 1, 2)
 """Widths tried, over ``default_width``."""
 PROBE = 16
 """Iterations timed for each."""
@@ -46,7 +46,7 @@ def tuned_width(config: Config, axes: Sequence[Axis], request: Request, *, runs:
     held = _read(path)
     if key not in held:
         base = default_width(config, runs, devices)
-        each = {devices * max(16, round(base * f / devices / 16) * 16) for f in FACTORS}
+        each = {devices * odd_width(base * f / devices) for f in FACTORS}
         widths = sorted(width for width in each if width <= runs) or [base]
         seconds = _seconds_a_run(config, axes, request, widths, devices)
         best = min(seconds, key=seconds.__getitem__)
