@@ -22,7 +22,8 @@ from grpo_jax.tasks import trees
 from grpo_jax.theory.optimizer import coasting
 
 SPACE = trees.free_length(vocab=3, horizon=4)
-STEPS, COAST = 30, 20
+STEPS, LIVE, COAST = 30, 31, 20
+"""Iterations of training; live steps before a tied batch, and steps on it."""
 VARIANTS = {
     "plain": {},
     "weight decay": {"decay": 0.5},
@@ -70,17 +71,16 @@ def coasting_errors(root: int, seeds: np.ndarray) -> np.ndarray:
     The last live update is divided by its learning rate, and so is every later one.
     """
     config = problem(len(VARIANTS) * len(seeds), **_variants(seeds))
-    before = train.init(config, np.tile(seeds, len(VARIANTS)), root=root)
-    before, _ = train.run(config, before, iterations=STEPS // 2, record=())
+    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, inner_steps=1))
+    state = train.init(config, np.tile(seeds, len(VARIANTS)), root=root)
+    for _ in range(LIVE):  # one program
+        before, state = state, train.run(config, state, iterations=1, record=())[0]
     idle = dataclasses.replace(config, task=trees.tabulated(SPACE, lambda y: 1.0, lambda y: 1.0))
-    _, live = inner_path(config, before, steps=1)
-    state = before._replace(params=before.params + live.updates[0], opt_state=_stepped(config, before))
     _, path = inner_path(idle, state, steps=COAST)
-    count = STEPS // 2 * config.loop.inner_steps + 1
-    rate = np.asarray(jax.vmap(rate_of(config))(count - 1 + jnp.arange(COAST + 1)))
-    last = np.asarray(live.updates[0]) / rate[0]
+    rate = np.asarray(jax.vmap(rate_of(config))(LIVE - 1 + jnp.arange(COAST + 1)))
+    last = np.asarray(state.params - before.params) / rate[0]
     ratio = np.asarray(path.updates) / rate[1:, None, None, None] / np.where(abs(last) > 1e-3, last, np.inf)
-    expected = np.asarray(coasting(0.9, 0.999, live=count, k=np.arange(COAST)))
+    expected = np.asarray(coasting(0.9, 0.999, live=LIVE, k=np.arange(COAST)))
     errors = np.where(abs(last) > 1e-3, abs(ratio - expected[:, None, None, None, None]), 0)
     return errors.reshape(-1, len(VARIANTS), len(seeds)).max((0, 2))
 
@@ -89,9 +89,3 @@ def rate_of(config: Config) -> Cosine:
     """The learning rate's schedule."""
     found = [p for p in subparts(config.optimizer) if isinstance(p, Cosine)]
     return found[0]
-
-
-def _stepped(config: Config, state: train.TrainState):
-    """The optimizer's state after the first optimizer step of the next iteration."""
-    once = dataclasses.replace(config, loop=dataclasses.replace(config.loop, inner_steps=1))
-    return train.run(once, state, iterations=1, record=())[0].opt_state

@@ -9,13 +9,16 @@ import pytest
 
 from experiments import b06_idle_clip as idle
 from experiments import length_task as task
+from experiments import past_the_clip as past
 from experiments.length_forecast import forecast
 from grpo_jax import methods, train
+from grpo_jax.config import Config, Loop
 from grpo_jax.diagnostics import log_support
 from grpo_jax.exact import Exact, expected_gradient
 from grpo_jax.expectations import Sampled
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.part import aligned
+from grpo_jax.policies import MLPPolicy
 from grpo_jax.surrogate import objective
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -101,3 +104,29 @@ def test_traced_passes_are_those_of_the_engine(passes):
     np.testing.assert_allclose(held, (seen["clip_high"] + seen["clip_low"]).mean(0), rtol=1e-12)
     assert (held[:3].max() > 0) == (passes == 12)
     np.testing.assert_array_equal(held[3:], 0)
+
+
+def test_the_map_of_ratios_is_what_training_a_network_does():
+    """One run by hand: the history, then passes over one batch, with ``train.run`` and scores alone."""
+    settings = np.array([(0.01, 0.9, 0.95, 1e-8)])
+    high, low, held, _ = past.ratio_map(3, settings, np.array([7]))[:, :, 0, 0]
+    config = Config(
+        policy=MLPPolicy(space=past.SPACE, contexts=2, width=32),
+        task=past.TASK,
+        method=dataclasses.replace(methods.dr_grpo, penalty=None),
+        optimizer=AdamW(learning_rate=0.01, b2=0.95),
+        loop=Loop(group_size=8, inner_steps=2),
+    )
+    before, _ = train.run(config, train.init(config, 7, root=3), iterations=past.HISTORY, record=())
+    rollout = Sampled().collect(config, before).rollout
+    long = dataclasses.replace(config, loop=Loop(group_size=8, inner_steps=past.PASSES[-1]))
+    after, _ = train.run(long, before, iterations=1, record=())
+    scores = config.policy.score(after.params, rollout.prompts, rollout.tokens, rollout.mask)
+    ratio, reward = np.exp(np.asarray(scores.logp - rollout.old_logp)), np.asarray(rollout.rewards)
+    wins = (reward > reward.mean(1, keepdims=True)) & (rollout.mask > 0)
+    loses = (reward < reward.mean(1, keepdims=True)) & (rollout.mask > 0)
+    np.testing.assert_allclose(high[-1], ratio[wins].max(initial=1.0), rtol=1e-9)
+    np.testing.assert_allclose(low[-1], ratio[loses].min(initial=1.0), rtol=1e-9)
+    out = ((ratio > 1.2) & wins).sum() + ((ratio < 0.8) & loses).sum()
+    np.testing.assert_allclose(held[-1], out / np.sum(rollout.mask), rtol=1e-9)
+    assert out > 0
