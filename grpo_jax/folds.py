@@ -114,19 +114,24 @@ def cumulative(x: Array, axis: int) -> Array:
     return _cut(whole, 0, length, axis)
 
 
-def count_below(values: Array, bounds: Array) -> Array:
-    """[P, K(, R)] how many of ``values`` [P, G(, R)] lie below each of ``bounds`` [P, K(, R)]."""
+def count(length: int, condition: Callable[[Any], Array], kind: Any = int) -> Array:
+    """How many i < ``length`` fulfil ``condition(i)``, elementwise; the conditions are never stored."""
 
-    def one(g: int) -> Array:
-        return jnp.where(_cut(values, g, g + 1, 1) < bounds, 1.0, 0.0)
+    def add(i: Any, found: Array) -> Array:
+        return found + jnp.where(condition(i), 1, 0).astype(found.dtype)
 
-    count = values.shape[1]
-    if not _short(count):
-        return jnp.sum(jnp.where(values[:, None] < bounds[:, :, None], 1.0, 0.0), 2)
-    below = jnp.zeros(())
-    for first in range(0, count, BLOCK):
-        below = settled(sum((one(g) for g in range(first, min(first + BLOCK, count))), start=below))
-    return below
+    found = jnp.zeros(jax.eval_shape(condition, 0).shape, kind)
+    if not _short(length):
+        return jax.lax.fori_loop(0, length, add, found)
+    for i in range(length):
+        found = add(i, found)
+        found = settled(found) if (i + 1) % BLOCK == 0 else found
+    return settled(found)
+
+
+def at(x: Array, i: Any, axis: int) -> Array:
+    """Row ``i``, known or traced, of ``axis``, which stays as length one."""
+    return jax.lax.dynamic_slice_in_dim(x, i, 1, axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

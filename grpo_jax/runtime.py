@@ -88,7 +88,7 @@ def compiler_options() -> dict[str, Any]:
     wanted: dict[str, Any] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner,cse_barrier_expander"}
     if _wide_vectors():
         wanted["xla_cpu_prefer_vector_width"] = 512
-    return {name: value for name, value in wanted.items() if _known({name: value})}
+    return wanted if _known(wanted) else {n: v for n, v in wanted.items() if _known({n: v})}
 
 
 def _known(options: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.folds import at, count, cumulative, settled
 from grpo_jax.types import Array
 
 MAX_SUPPORT = 2_000_000
@@ -40,9 +41,9 @@ def inverse_cdf(probabilities: Array, uniforms: Array) -> Array:
       probabilities: [P, N, K(, R)]; N may be 1.
       uniforms: [P, N(, R)] in [0, 1).
     """
-    upto = jnp.cumsum(probabilities, 2)
-    level = uniforms[:, :, None] * upto[:, :, -1:]
-    return jnp.sum(level >= upto[:, :, :-1], 2)
+    upto = settled(cumulative(probabilities, 2))
+    level = settled(uniforms[:, :, None] * upto[:, :, -1:])
+    return count(probabilities.shape[2] - 1, lambda k: level >= at(upto, k, 2))[:, :, 0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
