@@ -17,13 +17,15 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, grid, method, problem, steady_rate
+from experiments.alignment import ascend, follow, grid, light, method, problem, steady_rate
+from experiments.step_noise import ask, rest
 from experiments.verdict import Number, judge, worst
-from grpo_jax import theory, train
-from grpo_jax.exact import expected_preference
+from grpo_jax.exact import Exact, expected_preference
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.surrogate import advantages
 from grpo_jax.tasks import Bernoulli
+from grpo_jax.theory import Rewards, reward_table, stationary
+from grpo_jax.theory.counts import number_of_histograms
 from grpo_jax.types import Rollout
 
 CLAIM = "A1"
@@ -51,10 +53,11 @@ def comparisons(root: int) -> np.ndarray:
     rng = np.random.default_rng(root)
     size = 10.0 ** rng.integers(-30, 31, (400, 1))
     rewards = rng.integers(-3, 4, (400, 2)) * size
-    empty = jnp.zeros((400, 2, 1))
-    zeros = jnp.zeros(400, int), jnp.zeros((400, 2, 1), int)
-    rollout = Rollout(*zeros, empty + 1, jnp.asarray(rewards)[:, :, None], jnp.ones((400, 2)), *(empty,) * 3)
-    found = np.asarray(advantages(method(0.0), rollout))[:, :, 0]
+    empty = np.zeros((400, 2, 1))
+    zeros = np.zeros(400, int), np.zeros((400, 2, 1), int)
+    fields = (*zeros, empty + 1, rewards[:, :, None], np.ones((400, 2)), *(empty,) * 3)
+    rollout = Rollout(*(jnp.asarray(field) for field in fields))
+    found = np.asarray(light(advantages)(method(0.0), rollout))[:, :, 0]
     return abs(found - np.sign(rewards - rewards[:, ::-1])).max()
 
 
@@ -68,7 +71,7 @@ def preferences(root: int) -> np.ndarray:
         pi, old = rng.dirichlet(np.ones(4), 2)
         values = rng.integers(0, 3, 4) / 2.0 if table % 2 == 0 else rng.uniform(size=4)
         noise = None if table % 2 == 0 else Bernoulli()
-        config = problem(old, values, 0.0, group_size=2, noise=noise)
+        config = problem(old, values, 0.0, group_size=2, noise=noise, expectation=Exact(cells=0))
         engine = float(pi @ np.asarray(expected_preference(config, np.log(old)[None]))[0])
         laws = [[(v, 1.0)] if noise is None else [(1.0, v), (0.0, 1 - v)] for v in values]
         wins = ties = 0.0
@@ -100,10 +103,8 @@ def sampled(optimizer, group_size: int, size: tuple, root: int) -> np.ndarray:
     reference = np.repeat(REFERENCE[:, None], t.size, 1)
     options = {"optimizer": optimizer, "expectation": None}
     config = problem(reference, rewards, np.full(t.size, BETA), group_size=group_size, **options)
-    state = train.init(config, seed, root=root)
-    every = size[1] // 20
-    _, record = train.run(config, state, iterations=size[1], record_every=every, record=("probabilities",))
-    return np.asarray(record["probabilities"])[:, 0].reshape(-1, 3, len(TRANSFORMS), size[0])
+    policies = follow(config, seed, root=root, iterations=size[1], every=size[1] // 20)
+    return policies.reshape(-1, 3, len(TRANSFORMS), size[0])
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
@@ -131,12 +132,22 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     )  # fmt: skip
 
 
+@light
+def limit(table: Rewards) -> jax.Array:
+    """[K] the solver's policy for large groups."""
+    return stationary(REFERENCE, table, BETA, group_size=math.inf).policy
+
+
 @functools.cache
 def curve(group_size: float) -> tuple[np.ndarray, np.ndarray]:
     """Middle rewards and the solver's policies there, [K, middle]."""
     middles = np.union1d(np.linspace(0.005, 0.995, 23), MIDDLES)
-    tables = [theory.reward_table(np.array([1.0, middle, 0.0])) for middle in middles]
-    found = [theory.stationary(REFERENCE, table, BETA, group_size=group_size).policy for table in tables]
+    levels = np.stack([np.ones(middles.size), middles, np.zeros(middles.size)], 1)
+    if math.isinf(group_size):
+        found = [limit(reward_table(values)) for values in levels]
+    else:
+        rows = number_of_histograms(max(GROUPS), len(REFERENCE))
+        found = [rest(ask(values, REFERENCE, BETA, int(group_size), rows=rows)) for values in levels]
     return middles, np.array(found).T
 
 

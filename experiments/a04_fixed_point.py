@@ -17,16 +17,16 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, furthest, intercepts, problem, time_average
+from experiments.alignment import ascend, follow, furthest, intercepts, light, problem, time_average
 from experiments.grid import grid
 from experiments.inner_steps import TRAVEL, map_axes, multiplier, swings
-from experiments.step_noise import Question, adam_limit, sgd_slope
+from experiments.step_noise import adam_limit, ask, rest, sgd_slope
 from experiments.verdict import Number, judge, mean, worst
-from grpo_jax import train
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.part import part, static
 from grpo_jax.tasks import Bernoulli
 from grpo_jax.theory import group_preference, reward_table, stationary
+from grpo_jax.theory.counts import number_of_histograms
 from grpo_jax.types import Levels
 
 CLAIM = "A4"
@@ -83,7 +83,7 @@ def questions(case: str, count: int, rng: np.random.Generator):
     return reference, np.exp(rng.uniform(np.log(0.2), np.log(3.0), count)), rewards
 
 
-@functools.partial(jax.jit, static_argnames="case")
+@functools.partial(light, static_argnames="case")
 def solve(reference: jax.Array, beta: jax.Array, rewards: jax.Array, *, case: str):
     """Policies [Q, K] of the solver, by how much (11) fails [Q] and least beta + E P_G - P_G(o) [Q]."""
     answers, group, noise = CASES[case]
@@ -123,8 +123,8 @@ def settled(
 
 def sampled(group_size: int, optimizer, seeds: int, iterations: int, root: int) -> np.ndarray:
     """[K, R] time averages for an optimizer whose numbers are [R / seeds]."""
-    made = jax.tree.map(lambda x: jnp.repeat(x, seeds) if jnp.ndim(x) else x, optimizer)
-    runs = np.tile(np.arange(seeds), jnp.size(optimizer.learning_rate))
+    made = jax.tree.map(lambda x: np.repeat(x, seeds) if np.ndim(x) else x, optimizer)
+    runs = np.tile(np.arange(seeds), np.size(optimizer.learning_rate))
     options = {"optimizer": made, "expectation": None}
     config = problem(REFERENCE, REWARDS, BETA, group_size=group_size, **options)
     return time_average(config, runs, root=root, iterations=iterations)
@@ -149,15 +149,15 @@ def averages(seeds: int, iterations: int, root: int) -> dict[str, tuple[tuple[st
 
 def predictions() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """The solver's policies, SGD's slopes, and Adam's resting points."""
-    table = reward_table(REWARDS)
-    policy = [np.asarray(stationary(REFERENCE, table, BETA, group_size=int(g)).policy) for g in GROUPS]
-    question = {int(g): Question(REWARDS, REFERENCE, BETA, int(g)) for g in GROUPS}
-    slope = [sgd_slope(question[int(g)], pi) for g, pi in zip(GROUPS, policy, strict=True)]
-    rest = [adam_limit(question[2], policy[0], b1=0.9, b2=b2, weight_decay=decay) for b2, decay in ADAM]
+    rows = number_of_histograms(int(GROUPS.max()), len(REWARDS))
+    asked = [ask(REWARDS, REFERENCE, BETA, int(g), rows=rows) for g in GROUPS]
+    policy = [np.asarray(rest(question)) for question in asked]
+    slope = [sgd_slope(question, pi) for question, pi in zip(asked, policy, strict=True)]
+    limit = [adam_limit(asked[0], policy[0], b1=0.9, b2=b2, weight_decay=decay) for b2, decay in ADAM]
     return {
         "policy": (("group", "answer"), np.stack(policy)),
         "slope": (("group", "answer"), np.stack(slope)),
-        "rest": (("adam", "answer"), np.stack(rest)),
+        "rest": (("adam", "answer"), np.stack(limit)),
     }
 
 
@@ -173,9 +173,8 @@ def paths() -> np.ndarray:
         start=start.T,
         optimizer=SGD(learning_rate=0.25),
     )
-    state = train.init(config, np.zeros(len(start), int))
-    _, seen = train.run(config, state, iterations=400, record_every=2, record=("probabilities",))
-    return np.concatenate([start.T[None], np.asarray(seen["probabilities"])[:, 0]]).transpose(2, 1, 0)
+    path = follow(config, np.zeros(len(start), int), iterations=400, every=2)
+    return np.concatenate([start.T[None], path]).transpose(2, 1, 0)
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
@@ -241,13 +240,15 @@ def _sgd_numbers(data: xr.Dataset) -> dict[str, Number]:
 def _adam_numbers(data: xr.Dataset) -> dict[str, Number]:
     numbers, point = {}, data.policy.sel(group=2).values
     at_zero, _ = intercepts(ADAM_RATES, data.adamw.transpose("adam_rate", "adam", "answer", "seed"))
-    for name, found, rest, (b2, decay) in zip(data.adam.values, at_zero, data.rest.values, ADAM, strict=True):
+    for name, found, settles, (b2, decay) in zip(
+        data.adam.values, at_zero, data.rest.values, ADAM, strict=True
+    ):
         far = furthest(found, point, tolerance=MARGIN)
         judged = decay == ADAM[-1][1] or (decay == 0 and b2 > 0.9)
         numbers[f"AdamW, {name}: sampled - (11)"] = far if judged else _unjudged(far)
         if decay or b2 == 0.9:
-            numbers[f"AdamW, {name}: sampled - predicted"] = furthest(found, rest, tolerance=MARGIN)
-        numbers[f"AdamW, {name}: predicted - (11), best answer"] = Number(float(rest[0] - point[0]))
+            numbers[f"AdamW, {name}: sampled - predicted"] = furthest(found, settles, tolerance=MARGIN)
+        numbers[f"AdamW, {name}: predicted - (11), best answer"] = Number(float(settles[0] - point[0]))
     return numbers
 
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from matplotlib import colormaps
+from numpy.typing import ArrayLike
 
-from experiments.alignment import ascend, binary, furthest, intercepts, problem, sampled_binary
+from experiments.alignment import ascend, binary, furthest, intercepts, light, problem, sampled_binary
 from experiments.grid import grid
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax.optimizers import SGD, AdamW
@@ -75,7 +76,7 @@ def noisy() -> np.ndarray:
     return ascend(config, r.size, iterations=600)[0].reshape(len(PAIRS), len(REFERENCES), len(BETAS))
 
 
-@functools.partial(jax.jit, static_argnames="group_size")
+@functools.partial(light, static_argnames="group_size")
 def solve(reference: jax.Array, beta: jax.Array, success: jax.Array, *, group_size: float) -> jax.Array:
     """[R] pi of the general solver of (11), which knows nothing of the curves."""
 
@@ -92,6 +93,16 @@ def solved() -> np.ndarray:
     success = np.array(list(PAIRS.values()))[pair]
     found = [solve(r, b, success, group_size=group) for group in (NOISY_GROUP, math.inf)]
     return np.reshape(found, (2, len(PAIRS), len(REFERENCES), len(BETAS)))
+
+
+def curve(reference: ArrayLike, beta: ArrayLike, group_size: float) -> np.ndarray:
+    """The curve of a group size; calls of up to 200 points share a shape, and so a compiled program."""
+    reference, beta = np.broadcast_arrays(np.asarray(reference, float), np.asarray(beta, float))
+    points = 200 if group_size <= GROUPS.max() else reference.size
+    padded = (np.resize(x.ravel(), points) for x in (reference, beta))
+    return np.asarray(stationary_binary(*padded, group_size=group_size))[: reference.size].reshape(
+        reference.shape
+    )
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
@@ -148,22 +159,20 @@ def check(data: xr.Dataset):
 
 
 def _curve_numbers(data: xr.Dataset, r: np.ndarray, b: np.ndarray, limit: np.ndarray) -> dict[str, Number]:
-    curves = {int(g): np.asarray(stationary_binary(r, b, group_size=int(g))) for g in data.group.values}
+    curves = {int(g): curve(r, b, int(g)) for g in data.group.values}
     stack = np.stack(list(curves.values()))
-    solver = [stationary_binary(r, b, group_size=group) for group in data.solved_group.values]
+    solver = [curve(r, b, group) for group in data.solved_group.values]
     numbers = {
         "solver of (11) - curve": worst(data.solved[:, 0], expected=np.stack(solver), tolerance=1e-10),
         "curves rise with G and stay below (15)": worst(
             np.diff(np.concatenate([stack, limit[None]]), axis=0), expected=0.0, relation="at least"
         ),
     }
-    for group, curve in curves.items():
-        gap = data.trained.sel(group=group).values - curve[..., None]
+    for group, line in curves.items():
+        gap = data.trained.sel(group=group).values - line[..., None]
         numbers[f"G = {group}: exact ascent - curve"] = worst(gap, expected=0 * gap, tolerance=1e-6)
     largest = max(curves)
-    distances = [
-        float(abs(limit - np.asarray(stationary_binary(r, b, group_size=g))).max()) for g in (512, 4096)
-    ]
+    distances = [float(abs(limit - curve(r, b, g)).max()) for g in (512, 4096)]
     numbers["(15) - curve, worst: exponent of G from 512 to 4096"] = Number(
         math.log(distances[1] / distances[0]) / math.log(8), expected=-0.5, tolerance=0.0, relation="at most"
     )
@@ -176,10 +185,7 @@ def _edge_numbers(data: xr.Dataset) -> dict[str, Number]:
     numbers = {}
     for side in CRITICAL:
         found, beta = data.edge.sel(side=side).values, side * critical
-        curves = [
-            float(stationary_binary(SMALL, x, group_size=int(g)))
-            for x, g in zip(beta, data.group.values, strict=True)
-        ]
+        curves = [float(curve(SMALL, x, int(g))) for x, g in zip(beta, data.group.values, strict=True)]
         numbers[f"pi_ref = 1e-4, beta = {side:g} sqrt(G - 1): exact ascent - curve"] = worst(
             found, expected=curves, tolerance=1e-6
         )
@@ -198,10 +204,10 @@ def _edge_numbers(data: xr.Dataset) -> dict[str, Number]:
 
 def _sampled_numbers(data: xr.Dataset) -> dict[str, Number]:
     r, b = grid(*SAMPLED.values())
-    curve, numbers = np.asarray(stationary_binary(r, b, group_size=SAMPLED_GROUP)), {}
+    aim, numbers = curve(r, b, SAMPLED_GROUP), {}
     for name, rates in RATES.items():
         at_zero, slope = intercepts(rates, data.average.sel(optimizer=name))
-        numbers[f"{name}: sampled, extrapolated - curve"] = furthest(at_zero, curve, tolerance=MARGIN)
+        numbers[f"{name}: sampled, extrapolated - curve"] = furthest(at_zero, aim, tolerance=MARGIN)
         worst_at = int(np.argmax(abs(slope.mean(1))))
         where = f"pi_ref {r[worst_at]:g}, beta {b[worst_at]:g}"
         numbers[f"{name}: steepest slope, at {where}"] = mean(slope[worst_at])
@@ -239,8 +245,7 @@ def _draw_limit(axes, data: xr.Dataset) -> None:
 def _draw_groups(axes, data: xr.Dataset) -> None:
     groups = [int(g) for g in data.group.values]
     for color, group in zip(colormaps["plasma"](np.linspace(0, 0.85, len(groups))), groups, strict=True):
-        curve = stationary_binary(FINE, np.full(FINE.shape, 2.0), group_size=group)
-        axes.plot(FINE, curve, color=color, lw=1.6, label=f"{group}")
+        axes.plot(FINE, curve(FINE, 2.0, group), color=color, lw=1.6, label=f"{group}")
         trained = data.trained.sel(group=group, beta=2.0).isel(start=0)
         axes.plot(REFERENCES, trained, "o", ms=4.5, mfc="white", color=color)
         if group == SAMPLED_GROUP:

@@ -8,22 +8,39 @@ does not maximise the surrogate frozen at itself, h turns elsewhere than at x*, 
 on the attractor whose basin it starts in. Qualified if the upper of the two values repels.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jax.scipy.special import logit
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, binary, furthest, intercepts, problem, sampled_binary, time_average
+from experiments.alignment import (
+    ascend,
+    binary,
+    furthest,
+    intercepts,
+    light,
+    problem,
+    sampled_binary,
+    time_average,
+)
+from experiments.direct_phases import (
+    COUNTED,
+    GROUPS,
+    PLACES,
+    WEDGES,
+    Diagram,
+    counted,
+    diagram,
+    draws,
+    odds,
+    wedges,
+)
 from experiments.grid import grid
 from experiments.verdict import Number, judge, mean, share, worst
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.tasks import Bernoulli
 from grpo_jax.theory import (
-    critical_point,
     direct_roots,
     drive,
     folds,
@@ -51,13 +68,8 @@ SAMPLED = {"pi_ref": np.array([0.05, 0.2, 0.5]), "strength": np.array([0.5, 1.0,
 RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.02, 0.04, 0.08])}
 MANY = (4, 4)
 """Answers and group of the questions with more answers."""
-GROUPS = np.array([8, 32])
-LEVELS, PLACES = np.array([0.5, 0.8]), np.array([0.1, 0.5, 0.9])
-"""beta / beta_c(G), and where between the folds logit pi_ref lies."""
 NUDGE = 0.3
 """Log odds on either side of the middle root at which runs start."""
-COUNTED = (3, 8, 32, np.inf)
-WEDGES = np.array([8, 32, 128])
 SIZES = {"smoke": (8, 3000, 4), "quick": (48, 3000, 8), "full": (256, 12000, 64)}
 """Seeds, iterations of sampled runs, and questions with more answers."""
 MARGIN = 0.01
@@ -67,8 +79,8 @@ def pairs() -> np.ndarray:
     """[gamma, pi_ref, strength, start] pi(a) after exact ascent on coin flips, groups of two."""
     gamma, r, b, beyond = grid(list(PAIRS), REFERENCES, STRENGTHS, [False, True])
     success = np.repeat(np.array(list(PAIRS.values())), gamma.size // len(PAIRS), axis=0).T
-    odds = r / (1 - r) * np.exp(beyond * (1 / b + 1))
-    start = np.where(r < 1e-6, r, odds / (1 + odds))
+    first = r / (1 - r) * np.exp(beyond * (1 / b + 1))
+    start = np.where(r < 1e-6, r, first / (1 + first))
     rate = np.where(r < 1e-6, 0.05 / (r * (1 + b)), 1.5 / b) / gamma
     options = {"direct": True, "start": binary(start), "optimizer": SGD(learning_rate=jnp.asarray(rate))}
     config = problem(binary(r), success, gamma * b, group_size=2, noise=Bernoulli(), **options)
@@ -82,7 +94,7 @@ def many(count: int, root: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     reference = 0.8 * rng.dirichlet(np.ones(answers), count) + 0.2 / answers
     rewards, beta = rng.normal(size=(count, answers)), rng.uniform(0.5, 3.0, count)
 
-    @jax.jit
+    @light
     @jax.vmap
     def solve(r, b, values):
         table = reward_table(values)
@@ -97,29 +109,20 @@ def many(count: int, root: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return residual, abs(ended.T - policy).max(1), distance
 
 
-def basins(group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """beta, logit pi_ref [S], and log odds [S, 3 + 4 + 4] of roots, starts, and where exact ascent ends."""
-    level, place = grid(LEVELS, PLACES)
-    beta = level * float(critical_point(group_size=group_size)[1])
-    fold = folds(beta, group_size=group_size)
-    low, high = np.asarray(fold.logit_reference_high), np.asarray(fold.logit_reference_low)
-    z_ref = low + place * (high - low)
-    roots = np.asarray(direct_roots(_odds(z_ref), beta, group_size=group_size).log_odds)
+def basins(group_size: int, told: Diagram) -> np.ndarray:
+    """Log odds [S, 3 + 4 + 4] of roots, starts, and where exact ascent ends."""
+    beta, z_ref, roots = told[:3]
     start = np.stack([roots[:, 0] - 2, roots[:, 1] - NUDGE, roots[:, 1] + NUDGE, roots[:, 2] + 1], 1)
     b, r = (np.repeat(x, 4) for x in (beta, z_ref))
     options = {"direct": True, "start": _pair(start.ravel()), "optimizer": SGD(learning_rate=4.0)}
     config = problem(_pair(r), np.array([1.0, 0.0]), b, group_size=group_size, **options)
     ended = ascend(config, b.size, iterations=6000)
     ended = (np.log(ended[0]) - np.log(ended[1])).reshape(start.shape)
-    return beta, z_ref, np.concatenate([roots, start, ended], axis=1)
-
-
-def _odds(z: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-z))
+    return np.concatenate([roots, start, ended], axis=1)
 
 
 def _pair(z: np.ndarray) -> np.ndarray:
-    return np.stack([_odds(z), _odds(-z)])
+    return np.stack([odds(z), odds(-z)])
 
 
 def stay(group_size: int, beta: float, z_ref: float, roots: np.ndarray, size: tuple[int, int], root: int):
@@ -148,44 +151,21 @@ def escape(steps: int = 4000) -> tuple[np.ndarray, np.ndarray]:
     return start, z
 
 
-@functools.partial(jax.jit, static_argnames="group_size")
-def sign_changes(reference: jax.Array, beta: jax.Array, *, group_size: float) -> jax.Array:
-    """[R] roots of h by brute force: changes of its sign on a fine grid of log odds."""
-    z = jnp.linspace(-130.0, 130.0, 26001)[:, None]
-    h = drive(z, group_size=group_size) / beta - z + logit(reference)
-    return jnp.sum(jnp.diff(jnp.sign(h), axis=0) != 0, 0)
-
-
-def counted(root: int) -> tuple[np.ndarray, np.ndarray]:
-    """[group, question] roots by brute force and by the solver, over random beta and pi_ref."""
-    rng = np.random.default_rng(root)
-    r, b = _odds(rng.uniform(-16, 4, 300)), np.exp(rng.uniform(np.log(0.05), np.log(6), 300))
-    brute = [np.asarray(sign_changes(r, b, group_size=group)) for group in COUNTED]
-    solved = [np.asarray(direct_roots(r, b, group_size=group).number) for group in COUNTED]
-    return np.stack(brute), np.stack(solved)
-
-
-def wedges() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Double roots of h by log odds z: there beta = d psi_G / dz, and logit pi_ref = z - psi_G / beta."""
-    z = jnp.linspace(0.05, 16, 800)
-    lines = []
-    for group in WEDGES:
-        psi, slope = jax.vmap(jax.value_and_grad(lambda y, size=int(group): drive(y, group_size=size)))(z)
-        lines.append([slope, z - psi / slope])
-    beta, z_ref = np.moveaxis(np.array(lines), 1, 0)
-    return {"fold_beta": (("wedge", "z"), beta), "fold_reference": (("wedge", "z"), z_ref)}
-
-
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Pairs, more answers, basins, counts of roots, and the flow of large groups."""
     root = int(jax.random.key_data(key)[-1])
     seeds, iterations, count = SIZES[size]
     residual, distance, from_nlhf = many(count, root)
-    beta, z_ref, ended = zip(*(basins(int(group)) for group in GROUPS), strict=True)
+    r, b = draws(root)
+    told: dict[float, Diagram] = {
+        int(group): jax.tree.map(np.asarray, diagram(r, b, group_size=int(group))) for group in GROUPS
+    }
+    ended = [basins(int(group), here) for group, here in told.items()]
+    beta, z_ref = ([getattr(here, name) for here in told.values()] for name in ("beta", "z_ref"))
     halfway = 1
     roots = ended[1][halfway, :3]
     kept = stay(int(GROUPS[1]), beta[1][halfway], z_ref[1][halfway], roots, (seeds, iterations), root)
-    brute, solved = counted(root)
+    brute, solved = counted(r, b, told)
     start, flowed = escape()
     averages = [
         sampled_binary(
@@ -203,6 +183,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
             "beta": (("group", "place"), np.stack(beta)),
             "logit_reference": (("group", "place"), np.stack(z_ref)),
             "log_odds": (("group", "place", "what"), np.stack(ended)),
+            "fold": (("group", "end", "place"), [here.fold[:2] for here in told.values()]),
             "kept": (("side", "seed"), kept),
             "kept_middle": roots[1],
             "brute": (("counted", "draw"), brute),
@@ -252,20 +233,20 @@ def _shape_numbers() -> dict[str, Number]:
     """h turns at x*, each root maximises its frozen surrogate, and from which beta on there are two."""
     beta = np.geomspace(0.1, 10, 25)
     turn = 0.5 * (1 + np.sqrt(1 - 1 / (1 + beta**2)))
-    slope = jax.vmap(jax.grad(lambda x, b: odds_velocity(x, 0.3, b, group_size=np.inf)))
+    slope = light(jax.vmap(jax.grad(lambda x, b: odds_velocity(x, 0.3, b, group_size=np.inf))))
     share, repeated = grid(np.linspace(0.02, 0.98, 25), beta)
     turned = np.tile(turn, 25)
     below, above = (turned * share, repeated), (turned + (1 - turned) * share, repeated)
-    r, b = (np.ravel(x) for x in np.meshgrid(_odds(np.linspace(-8, 0, 9)), np.geomspace(1.6, 8, 8)))
+    r, b = (np.ravel(x) for x in np.meshgrid(odds(np.linspace(-8, 0, 9)), np.geomspace(1.6, 8, 8)))
     x = np.asarray(direct_roots(r, b, group_size=np.inf).log_odds)[:, :2]
-    gap = np.asarray(preference_gap(_odds(x), _odds(-x), group_size=np.inf))
+    gap = np.asarray(preference_gap(odds(x), odds(-x), group_size=np.inf))
     best = np.log(r / (1 - r))[:, None] + gap / b[:, None]
     numbers = {
         "x* by h' = 0": worst(slope(turn, beta) * turn * (1 - turn), expected=0 * beta, tolerance=1e-9),
         "h' below x*": worst(slope(*below), expected=0.0, relation="at most"),
         "h' above x*": worst(slope(*above), expected=0.0, relation="at least"),
         "both roots - maximiser of the surrogate frozen there": worst(
-            _odds(best), expected=_odds(x), tolerance=1e-10
+            odds(best), expected=odds(x), tolerance=1e-10
         ),
     }
     fine = np.geomspace(0.01, 50, 20001)
@@ -282,7 +263,7 @@ def _basin_numbers(data: xr.Dataset) -> dict[str, Number]:
     below, above = data.escape_end.sel(nudge=-NUDGE), data.escape_end.sel(nudge=NUDGE)
     numbers = {
         "exact ascent - attractor of its basin, G = 8 and 32": worst(
-            _odds(ended), expected=_odds(predicted), tolerance=1e-6
+            odds(ended), expected=odds(predicted), tolerance=1e-6
         ),
         "large groups: least log odds reached from above the upper root, cut at 20": Number(
             float(above.min()), expected=20.0, relation="at least"
@@ -359,8 +340,7 @@ def _draw_phases(axes, data: xr.Dataset) -> None:
 def _draw_basins(axes, data: xr.Dataset) -> None:
     here = data.sel(group=GROUPS[1])
     beta = float(here.beta[0])
-    fold = folds(beta, group_size=int(GROUPS[1]))
-    ends = (-9.0, float(fold.z_low), float(fold.z_high), 9.0)
+    ends = (-9.0, *here.fold[:, 0].values, 9.0)
     for k, style in enumerate(("-", "--", "-")):
         z = np.linspace(ends[k], ends[k + 1], 200)
         label = {0: "attracts", 1: "repels"}.get(k)
@@ -377,7 +357,7 @@ def _draw_basins(axes, data: xr.Dataset) -> None:
             arrow = {"arrowstyle": "-|>", "color": "#4477aa", "lw": 1.2, "shrinkA": 0, "shrinkB": 3}
             axes.annotate("", (x, end), (x, start), arrowprops=arrow)
             axes.plot(x, end, "o", ms=5, mfc="white", color="#4477aa", zorder=5)
-    low, high = float(fold.logit_reference_high), float(fold.logit_reference_low)
+    low, high = sorted(z - drive(z, group_size=int(GROUPS[1])) / beta for z in ends[1:3])
     axes.set(xlim=(low - 1.5, high + 1.5), ylim=(-4, 9), xlabel="log odds of π_ref", ylabel="log odds of π")
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.set_title(f"Exact ascent (arrows, ○), G = {GROUPS[1]}, β = {beta:.2f}", fontsize=9)

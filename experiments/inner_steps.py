@@ -6,8 +6,7 @@ Groups of two, two answers, gamma = 1, no clip, exact expectations.
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.alignment import binary, grid, problem
-from grpo_jax import train
+from experiments.alignment import binary, follow, grid, problem
 from grpo_jax.config import Loop
 from grpo_jax.optimizers import SGD
 from grpo_jax.theory import stationary_pair
@@ -42,7 +41,5 @@ def swings(points: int) -> np.ndarray:
     rate, loop = SGD(learning_rate=jnp.asarray(travel / INNER)), Loop(group_size=2, inner_steps=INNER)
     even, rewards = binary(np.full(r.shape, 0.5)), np.array([1.0, 0.0])
     config = problem(binary(r), rewards, b, group_size=2, start=even, optimizer=rate, loop=loop)
-    state = train.init(config, np.zeros(len(r), int))
-    _, seen = train.run(config, state, iterations=OUTER, record=("probabilities",))
-    late = np.asarray(seen["probabilities"])[-10:, 0, 0]
+    late = follow(config, np.zeros(len(r), int), iterations=OUTER, every=1)[-10:, 0]
     return (late.max(0) - late.min(0)).reshape(len(TRAVEL), points, points)

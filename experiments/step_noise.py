@@ -4,17 +4,18 @@ One question, deterministic rewards, on-policy. A group with counts n has the lo
 g = sum_k (n_k / G) (A_k + beta (pi_ref / pi - 1)_k) (e_k - pi), with E g = F = pi P_G + beta (pi_ref - pi).
 """
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from scipy.linalg import solve_continuous_lyapunov
 from scipy.signal import lfilter
+from scipy.special import gammaln, softmax
 
-from grpo_jax.theory.counts import histograms, multinomial_weights
+from experiments import alignment
+from grpo_jax.theory import fixed_point
+from grpo_jax.theory.counts import histograms
 from grpo_jax.theory.preferences import histogram_advantages
 
 
@@ -30,29 +31,68 @@ class Law(NamedTuple):
 
 
 class Question(NamedTuple):
-    """K answers with distinct rewards [K], their reference [K], the penalty and the group's size."""
+    """One question with its groups [H]: how often they hold each answer, and the log number of their orders.
 
-    rewards: np.ndarray
-    reference: np.ndarray
-    beta: float
-    group_size: int
+    Rows without orders (log 0) pad the groups, so that one program serves groups of several sizes.
+    """
+
+    rewards: Any
+    reference: Any
+    beta: Any
+    counts: Any
+    log_orders: Any
 
     def law(self, policy: jax.Array) -> Law:
         """The law of a group's gradient at a policy [K]."""
-        return _law(policy, self.rewards, self.reference, self.beta, group_size=self.group_size)
+        counts = jnp.asarray(self.counts)
+        pull = histogram_advantages(counts, self.rewards) + self.beta * (self.reference / policy - 1)
+        share = counts / counts.sum(1, keepdims=True) * pull
+        gradients = share - policy * share.sum(1, keepdims=True)
+        return Law(jnp.exp(self.log_orders + counts @ jnp.log(policy)), gradients)
+
+    def preference(self, policy: jax.Array) -> jax.Array:
+        """[K] P_G, what an answer's members of a group get on average."""
+        policy = policy / policy.sum()
+        return self._replace(beta=jnp.zeros(())).law(policy).moment(1) / policy
 
     def drift(self, logits: jax.Array) -> jax.Array:
         """[K] F, the expected gradient."""
         return self.law(jax.nn.softmax(logits)).moment(1)
 
 
-@functools.partial(jax.jit, static_argnames="group_size")
-def _law(policy, rewards, reference, beta, *, group_size: int) -> Law:
+def ask(rewards: np.ndarray, reference: np.ndarray, beta: float, group_size: int, *, rows: int) -> Question:
+    """K answers with distinct rewards [K], their reference [K], the penalty, the group's size, and how many
+    rows its groups are padded to."""
     counts = histograms(group_size, len(rewards))
-    pull = histogram_advantages(jnp.asarray(counts), rewards) + beta * (reference / policy - 1)
-    share = counts / group_size * pull
-    gradients = share - policy * share.sum(1, keepdims=True)
-    return Law(multinomial_weights(counts, group_size, policy), gradients)
+    log_orders = gammaln(group_size + 1) - gammaln(counts + 1).sum(1)
+    more = rows - len(counts)
+    counts = np.concatenate([counts, np.repeat(counts[:1], more, axis=0)]).astype(float)
+    return Question(
+        rewards, reference, np.asarray(beta), counts, np.append(log_orders, np.full(more, -np.inf))
+    )
+
+
+class Expansion(NamedTuple):
+    """The law of the gradient at a policy; derivatives of the drift and of the softmax in logits there."""
+
+    law: Law
+    drift: tuple[jax.Array, jax.Array]
+    chances: tuple[jax.Array, jax.Array]
+
+
+@alignment.light
+def rest(question: Question) -> jax.Array:
+    """[K] the stationary policy, by the solver of (11)."""
+    return fixed_point(question.preference, question.reference, question.beta).policy
+
+
+@alignment.light
+def _expand(question: Question, policy: jax.Array) -> Expansion:
+    logits = jnp.log(policy)
+    drift, chances = (
+        (jax.jacfwd(f)(logits), jax.jacfwd(jax.jacfwd(f))(logits)) for f in (question.drift, jax.nn.softmax)
+    )
+    return Expansion(question.law(policy), drift, chances)
 
 
 def sgd_slope(question: Question, policy: np.ndarray) -> np.ndarray:
@@ -61,17 +101,14 @@ def sgd_slope(question: Question, policy: np.ndarray) -> np.ndarray:
     The logits fluctuate with covariance rate C, J C + C J' + Cov(g) = 0 for J the Jacobian of F. The
     curvature of F then holds their mean at -J^-1 (F'' : C) / 2; that of the softmax adds to the mean policy.
     """
-    logits = jnp.log(jnp.asarray(policy))
+    law, drift, chances = jax.tree.map(np.asarray, _expand(question, policy))
     basis = np.linalg.svd(np.ones((1, len(policy))))[2][1:].T
-    law = question.law(jnp.asarray(policy))
-    noise = np.asarray((law.weights[:, None] * law.gradients).T @ law.gradients)
-    jacobian = basis.T @ np.asarray(jax.jacfwd(question.drift)(logits)) @ basis
+    noise = (law.weights[:, None] * law.gradients).T @ law.gradients
+    jacobian = basis.T @ drift[0] @ basis
     spread = basis @ solve_continuous_lyapunov(jacobian, -basis.T @ noise @ basis) @ basis.T
-    bend, bulge = (
-        0.5 * np.einsum("kij,ij->k", jax.hessian(f)(logits), spread) for f in (question.drift, jax.nn.softmax)
-    )
+    bend, bulge = (0.5 * np.einsum("kij,ij->k", second, spread) for _, second in (drift, chances))
     shift = -basis @ np.linalg.solve(jacobian, basis.T @ bend)
-    return np.asarray(jax.jacfwd(jax.nn.softmax)(logits)) @ shift + bulge
+    return chances[0] @ shift + bulge
 
 
 def adam_limit(
@@ -91,21 +128,30 @@ def adam_limit(
     of ten policies; Newton's steps use d(F / sqrt(E g^2)).
     """
     uniform = np.random.default_rng(0).uniform(size=draws)
-
-    def logits(unknown: ArrayLike) -> jax.Array:
-        return jnp.append(jnp.asarray(unknown)[:-1], 0.0)
-
-    def excess(unknown: jax.Array) -> jax.Array:
-        law = question.law(jax.nn.softmax(logits(unknown)))
-        return law.moment(1) / jnp.sqrt(law.moment(2)) - weight_decay * logits(unknown) - unknown[-1]
-
     unknown = np.append(np.log(policy[:-1] / policy[-1]), 0.0)
-    inverse = np.linalg.inv(np.asarray(jax.jacfwd(excess)(unknown)))
+    inverse = np.linalg.inv(np.asarray(_excess_slope(question, unknown, weight_decay)))
     for _ in range(10):
-        law, here = question.law(jax.nn.softmax(logits(unknown))), np.asarray(logits(unknown))
-        step = _mean_step(law, uniform, b1, b2) - weight_decay * here - unknown[-1]
+        logits = np.append(unknown[:-1], 0.0)
+        step = _mean_step(_law_at(question, logits), uniform, b1, b2) - weight_decay * logits - unknown[-1]
         unknown = unknown - inverse @ step
-    return np.asarray(jax.nn.softmax(logits(unknown)))
+    return softmax(np.append(unknown[:-1], 0.0))
+
+
+@alignment.light
+def _law_at(question: Question, logits: jax.Array) -> Law:
+    return question.law(jax.nn.softmax(logits))
+
+
+@alignment.light
+def _excess_slope(question: Question, unknown: jax.Array, weight_decay: float) -> jax.Array:
+    """[K, K] of F / sqrt(E g^2) - weight_decay logits - u, in all logits but the last, which is 0, and u."""
+
+    def excess(point: jax.Array) -> jax.Array:
+        logits = jnp.append(point[:-1], 0.0)
+        law = question.law(jax.nn.softmax(logits))
+        return law.moment(1) / jnp.sqrt(law.moment(2)) - weight_decay * logits - point[-1]
+
+    return jax.jacfwd(excess)(unknown)
 
 
 def _mean_step(law: Law, uniform: np.ndarray, b1: float, b2: float) -> np.ndarray:

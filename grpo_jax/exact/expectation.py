@@ -122,8 +122,12 @@ class Exact:
             return self
         if groups.cell_breakers(config.method):
             return dataclasses.replace(self, cells=0)
-        with jax.ensure_compile_time_eval():
-            cell = np.asarray(_cells_of(dataclasses.replace(config, expectation=None)))
+        bare = dataclasses.replace(config, expectation=None)
+        cell = _cells_of(bare)
+        if isinstance(cell, jax.core.Tracer):  # within a trace; there, constants are folded one by one
+            with jax.ensure_compile_time_eval():
+                cell = _cells_of(bare)
+        cell = np.asarray(cell)
         width = int(cell.max()) + 1
         return dataclasses.replace(self, cells=width if width < cell.shape[1] else 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 
 from grpo_jax.part import number, part
@@ -66,7 +67,7 @@ def levels(noise: Noise | None, mean: Array, scale: Number) -> Levels | None:
     return None if law is None else law._replace(values=scale * law.values)
 
 
-def check_means(name: str, means: Array, noise: Noise | None) -> None:
+def check_means(name: str, means: Array | np.ndarray, noise: Noise | None) -> None:
     """Bernoulli means must be probabilities."""
-    if isinstance(noise, Bernoulli) and (jnp.min(means) < 0 or jnp.max(means) > 1):
+    if isinstance(noise, Bernoulli) and (np.min(means) < 0 or np.max(means) > 1):
         raise ValueError(f"{name} must lie in [0, 1] under Bernoulli noise")

@@ -34,7 +34,7 @@ class Questions:
             raise ValueError(
                 f"the reward table has shape {np.shape(self.table)}; it must be [contexts, actions]"
             )
-        noises.check_means("the reward table", jnp.asarray(self.table), self.noise)
+        noises.check_means("the reward table", np.asarray(self.table), self.noise)
 
     def prompts(self, uniforms: Array) -> Array:
         """Contexts drawn uniformly."""

@@ -61,7 +61,7 @@ class SequenceTable(_Sequential):
         shape, size = np.shape(self.table), len(self.space.support[0])
         if len(shape) not in (2, 3) or shape[1] != size:
             raise ValueError(f"the reward table has shape {shape}; it must be [contexts, {size}]")
-        noises.check_means("the reward table", jnp.asarray(self.table), self.noise)
+        noises.check_means("the reward table", np.asarray(self.table), self.noise)
 
     def prompts(self, uniforms: Array) -> Array:
         """Contexts drawn uniformly."""

@@ -34,7 +34,11 @@ def preference_gap(p: ArrayLike, q: ArrayLike | None = None, *, group_size: floa
       [...] the gap; 1 for G = 2, sqrt(2) for G = 3, whatever p.
     """
     check_group_size(group_size)
-    p, q = _complement(p, q)
+    return _preference_gap(*_complement(p, q), group_size)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _preference_gap(p: Array, q: Array, group_size: float) -> Array:
     if math.isinf(group_size):
         return 1 / jnp.sqrt(p * q)
     k = np.arange(1, group_size)
@@ -81,7 +85,11 @@ def stationary_pair(reference: ArrayLike, beta: ArrayLike, gamma: ArrayLike = 1.
     check_nonnegative("beta", beta)
     if concrete(gamma) and np.any(~(np.abs(np.asarray(gamma)) <= 1)):
         raise ValueError(f"gamma is a difference of probabilities and must lie in [-1, 1], got {gamma}")
-    reference, beta, gamma = as_floats(reference, beta, gamma)
+    return _stationary_pair(*as_floats(reference, beta, gamma))
+
+
+@jax.jit
+def _stationary_pair(reference: Array, beta: Array, gamma: Array) -> Array:
     ref = jnp.where(gamma < 0, 1 - reference, reference)
     strength = abs(gamma)
     strong = strength >= beta
@@ -108,7 +116,11 @@ def stationary_large_group(reference: ArrayLike, beta: ArrayLike) -> Array:
     """
     check_probability("reference", reference)
     check_nonnegative("beta", beta)
-    reference, beta = as_floats(reference, beta)
+    return _stationary_large_group(*as_floats(reference, beta))
+
+
+@jax.jit
+def _stationary_large_group(reference: Array, beta: Array) -> Array:
     small = beta <= 1
     s = jnp.where(small, beta, 0.0) ** 2
     t = (1 / jnp.where(small, 1.0, beta)) ** 2

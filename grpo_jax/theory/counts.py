@@ -84,17 +84,17 @@ def multinomial_weights(counts: ArrayLike, total: int, marginals: Array) -> Arra
     """Multinomial probabilities of histograms, normalised over the rows given.
 
     Args:
-      counts: int [H, L], rows that sum to ``total``.
+      counts: concrete int [H, L], rows that sum to ``total``.
       total: the number of draws N.
       marginals: [L] level probabilities; rescaled to sum to one.
 
     Returns:
       [H] weights. Differentiable in marginals where they are positive.
     """
-    table = jnp.asarray(stirling_remainder(total), marginals.dtype)
+    remainder, n = stirling_remainder(total), np.asarray(counts)
+    orders = jnp.asarray(remainder[total] - remainder[n].sum(-1), marginals.dtype)
     q = marginals / marginals.sum()
-    n = jnp.asarray(counts)
-    log_weights = table[total] - table[n].sum(-1) - deviance(n.astype(q.dtype), total * q).sum(-1)
+    log_weights = orders - deviance(jnp.asarray(n, q.dtype), total * q).sum(-1)
     return jnp.exp(log_weights)
 
 

@@ -74,7 +74,11 @@ def stationary_pair_direct(reference: ArrayLike, beta: ArrayLike, gamma: ArrayLi
     """
     check_probability("reference", reference)
     check_positive("beta", beta, "the limit is the better answer")
-    reference, beta, gamma = as_floats(reference, beta, gamma)
+    return _pair_direct(*as_floats(reference, beta, gamma))
+
+
+@jax.jit
+def _pair_direct(reference: Array, beta: Array, gamma: Array) -> Array:
     tilt = gamma / beta
     up, down = reference * jnp.exp(jnp.minimum(tilt, 0)), (1 - reference) * jnp.exp(-jnp.maximum(tilt, 0))
     return up / (up + down)
@@ -82,7 +86,11 @@ def stationary_pair_direct(reference: ArrayLike, beta: ArrayLike, gamma: ArrayLi
 
 def drive(log_odds: ArrayLike, *, group_size: float) -> Array:
     """``psi_G`` at log odds z: even, least at 0, sqrt(G - 1) at both ends; 2 cosh(z/2) as G -> inf."""
-    (z,) = as_floats(log_odds)
+    return _drive(*as_floats(log_odds), group_size)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _drive(z: Array, group_size: float) -> Array:
     if math.isinf(group_size):
         return 2 * jnp.cosh(z / 2)
     return preference_gap(jax.nn.sigmoid(z), jax.nn.sigmoid(-z), group_size=group_size)

@@ -41,7 +41,11 @@ def rlhf(reference: ArrayLike, rewards: ArrayLike, beta: ArrayLike) -> Array:
     """
     check_distribution("reference", reference)
     check_nonnegative("beta", beta)
-    reference, rewards, beta = as_floats(reference, rewards, beta)
+    return _rlhf(*as_floats(reference, rewards, beta))
+
+
+@jax.jit
+def _rlhf(reference: Array, rewards: Array, beta: Array) -> Array:
     beta = beta[..., None]
     best = jnp.max(jnp.where(reference > 0, rewards, -jnp.inf), -1, keepdims=True)
     deficit = jnp.where(reference > 0, best - rewards, 0.0)

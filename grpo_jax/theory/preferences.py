@@ -10,7 +10,7 @@ On-policy ``sum_o pi(o) P_G(o | pi) = 0`` exactly, because advantages in a group
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,21 +69,21 @@ def reward_table(values: ArrayLike, probs: ArrayLike | None = None) -> Rewards:
     if probs is None:
         if len(shape) != 1:
             raise ValueError(f"values must be [K] without probs, got shape {shape}")
-        cells = jnp.eye(shape[0])
+        cells: ArrayLike = np.eye(shape[0])
     else:
         if len(shape) != 2 or np.shape(probs) != shape:
             raise ValueError(f"values and probs must share a shape [K, M], got {shape} and {np.shape(probs)}")
         check_distribution("probs", probs)
-        eye = jnp.eye(shape[0])
-        cells = (eye[:, :, None] * jnp.asarray(probs)[:, None, :]).reshape(shape[0], -1)
+        xp: Any = np if concrete(probs) else jnp
+        cells = (np.eye(shape[0])[:, :, None] * xp.asarray(probs)[:, None, :]).reshape(shape[0], -1)
     if not concrete(values):
-        return Rewards(jnp.ravel(values), cells)
+        return Rewards(jnp.ravel(values), as_floats(cells)[0])
     flat = np.ravel(np.asarray(values, np.float64))
     if not np.all(np.isfinite(flat)):
         raise ValueError(f"rewards must be finite, got {values}")
     levels, member = np.unique(flat, return_inverse=True)
     merge = np.eye(levels.size)[member.ravel()]
-    return Rewards(*as_floats(jnp.asarray(levels, cells.dtype), cells @ jnp.asarray(merge, cells.dtype)))
+    return Rewards(jnp.asarray(levels, float), jnp.asarray(cells @ merge, float))
 
 
 def histogram_advantages(counts: Array, levels: Array, convention: Convention = PAPER) -> Array:
@@ -115,37 +115,58 @@ def histogram_advantages(counts: Array, levels: Array, convention: Convention = 
     return jnp.where(tied, 0.0, centred * span ** (1 - convention.power) / divisor)
 
 
-@functools.partial(jax.jit, static_argnames=("group_size", "max_histograms"))
-def level_preferences(
-    marginals: Array,
-    levels: Array,
-    *,
-    group_size: int,
-    convention: Convention = PAPER,
-    max_histograms: int = MAX_HISTOGRAMS,
+def member_advantages(
+    levels: Array, *, group_size: int, convention: Convention = PAPER, max_histograms: int = MAX_HISTOGRAMS
 ) -> Array:
-    """Expected advantage of a member with reward v_l among G - 1 others drawn from the level marginals.
-
-    ``a_l(q) = sum_n Mult(n | G - 1, q) A_l(n + e_l)``.
+    """``A_l(n + e_l)``: what a member of level l gets in a group whose other G - 1 members have histogram n.
 
     Args:
-      marginals: [L] probabilities of the levels under the old policy.
       levels: [L] rewards.
-      group_size: G >= 2, static.
-      convention: the divisor of the advantage.
-      max_histograms: refuse more terms than this.
+      group_size, convention, max_histograms: as in `group_preference`, group_size finite.
 
     Returns:
-      [L] expected advantages. Differentiable where marginals are positive.
+      [L, H].
     """
     others = histograms(group_size - 1, levels.size, max_histograms)
-    weights = multinomial_weights(others, group_size - 1, marginals)
 
-    def expected(level: Array) -> Array:
-        groups = jnp.asarray(others).at[:, level].add(1)
-        return weights @ histogram_advantages(groups, levels, convention)[:, level]
+    def of(level: Array) -> Array:
+        return histogram_advantages(jnp.asarray(others).at[:, level].add(1), levels, convention)[:, level]
 
-    return jax.lax.map(expected, jnp.arange(levels.size))
+    return jax.lax.map(of, jnp.arange(levels.size))
+
+
+def preference_of(
+    rewards: Rewards,
+    *,
+    group_size: float,
+    convention: Convention = PAPER,
+    max_histograms: int = MAX_HISTOGRAMS,
+) -> Preference:
+    """The map ``pi -> P_G(. | pi)``, with what no policy changes computed once.
+
+    ``P_G(o | pi) = sum_l P(l | o) sum_n Mult(n | G - 1, q) A_l(n + e_l)``, q the levels' marginals under pi.
+    The arguments are those of `group_preference`.
+    """
+    levels, probs = as_floats(*rewards)
+    if math.isinf(group_size):
+        return lambda policy: large_group_preference(policy, Rewards(levels, probs), convention=convention)
+    size = int(group_size)
+    table = member_advantages(levels, group_size=size, convention=convention, max_histograms=max_histograms)
+    others = histograms(size - 1, levels.size, max_histograms)
+
+    def preference(policy: Array) -> Array:
+        _require_fit(policy, levels, probs)
+        weights = multinomial_weights(others, size - 1, policy / policy.sum() @ probs)
+        return probs @ (table @ weights)
+
+    return preference
+
+
+def _require_fit(policy: Array, levels: Array, probs: Array) -> None:
+    if probs.shape != (policy.size, levels.size):
+        raise ValueError(
+            f"rewards of shape {probs.shape} do not fit {policy.size} actions x {levels.size} levels"
+        )
 
 
 def group_preference(
@@ -173,18 +194,19 @@ def group_preference(
     [0.75, -0.25]
     """
     check_group_size(group_size)
-    policy, levels, probs = as_floats(policy, *rewards)
-    if probs.shape != (policy.size, levels.size):
-        raise ValueError(
-            f"rewards of shape {probs.shape} do not fit {policy.size} actions x {levels.size} levels"
-        )
-    if math.isinf(group_size):
-        return large_group_preference(policy, Rewards(levels, probs), convention=convention)
     if concrete(convention.ddof) and group_size <= float(np.asarray(convention.ddof)):
         raise ValueError(f"a group of {group_size} has no spread with ddof {convention.ddof}")
-    marginals = policy / policy.sum() @ probs
-    options = {"group_size": int(group_size), "convention": convention, "max_histograms": max_histograms}
-    return probs @ level_preferences(marginals, levels, **options)
+    policy, levels, probs = as_floats(policy, *rewards)
+    return _group_preference(policy, Rewards(levels, probs), convention, group_size, max_histograms)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _group_preference(
+    policy: Array, rewards: Rewards, convention: Convention, group_size: float, max_histograms: int
+) -> Array:
+    return preference_of(
+        rewards, group_size=group_size, convention=convention, max_histograms=max_histograms
+    )(policy)
 
 
 def large_group_preference(policy: ArrayLike, rewards: Rewards, *, convention: Convention = PAPER) -> Array:
@@ -193,6 +215,7 @@ def large_group_preference(policy: ArrayLike, rewards: Rewards, *, convention: C
     Args, Returns: as `group_preference`. A policy without spread gives 0.
     """
     policy, levels, probs = as_floats(policy, *rewards)
+    _require_fit(policy, levels, probs)
     marginals = policy / policy.sum() @ probs
     from_usual = levels - levels[jnp.argmax(marginals)]
     scale = jnp.max(abs(from_usual))

@@ -43,6 +43,25 @@ class Flow(NamedTuple):
     steps: Array
 
 
+class _Step(NamedTuple):
+    """The last point accepted, with the field and its Jacobian there, and the trial that comes next.
+
+    One evaluation serves the test of a trial and the step from it, so that the field is compiled once. The
+    first trial is the start, at step -1.
+    """
+
+    x: Array
+    value: Array
+    slope: Array
+    h: Array
+    error: Array
+    moved: Array
+    trial: Array
+    reach: Array
+    against: Array
+    step: Array
+
+
 def relax(field: Callable[[Array], Array], start: Array, *, max_steps: int) -> tuple[Array, Flow]:
     """Follow ``dx/dt = field(x)``, x >= 0, to rest: implicit Euler whose step grows as the field shrinks.
 
@@ -65,31 +84,32 @@ def relax(field: Callable[[Array], Array], start: Array, *, max_steps: int) -> t
 
     def solve(inner: Callable[[Array], Array], first: Array) -> tuple[Array, Flow]:
         def unfinished(state):
-            _, _, error, moved, step = state
-            return ((error > small) | (moved > small**0.5)) & (step < max_steps)
+            return ((state.error > small) | (state.moved > small**0.5)) & (state.step < max_steps)
 
-        def advance(state):
-            x, h, error, _, step = state
-            system = jnp.eye(x.size, dtype=x.dtype) / h - jax.jacfwd(inner)(x)
-            value = inner(x)
-            move = jnp.nan_to_num(jnp.linalg.solve(system, value))
-            trial = jnp.maximum(x + move, 0.05 * x)
-            now = jnp.max(abs(inner(trial)))
-            against = jnp.any((x + move < 0.05 * x) & (value > 0))
-            accept = (now <= 1.5 * error) & ~against
-            faster = jnp.where(
-                now <= error, jnp.clip(2 * error / jnp.maximum(now, 1e-3 * small), 2.0, 10.0), 1.0
+        def advance(state: _Step) -> _Step:
+            slope, value = jax.jacfwd(lambda x: (inner(x),) * 2, has_aux=True)(state.trial)
+            now = jnp.max(abs(value))
+            accept = (now <= 1.5 * state.error) & ~state.against
+            faster = jnp.clip(2 * state.error / jnp.maximum(now, 1e-3 * small), 2.0, 10.0)
+            growth = jnp.where(accept, jnp.where(now <= state.error, faster, 1.0), 0.2)
+            begin = 0.5 / jnp.maximum(0.5, jnp.max(abs(slope).sum(-1)))
+            h = jnp.where(state.step < 0, begin, jnp.minimum(state.h * growth, 1 / small))
+            error = jnp.where(accept, now, state.error)
+            x, value, slope = (
+                jnp.where(accept, new, old)
+                for new, old in zip((state.trial, value, slope), state[:3], strict=True)
             )
-            growth = jnp.where(accept, faster, 0.2)
-            h = jnp.minimum(h * growth, 1 / small)
-            moved = jnp.where(accept, jnp.max(abs(move)), jnp.inf)
-            return jnp.where(accept, trial, x), h, jnp.where(accept, now, error), moved, step + 1
+            moved = jnp.where(accept, state.reach, jnp.inf)
+            move = jnp.nan_to_num(jnp.linalg.solve(jnp.eye(x.size, dtype=x.dtype) / h - slope, value))
+            trial, against = jnp.maximum(x + move, 0.05 * x), jnp.any((x + move < 0.05 * x) & (value > 0))
+            reach = jnp.max(abs(move))
+            return _Step(x, value, slope, h, error, moved, trial, reach, against, state.step + 1)
 
-        far = jnp.full((), jnp.inf, first.dtype)
-        h = 0.5 / jnp.maximum(0.5, jnp.max(abs(jax.jacfwd(inner)(first)).sum(-1)))
-        state = (first, h, jnp.max(abs(inner(first))), far, jnp.zeros((), int))
-        x, _, error, _, steps = jax.lax.while_loop(unfinished, advance, state)
-        return x, Flow(error, steps.astype(x.dtype))
+        far, never = jnp.full((), jnp.inf, first.dtype), jnp.zeros((), bool)
+        blank = jnp.zeros((first.size,) * 2, first.dtype)
+        state = _Step(first, first, blank, far, far, far, first, far, never, jnp.full((), -1))
+        state = jax.lax.while_loop(unfinished, advance, state)
+        return state.x, Flow(state.error, state.step.astype(first.dtype))
 
     def solve_linear(linear: Callable[[Array], Array], value: Array) -> Array:
         return jnp.linalg.solve(jax.jacfwd(linear)(jnp.zeros_like(value)), value)

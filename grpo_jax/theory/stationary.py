@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from grpo_jax.theory.binary import stationary_pair
 from grpo_jax.theory.checks import as_floats, check_distribution, check_group_size, check_positive, concrete
 from grpo_jax.theory.counts import MAX_HISTOGRAMS
-from grpo_jax.theory.preferences import PAPER, Convention, Preference, Rewards, group_preference
+from grpo_jax.theory.preferences import PAPER, Convention, Preference, Rewards, preference_of
 from grpo_jax.theory.roots import Flow, relax
 
 ZERO_BETA = (
@@ -169,10 +169,8 @@ def stationary(
 def _stationary(
     reference, rewards, beta, convention, start, *, group_size, support, max_steps, max_histograms
 ):
-    def preference(policy: Array) -> Array:
-        options = {"group_size": group_size, "convention": convention, "max_histograms": max_histograms}
-        return group_preference(policy, rewards, **options)
-
+    options = {"group_size": group_size, "convention": convention, "max_histograms": max_histograms}
+    preference = preference_of(rewards, **options)
     return fixed_point(preference, reference, beta, start=start, support=support, max_steps=max_steps)
 
 
