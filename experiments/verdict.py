@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 VERDICTS = ("reproduced", "qualified", "refuted", "not testable here")
 CONFIDENCE = 0.999
@@ -192,7 +192,7 @@ def mean(
     if samples.size < 2:
         raise ValueError(f"an interval needs two or more samples; got {samples.size}")
     middle, error = samples.mean(), samples.std(ddof=1) / np.sqrt(samples.size)
-    reach = error * stats.t.ppf(0.5 + confidence / 2, samples.size - 1)
+    reach = error * special.stdtrit(samples.size - 1, 0.5 + confidence / 2)
     return Number(float(middle), expected, tolerance, float(middle - reach), float(middle + reach), relation)
 
 
@@ -206,10 +206,12 @@ def share(
     confidence: float = CONFIDENCE,
 ) -> Number:
     """The share of independent trials that succeed, with Clopper and Pearson's exact interval."""
-    interval = stats.binomtest(int(successes), int(trials)).proportion_ci(confidence, method="exact")
-    return Number(
-        successes / trials, expected, tolerance, float(interval.low), float(interval.high), relation
-    )
+    successes, failures, tail = int(successes), int(trials) - int(successes), (1 - confidence) / 2
+    if min(successes, failures) < 0 or trials == 0:
+        raise ValueError(f"{successes} of {trials} trials cannot succeed")
+    low = special.betaincinv(successes, failures + 1, tail) if successes else 0.0
+    high = special.betaincinv(successes + 1, failures, 1 - tail) if failures else 1.0
+    return Number(successes / trials, expected, tolerance, float(low), float(high), relation)
 
 
 def extrapolate(x: ArrayLike, samples: ArrayLike, *, degree: int = 1) -> np.ndarray:
