@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 CACHE = "GRPO_JAX_CACHE"
 """Environment variable: where compilations are kept; empty switches the cache off."""
+DISABLED = ("cpu-parallel-task-assigner", "cse_barrier_expander", "small-while-loop-hoisting")
+"""Passes of XLA's CPU compiler that are left out. The last makes a short loop one kernel, borders and all."""
 
 
 def cache_folder() -> Path | None:
@@ -85,7 +87,7 @@ def compiler_options() -> dict[str, Any]:
     """
     if jax.default_backend() != "cpu":
         return {}
-    wanted: dict[str, Any] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner,cse_barrier_expander"}
+    wanted: dict[str, Any] = {"xla_disable_hlo_passes": ",".join(DISABLED)}
     if _wide_vectors():
         wanted["xla_cpu_prefer_vector_width"] = 512
     return wanted if _known(wanted) else {n: v for n, v in wanted.items() if _known({n: v})}
