@@ -18,7 +18,7 @@ from grpo_jax.policies.actions import ActionPolicy
 from grpo_jax.sweep import sweep
 from grpo_jax.sweep.layout import Estimate, Shape, check_fits, estimate, layout
 from grpo_jax.sweep.program import Program, Request
-from grpo_jax.sweep.tuning import tuned_width
+from grpo_jax.sweep.tuning import PROBE, tuned
 from grpo_jax.tasks.questions import Questions
 
 CONFIG = Config(
@@ -175,11 +175,18 @@ def test_a_tuned_width_is_remembered(tmp_path, monkeypatch):
         "_seconds_a_run",
         lambda config, axes, request, widths, devices: measured.extend(widths) or {w: 1 / w for w in widths},
     )
-    first = tuned_width(CONFIG, (), request, runs=20_000, devices=2)
+    first = tuned(CONFIG, (), request, runs=20_000, devices=2)
     assert len(measured) == 3
-    assert first == max(measured)
-    assert tuned_width(CONFIG, (), request, runs=20_000, devices=2) == first
+    assert first.width == max(measured)
+    assert first.seconds == 1 / first.width / PROBE
+    assert tuned(CONFIG, (), request, runs=20_000, devices=2) == first
     assert len(measured) == 3
+
+
+def test_an_estimate_reads_well():
+    assert Estimate(updates=80, output=0, memory=0).sentence().startswith("80 updates, 0.0 MiB of results")
+    long = Estimate(updates=200_000_000, output=2**20, memory=2**20, seconds=12.34).sentence()
+    assert long == "200 million updates, 1.0 MiB of results, about 1 MiB besides, about 12.3 s"
 
 
 def test_an_unwritable_cache_warns_and_goes_on(tmp_path, monkeypatch):

@@ -46,12 +46,12 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
     from grpo_jax.expectations import choose
     from grpo_jax.sweep.layout import layout
     from grpo_jax.sweep.program import Program, Request
-    from grpo_jax.sweep.tuning import tuned_width
+    from grpo_jax.sweep.tuning import tuned
 
     config = choose(configuration(case))
     request = Request(case.iterations, 1, RECORD, 0)
     devices = min(jax.local_device_count(), case.runs)
-    width = None if case.double else tuned_width(config, (), request, runs=case.runs, devices=devices)
+    width = None if case.double else tuned(config, (), request, runs=case.runs, devices=devices).width
     shape = layout(config, case.runs, len(RECORD) * case.iterations, width=width)
     program = Program(config, (), request, shape)
     program.compile({})

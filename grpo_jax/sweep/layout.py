@@ -85,11 +85,15 @@ class Estimate:
     """Bytes of all results."""
     memory: int
     """Bytes needed at once besides the results."""
+    seconds: float | None = None
+    """Of running, from a measured chunk; None for a sweep too short to measure one."""
 
     def sentence(self) -> str:
         """For people."""
+        updates = f"{self.updates:,}" if self.updates < 1e6 else f"{self.updates / 1e6:.3g} million"
         sizes = f"{self.output / 2**20:.1f} MiB of results, about {self.memory / 2**20:.0f} MiB besides"
-        return f"{self.updates / 1e6:.3g} million updates, {sizes}"
+        time = "" if self.seconds is None else f", about {self.seconds:.3g} s"
+        return f"{updates} updates, {sizes}{time}"
 
 
 def estimate(config: Config, shape: Shape, runs: int, *, iterations: int, numbers: int) -> Estimate:

@@ -26,7 +26,7 @@ from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
 from grpo_jax.sweep.layout import Shape, check_fits, estimate, free_memory, layout
 from grpo_jax.sweep.program import Program, Request
 from grpo_jax.sweep.storage import Store, held_width
-from grpo_jax.sweep.tuning import tuned_width, worth_tuning
+from grpo_jax.sweep.tuning import tuned, worth_tuning
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
@@ -95,8 +95,9 @@ def sweep(
     streamed = out is not None and wanted.output > STREAM_BYTES
     check_fits(wanted, free_memory(), streamed=streamed)
     if width is None and worth_tuning(configs[0], wanted):
-        width = tuned_width(configs[0], run_axes[0], request, runs=runs, devices=shape.devices)
-        shape = layout(configs[0], runs, numbers, width=width, devices=shape.devices)
+        found = tuned(configs[0], run_axes[0], request, runs=runs, devices=shape.devices)
+        shape = layout(configs[0], runs, numbers, width=found.width, devices=shape.devices)
+        wanted = dataclasses.replace(wanted, seconds=found.seconds * runs * len(configs) * iterations)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
     if progress:

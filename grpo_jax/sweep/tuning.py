@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -40,7 +41,16 @@ def worth_tuning(config: Config, wanted: Estimate) -> bool:
     return wanted.updates * sum(leaf.size for leaf in jax.tree.leaves(start)) >= LONG
 
 
-def tuned_width(config: Config, axes: Sequence[Axis], request: Request, *, runs: int, devices: int) -> int:
+class Tuned(NamedTuple):
+    """What was measured of a program's structure on this machine."""
+
+    width: int
+    """Runs in a chunk, all devices together: the fastest of a few."""
+    seconds: float
+    """Of one iteration of one run at that width, the whole machine at work."""
+
+
+def tuned(config: Config, axes: Sequence[Axis], request: Request, *, runs: int, devices: int) -> Tuned:
     """The fastest of a few widths for this structure on this machine; remembered, or measured now."""
     path, key = _memory(), _key(config, request, devices)
     held = _read(path)
@@ -50,9 +60,13 @@ def tuned_width(config: Config, axes: Sequence[Axis], request: Request, *, runs:
         widths = sorted(width for width in each if width <= runs) or [base]
         seconds = _seconds_a_run(config, axes, request, widths, devices)
         best = min(seconds, key=seconds.__getitem__)
-        held[key] = best if seconds[best] < GAIN * seconds.get(base, np.inf) else base
+        if base in seconds and seconds[best] >= GAIN * seconds[base]:
+            best = base
+        held[key] = [best, seconds[best] / PROBE]
         _write(path, held)
-    return held[key] if held[key] <= runs else default_width(config, runs, devices)
+    found = Tuned(*held[key])
+    fits = found.width <= runs
+    return found if fits else found._replace(width=default_width(config, runs, devices))
 
 
 def _seconds_a_run(
@@ -84,17 +98,17 @@ def _key(config: Config, request: Request, devices: int) -> str:
 
 def _memory() -> Path | None:
     folder = cache_folder()
-    return None if folder is None else folder.parent / "widths.json"
+    return None if folder is None else folder.parent / "tuning.json"
 
 
-def _read(path: Path | None) -> dict[str, int]:
+def _read(path: Path | None) -> dict[str, list]:
     try:
         return json.loads(path.read_text()) if path is not None else {}
     except (OSError, ValueError):
         return {}
 
 
-def _write(path: Path | None, held: dict[str, int]) -> None:
+def _write(path: Path | None, held: dict[str, list]) -> None:
     if path is None:
         return
     try:
