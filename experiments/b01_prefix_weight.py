@@ -58,7 +58,8 @@ def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) 
     def score(params):
         return scored(policy, params, rollout.prompts, rollout.tokens, rollout.mask).logp
 
-    logp, pull = jax.vjp(score, jittered(rng, start, drift))
+    logp, transposed = jax.vjp(jax.jit(score), jittered(rng, start, drift))
+    pull = jax.jit(transposed)
 
     def apart(auto, hand) -> float:
         """Greatest difference in the parameters' gradient, relative to the greatest entry by hand."""

@@ -39,7 +39,8 @@ PRECISION = "float64"
 DECAYS = [(0.9, 0.95), (0.9, 0.999), (0.8, 0.99), (0.95, 0.999), (0.0, 0.95), (0.99, 0.9)]
 ONE_STEP, FIVE_STEPS = 0.923, 0.66
 """Printed for (0.9, 0.95)."""
-COAST = 40
+COAST, LONG = 40, 120
+"""Updates on zero gradient that are looked at, and steps on a batch, for all of them alike."""
 PASSES = np.array([1, 2, 4, 8, 16, 64])
 CLIPS = np.array([0.1, 0.2, 0.4])
 SIZES = {"smoke": (16, 7), "quick": (128, 25), "full": (512, 49)}
@@ -74,7 +75,7 @@ def clipped_updates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """[COAST, R] updates over the last live one, on a batch that ends up all clipped; [R] live steps."""
     state = warmed(config, seed, root, iterations=history)
-    _, path = inner_path(config, state, steps=120)
+    _, path = inner_path(config, state, steps=LONG)
     live = np.asarray(live_steps(path, runs=True))
     update = np.asarray(path.updates)[:, 0, 0]
     at = np.minimum(live + np.arange(COAST)[:, None], len(update) - 1)
@@ -87,8 +88,8 @@ def tied_updates(config: Config, seed: np.ndarray, root: int, history: int) -> t
     before = warmed(config, seed, root, iterations=history)
     state, _ = train.run(config, before, iterations=1, record=())
     last = np.asarray(state.params - before.params)[0, 0]
-    _, path = inner_path(tied(config), state, steps=COAST)
-    return np.asarray(path.updates)[:, 0, 0] / last, np.asarray(state.opt_state[0].count)
+    _, path = inner_path(tied(config), state, steps=LONG)
+    return np.asarray(path.updates)[:COAST, 0, 0] / last, np.asarray(state.opt_state[0].count)
 
 
 def factors(root: int, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +110,7 @@ OPTIMIZERS = {
     "SGD": SGD(learning_rate=0.05),
     "RMSProp": RMSProp(learning_rate=0.02),
     "heavy ball": HeavyBall(learning_rate=0.006),
-    "Adam": Adam(learning_rate=0.02),
+    "Adam": AdamW(learning_rate=0.02, weight_decay=0.0),
     "AdamW": AdamW(learning_rate=0.02, weight_decay=0.1),
     "Lion": Lion(learning_rate=0.02),
 }
@@ -123,7 +124,7 @@ def through_the_clip(root: int, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarr
     ratios, travel = [], []
     for optimizer in OPTIMIZERS.values():
         config = problem(optimizer=optimizer, loop=Loop(group_size=64))
-        _, path = inner_path(config, train.init(config, seeds, root=root), steps=100)
+        _, path = inner_path(config, train.init(config, seeds, root=root), steps=LONG)
         ratios.append(np.exp(path.log_ratio[:, 0, 0, 0]))
         live = np.asarray(live_steps(path, runs=True)).min() + COAST
         cut = jax.tree.map(lambda leaf, end=live: leaf[:end], path)
@@ -160,8 +161,8 @@ def idle_batches(root: int, seeds: np.ndarray) -> np.ndarray:
     moved = []
     for optimizer in IDLE.values():
         config = problem(optimizer=optimizer, loop=Loop(group_size=64))
-        _, path = inner_path(tied(config), warmed(config, seeds, root), steps=COAST + 1)
-        right = np.asarray(jax.nn.softmax(path.params, axis=2))[:, 0, 0]
+        _, path = inner_path(tied(config), warmed(config, seeds, root), steps=LONG)
+        right = np.asarray(jax.nn.softmax(path.params[: COAST + 1], axis=2))[:, 0, 0]
         moved.append(abs(right - right[0]))
     return np.stack(moved)
 
