@@ -52,8 +52,14 @@ def law(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def engine(kind: str, group_size: int) -> np.ndarray:
-    """[K, setting of a kind] the package's exact expectation, through the surrogate that training uses."""
+    """[K, setting of a kind] the package's exact expectation, through the surrogate that training uses.
+
+    After the settings of two levels come those of rare ones, so that one program serves both.
+    """
     values, policies = (np.array(x).T for x in zip(*(POLICIES[name] for name in alike(kind)), strict=True))
+    if kind == "two":
+        policies = np.concatenate([policies, [RARE, 1 - RARE]], 1)
+        values = np.repeat(values[:, :1], policies.shape[1], 1)
     noise = Bernoulli() if kind == "coin" else None
     config = problem(policies, values, 0.0, group_size=group_size, noise=noise)
     return np.asarray(expected_preference(config, np.log(policies)[None]))[0]
@@ -100,14 +106,6 @@ def limit(name: str, *, noise: bool = True) -> np.ndarray:
     return np.asarray(large_group_preference(policy, Rewards(jnp.asarray(levels), jnp.asarray(probs))))
 
 
-def rare(group_size: int) -> np.ndarray:
-    """[p] the better level's preference over its limit; exact, through the engine."""
-    policy = np.stack([RARE, 1 - RARE])
-    config = problem(policy, np.array([1.0, 0.0]), 0.0, group_size=group_size)
-    found = np.asarray(expected_preference(config, np.log(policy)[None]))[0, 0]
-    return found / np.sqrt((1 - RARE) / RARE)
-
-
 def rare_law(x: np.ndarray) -> np.ndarray:
     """f(x) = sqrt(x) E[(1 + Poisson(x))^(-1/2)]: sqrt(x) for small x, 1 for large."""
     n = np.arange(4000)[:, None]
@@ -123,20 +121,23 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     del key  # nothing here is random
     groups, names = GROUPS[size], list(POLICIES)
     by_engine, by_sum = np.full((2, len(names), len(groups), 3), np.nan)
+    rare = {}
     for column, group in enumerate(groups):
         for row, name in enumerate(names):
             by_sum[row, column, : len(POLICIES[name][0])] = direct(name, group)
         for kind in ("two", "coin", "three")[: 3 if group <= ENGINE_GROUPS else 2]:
             rows, found = [names.index(name) for name in alike(kind)], engine(kind, group)
-            by_engine[rows, column, : len(found)] = found.T
-    shape, few = ("setting", "group", "action"), [group for group in groups if group in RARE_GROUPS]
+            by_engine[rows, column, : len(found)] = found[:, : len(rows)].T
+            if kind == "two" and group in RARE_GROUPS:
+                rare[group] = found[0, len(rows) :] / np.sqrt((1 - RARE) / RARE)
+    shape = ("setting", "group", "action")
     return xr.Dataset(
         {
             "engine": (shape, by_engine),
             "sum": (shape, by_sum),
-            "rare": (("rare_group", "p"), np.stack([rare(group) for group in few])),
+            "rare": (("rare_group", "p"), np.stack(list(rare.values()))),
         },
-        coords={"setting": names, "group": list(groups), "rare_group": few, "p": RARE},
+        coords={"setting": names, "group": list(groups), "rare_group": list(rare), "p": RARE},
     )
 
 

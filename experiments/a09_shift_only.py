@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, furthest, grid, intercepts, method, problem, time_average
+from experiments.alignment import ascend, furthest, grid, intercepts, light, method, problem, time_average
 from experiments.verdict import Number, judge, worst
-from grpo_jax.exact import expected_objective
+from grpo_jax.exact import Exact, expected_objective
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.parts.advantages import GroupMean, LeaveOneOut, Normalized
 from grpo_jax.tasks import Bernoulli
@@ -69,26 +69,26 @@ def preference_error(variant: str, root: int) -> float:
     """Greatest error of the expected preference of random policies over other random ones."""
     pi, old = np.random.default_rng(root).dirichlet(np.ones(4), (2, 50)).transpose(0, 2, 1)
     logits, sampler = np.log(pi)[None], np.log(old)[None]
-    config = setting(variant, old, np.zeros(50))
-    found = np.asarray(expected_objective(config, logits, old=sampler, reference=sampler))
+    expectation = Exact(cells=2 if VARIANTS[variant][2] else 0)
+    config = setting(variant, old, np.zeros(50), expectation=expectation)
+    found = np.asarray(light(expected_objective)(config, logits, old=sampler, reference=sampler))
     return float(abs(found - factor(variant) * (REWARDS @ pi - REWARDS @ old)).max())
 
 
-def trained(variant: str) -> np.ndarray:
-    """[K, reference, beta, start] policies after exact ascent."""
+def trained(variant: str) -> tuple[np.ndarray, float]:
+    """[K, reference, beta, start] policies after exact ascent; and how far equal rewards move the policy."""
     r, b, s = grid(range(len(REFERENCES)), BETAS, range(len(STARTS)))
     r, s = r.astype(int), s.astype(int)
-    options = {"start": STARTS[s].T, "optimizer": SGD(learning_rate=jnp.asarray(3 / (1 + b)))}
-    found = ascend(setting(variant, REFERENCES[r].T, b, **options), r.size, iterations=2500)
-    return found.reshape(4, len(REFERENCES), len(BETAS), len(STARTS))
-
-
-def placebo() -> float:
-    """How far equal rewards move the policy."""
-    reference, beta = REFERENCES.T, np.full(len(REFERENCES), 0.3)
-    options = {"rewards": np.full(4, 0.5), "optimizer": SGD(learning_rate=1.0)}
-    found = ascend(setting("mean, G = 2", reference, beta, **options), len(REFERENCES), iterations=300)
-    return float(abs(found - reference).max())
+    same = np.arange(len(REFERENCES))
+    equal = np.arange(r.size + same.size) >= r.size
+    reference = REFERENCES[np.append(r, same)].T
+    start = np.where(equal, reference, np.pad(STARTS[s].T, ((0, 0), (0, same.size))))
+    beta = np.append(b, np.full(same.size, BETAS[0]))
+    rewards = np.where(equal, 0.5, REWARDS[:, None])
+    options = {"start": start, "optimizer": SGD(learning_rate=jnp.asarray(3 / (1 + beta)))}
+    found = ascend(setting(variant, reference, beta, rewards=rewards, **options), beta.size, iterations=2500)
+    moved = float(abs(found - reference)[:, equal].max())
+    return found[:, ~equal].reshape(4, len(REFERENCES), len(BETAS), len(STARTS)), moved
 
 
 def sampled(variant: str, optimizer, rates: np.ndarray, size: tuple, root: int) -> np.ndarray:
@@ -110,13 +110,13 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
         [sampled(name, optimizer, RATES[kind], chosen, root) for name in SAMPLED]
         for kind, optimizer in (("SGD", SGD), ("AdamW", AdamW))
     ]
-    ended = ("variant", "action", "reference", "beta", "start")
+    ended, moved = zip(*(trained(name) for name in VARIANTS), strict=True)
     return xr.Dataset(
         {
             "preference_error": ("variant", [preference_error(name, root) for name in VARIANTS]),
-            "trained": (ended, np.stack([trained(name) for name in VARIANTS])),
+            "trained": (("variant", "action", "reference", "beta", "start"), np.stack(ended)),
             "average": (("optimizer", "sampled", "rate", "entry", "seed"), np.array(averages)),
-            "placebo": placebo(),
+            "placebo": ("variant", np.array(moved)),
         },
         coords={
             "variant": list(VARIANTS), "beta": BETAS, "optimizer": list(RATES), "sampled": list(SAMPLED),
@@ -126,7 +126,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
 
 def check(data: xr.Dataset):
     """Preferences, trained policies, sampled ones, and what ignoring the factor would give."""
-    numbers = {"equal rewards move pi by": Number(float(data.placebo), expected=0.0, tolerance=1e-12)}
+    numbers = {"equal rewards move pi by": worst(data.placebo, expected=0 * data.placebo, tolerance=1e-12)}
     name = "preference - (1 - 1/G)(E r - E_old r), G/(G - 1) of it if left out"
     numbers[name] = worst(data.preference_error, expected=np.zeros(len(VARIANTS)), tolerance=1e-12)
     for variant, (left_out, group, _) in VARIANTS.items():

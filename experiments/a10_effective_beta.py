@@ -3,7 +3,8 @@
 Claim A10 of arXiv:2502.18548: in large groups the penalty acts on shift-only advantages with weight
 beta sigma(pi), so concentrated policies are regularised less. Refuted if the weight, measured from expected
 gradients, leaves beta sigma by 2 % where no level is rare, if training without the spread at the weight taken
-at GRPO's trained policy ends 1e-6 elsewhere, or if the weight grows while an answer of a certain reward that
+at GRPO's trained policy ends 1e-6 elsewhere (sampled, extrapolated to learning rate zero: not within 0.01),
+or if the weight grows while an answer of a certain reward that
 has half of the probability gets more. Qualified if it grows on the way to that half, or while a policy
 concentrates on the best and the worst of three answers, or on an answer whose reward is a coin flip.
 Reported: how far it leaves beta sigma where an answer is rare; in a finite group it stays above
@@ -18,8 +19,9 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 
-from experiments.alignment import ascend, binary, method, problem
-from experiments.verdict import Number, judge, worst
+from experiments.alignment import ascend, binary, furthest, intercepts, method, problem, time_average
+from experiments.grid import grid
+from experiments.verdict import Number, judge, mean, worst
 from grpo_jax.exact import expected_gradient
 from grpo_jax.optimizers import SGD
 from grpo_jax.parts.advantages import Normalized
@@ -44,8 +46,10 @@ GROUP, REFERENCE = 64, 0.2
 BETAS = np.array([0.15, 0.3, 0.6, 1.2, 2.5])
 FLIPS = {"certain": (1.0, 0.0), "coin flips": (0.8, 0.3)}
 """Success chances of the two answers that are trained."""
-SIZES = {"smoke": 400, "quick": 2500, "full": 10000}
-"""Iterations of exact ascent."""
+SAMPLED_BETAS, RATES = BETAS[[1, 3]], np.array([0.05, 0.1, 0.2])
+SIZES = {"smoke": (400, 4, 200), "quick": (2500, 48, 2000), "full": (10000, 256, 10000)}
+"""Iterations of exact ascent; seeds and iterations of sampled runs."""
+MARGIN = 0.01
 
 
 def divided(power, beta=0.0):
@@ -103,20 +107,40 @@ def trained(iterations: int, flips: bool) -> np.ndarray:
     return np.stack([ours, end(0.0, same), end(0.0, BETAS)])
 
 
+def sampled(ended: np.ndarray, seeds: int, iterations: int, root: int) -> np.ndarray:
+    """[rate, trainer x beta, seed] time averages of pi(a): GRPO, and without the spread at GRPO's weight.
+
+    `ended` [beta] is where GRPO's exact ascent ends, and where all runs start.
+    """
+    rate, power, place, seed = grid(RATES, [1.0, 0.0], np.arange(len(SAMPLED_BETAS)), np.arange(seeds))
+    place = place.astype(int)
+    same = np.asarray(effective_penalty_binary(SAMPLED_BETAS, ended, group_size=GROUP))
+    beta = np.where(power == 1, SAMPLED_BETAS[place], same[place])
+    options = {"method": divided(power, beta), "optimizer": SGD(learning_rate=jnp.asarray(rate))}
+    options |= {"start": binary(ended[place]), "expectation": None}
+    reference = binary(np.full(rate.size, REFERENCE))
+    config = problem(reference, np.array(FLIPS["certain"]), beta, group_size=GROUP, **options)
+    average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
+    return average.reshape(len(RATES), -1, seeds)
+
+
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Weights along paths and for rare answers, and policies trained with and without the spread."""
-    del key  # nothing here is random
+    root, (steps, seeds, iterations) = int(jax.random.key_data(key)[-1]), SIZES[size]
     found = []
     for name, (rewards, _, flips, group) in PATHS.items():
         found.append(weight(path(name), rewards, group, flips=flips))
     rare = [weight(binary(RARE), [1.0, 0.0], group)[0] for group in GROUPS]
-    ended = [trained(SIZES[size], name == "coin flips") for name in FLIPS]
+    ended = [trained(steps, name == "coin flips") for name in FLIPS]
+    grpo = ended[0][0][np.isin(BETAS, SAMPLED_BETAS)]
+    average = sampled(grpo, seeds, iterations, root)
     return xr.Dataset(
         {
             "weight": (("path", "along"), np.stack([pair[0] for pair in found])),
             "cosine": (("path", "along"), np.stack([pair[1] for pair in found])),
             "rare": (("group", "p"), np.stack(rare)),
             "trained": (("rewards", "trainer", "beta"), np.stack(ended)),
+            "average": (("rate", "setting", "seed"), average),
         },
         coords={
             "path": list(PATHS), "along": ALONG, "group": list(GROUPS), "p": RARE, "rewards": list(FLIPS),
@@ -139,6 +163,12 @@ def check(data: xr.Dataset):
         numbers[name] = worst(same, expected=ended.sel(trainer="GRPO"), tolerance=1e-6)
         apart = float(abs(plain - ended.sel(trainer="GRPO")).max())
         numbers[f"{rewards}: distance from shift-only at beta"] = Number(apart, 0.05, relation="at least")
+    at_zero, _ = intercepts(RATES, data.average)
+    aim = data.trained.sel(rewards="certain", trainer="GRPO", beta=SAMPLED_BETAS).values
+    for name, values in zip(("GRPO", "shift-only at its weight"), np.split(at_zero, 2), strict=True):
+        numbers[f"{name}: sampled, extrapolated - GRPO's exact ascent"] = furthest(
+            values, aim, tolerance=MARGIN
+        )
     theory = [effective_penalty_binary(1.0, RARE, group_size=group) for group in GROUPS]
     measured = data.rare.values * (1 - 1 / data.group.values[:, None])
     numbers["rare answers: weight - theory"] = worst(measured, expected=np.array(theory), tolerance=1e-10)
@@ -202,6 +232,12 @@ def draw(figure, data: xr.Dataset) -> None:
         right.plot(BETAS, same, "o", ms=6, mfc="white", color=color, label="shift-only at its weight")
         plain = ended.sel(trainer="shift-only at beta")
         right.plot(BETAS, plain, "x--", ms=5, lw=0.8, color=color, label="shift-only at β")
+    at_zero, _ = intercepts(RATES, data.average)
+    for beta, values in zip(np.tile(SAMPLED_BETAS, 2) * np.repeat([0.95, 1.05], 2), at_zero, strict=True):
+        number = mean(values)
+        right.plot([beta, beta], [number.low, number.high], color="#1d4ed8", lw=2.2)
+        right.plot(beta, number.value, "_", ms=9, mew=1.6, color="#1d4ed8")
+    right.plot([], [], "+", ms=8, mew=1.6, color="#1d4ed8", label="both sampled, certain, rate → 0")
     right.set(xscale="log", xlabel="β", ylabel="trained π(a)", ylim=(-0.18, 1.03))
     right.set_xticks(BETAS, [f"{beta:g}" for beta in BETAS])
     right.set_xticks([], minor=True)

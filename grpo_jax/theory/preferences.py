@@ -216,6 +216,11 @@ def large_group_preference(policy: ArrayLike, rewards: Rewards, *, convention: C
     """
     policy, levels, probs = as_floats(policy, *rewards)
     _require_fit(policy, levels, probs)
+    return _large_group_preference(policy, levels, probs, convention)
+
+
+@jax.jit
+def _large_group_preference(policy: Array, levels: Array, probs: Array, convention: Convention) -> Array:
     marginals = policy / policy.sum() @ probs
     from_usual = levels - levels[jnp.argmax(marginals)]
     scale = jnp.max(abs(from_usual))
