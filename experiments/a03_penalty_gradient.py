@@ -5,10 +5,12 @@ KL(pi || pi_ref), yet its gradient in pi(o) is 1 - pi_ref / pi: that of KL(pi_re
 vanishes in logits. Ours, in logits: k1 has gradient 0, k2 that of KL(pi || pi_ref), and so has k3 times the
 ratio, off-policy too; off-policy k3 has neither. Each trains to its own policy. In a sequence all this holds
 at each prefix, with the chance of the prefix held fixed. Refuted if an identity fails by 1e-12 (1e-11 under
-a drift) or exact ascent ends 1e-6 from the predicted policy.
+a drift), exact ascent ends 1e-6 from the predicted policy, or sampled SGD, extrapolated to learning rate
+zero, is not within 0.01 of it.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,8 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from experiments.alignment import ascend, binary, grid, method, problem
-from experiments.verdict import Number, judge, worst
+from experiments.alignment import (
+    ascend,
+    binary,
+    furthest,
+    grid,
+    intercepts,
+    light,
+    method,
+    problem,
+    time_average,
+)
+from experiments.verdict import Number, judge, mean, worst
 from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact, expected_gradient, expected_objective
 from grpo_jax.optimizers import SGD
@@ -42,8 +54,10 @@ DRIFTS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0])
 HORIZONS = (1, 2, 4)
 BETAS, REFERENCE = np.logspace(-0.6, 1, 13), 0.2
 EXACT = 1e-12
-SIZES = {"smoke": 8, "quick": 64, "full": 1024}
-"""Random pi, pi_ref and drifts."""
+SAMPLED, SAMPLED_BETAS, RATES = ("k2", "k3", "ratio x k3"), np.array([0.3, 1.0]), np.array([0.05, 0.1, 0.2])
+SIZES = {"smoke": (8, 4, 200), "quick": (64, 48, 3000), "full": (1024, 256, 12000)}
+"""Random pi, pi_ref and drifts; seeds and iterations of sampled runs."""
+MARGIN = 0.01
 
 
 @part
@@ -113,7 +127,7 @@ def derivative(pi: np.ndarray, reference: np.ndarray) -> np.ndarray:
     def mean(free: Array) -> Array:
         return jnp.sum(pi * K3()(rollout, empty, jnp.log(free), empty))
 
-    return np.asarray(jax.grad(mean)(jnp.asarray(pi)))
+    return np.asarray(light(jax.grad(mean))(jnp.asarray(pi)))
 
 
 def trees(root: int, tables: int) -> np.ndarray:
@@ -142,7 +156,7 @@ def _tree(root: int, horizon: int, tables: int) -> np.ndarray:
     return np.array(found).reshape(2, tables, 2).transpose(0, 2, 1).reshape(4, tables)
 
 
-@jax.jit(static_argnames=("horizon", "frozen"))
+@functools.partial(light, static_argnames=("horizon", "frozen"))
 def sequence_gradient(logits: Array, reference: Array, *, horizon: int, frozen: bool) -> Array:
     """Gradients [2, nodes, V] of both KLs over all 3^T sequences, by adding up prefixes level by level.
 
@@ -178,9 +192,21 @@ def trained() -> np.ndarray:
     return ascend(config, beta.size, iterations=3000)[0].reshape(len(ESTIMATORS), -1)
 
 
+def sampled(seeds: int, iterations: int, root: int) -> np.ndarray:
+    """[rate, estimator x beta, seed] time averages of pi(a) in sampled training of pairs."""
+    kinds = [list(ESTIMATORS).index(name) for name in SAMPLED]
+    rate, which, beta, seed = grid(RATES, kinds, SAMPLED_BETAS, np.arange(seeds))
+    made = dataclasses.replace(method(0.0), penalty=penalized(which, beta))
+    options = {"method": made, "optimizer": SGD(learning_rate=jnp.asarray(rate)), "expectation": None}
+    reference = binary(np.full(beta.size, REFERENCE))
+    config = problem(reference, np.array([1.0, 0.0]), beta, group_size=2, **options)
+    average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
+    return average.reshape(len(RATES), -1, seeds)
+
+
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Exact gradients of four estimators on and off policy and on trees, and what each trains to."""
-    root, tables = int(jax.random.key_data(key)[-1]), SIZES[size]
+    root, (tables, seeds, iterations) = int(jax.random.key_data(key)[-1]), SIZES[size]
     found = one_step(root, tables)
     free = derivative(found["pi"][0], found["reference"][0])
     policies = {name: (("drift", "table", "action"), found[name]) for name in ("pi", "old", "reference")}
@@ -191,6 +217,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
             "derivative": (("table", "action"), free),
             "tree": (("horizon", "measure", "tree_table"), trees(root, tables)),
             "trained": (("estimator", "beta"), trained()),
+            "average": (("rate", "setting", "seed"), sampled(seeds, iterations, root)),
             **policies,
         },
         coords={
@@ -218,10 +245,10 @@ def distances(data: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(np.stack(found, 1), dims=("estimator", "target", "drift"), coords=coords)
 
 
-def predictions() -> dict[str, np.ndarray]:
+def predictions(betas: np.ndarray = BETAS) -> dict[str, np.ndarray]:
     """What each estimator should train pairs to."""
-    direct = np.asarray(stationary_pair_direct(REFERENCE, BETAS))
-    return {"k2": direct, "k3": np.asarray(stationary_pair(REFERENCE, BETAS)), "ratio x k3": direct}
+    direct = np.asarray(stationary_pair_direct(REFERENCE, betas))
+    return {"k2": direct, "k3": np.asarray(stationary_pair(REFERENCE, betas)), "ratio x k3": direct}
 
 
 def check(data: xr.Dataset):
@@ -254,6 +281,10 @@ def check(data: xr.Dataset):
     for name, aim in predictions().items():
         ended = data.trained.sel(estimator=name)
         numbers[f"{name}: exact ascent - theory"] = worst(ended, expected=aim, tolerance=1e-6)
+    at_zero, _ = intercepts(RATES, data.average)
+    told = predictions(SAMPLED_BETAS)
+    for name, values in zip(SAMPLED, np.split(at_zero, len(SAMPLED)), strict=True):
+        numbers[f"{name}: sampled, extrapolated - theory"] = furthest(values, told[name], tolerance=MARGIN)
     free = data.trained.sel(estimator="k1")
     numbers["k1: exact ascent, least pi(a) at any beta"] = Number(
         float(free.min()), expected=0.99, relation="at least"
@@ -288,15 +319,26 @@ def draw(figure, data: xr.Dataset) -> None:
         marker = {"k2": "s", "ratio x k3": "x"}.get(name, "o")
         face = "none" if marker == "s" else color
         right.plot(BETAS, data.trained.sel(estimator=name), marker, ms=5, mfc=face, color=color, label=name)
+    _draw_sampled(right, data)
     right.axhline(REFERENCE, color="0.6", lw=0.8, ls="--")
     right.annotate(
         "π_ref", (BETAS[0], REFERENCE), (0, 3), textcoords="offset points", color="0.4", fontsize=8
     )
     right.set(xscale="log", ylim=(0, 1.03), xlabel="β", ylabel="trained π(a)")
     right.set_title("Each estimator trains to its own policy (G = 2)", fontsize=10)
-    right.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.2))
+    right.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.22))
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_sampled(axes, data: xr.Dataset) -> None:
+    at_zero, _ = intercepts(RATES, data.average)
+    names = np.repeat(SAMPLED, len(SAMPLED_BETAS))
+    for name, beta, values in zip(names, np.tile(SAMPLED_BETAS, len(SAMPLED)), at_zero, strict=True):
+        number = mean(values)
+        axes.plot([beta, beta], [number.low, number.high], color=COLORS[str(name)], lw=2.2)
+        axes.plot(beta, number.value, "_", ms=12, mew=1.6, color=COLORS[str(name)])
+    axes.plot([], [], "+", ms=9, mew=1.6, color="0.3", label="sampled, rate → 0")
 
 
 def _draw_distances(axes, found: xr.DataArray) -> None:

@@ -19,7 +19,7 @@ import xarray as xr
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
-from experiments.alignment import ascend, furthest, grid, intercepts, method, problem, time_average
+from experiments.alignment import ascend, furthest, grid, intercepts, light, method, problem, time_average
 from experiments.verdict import Number, judge, worst
 from grpo_jax import theory
 from grpo_jax.config import Config
@@ -62,16 +62,27 @@ def setting(direct: bool, power, reference: np.ndarray, rewards: np.ndarray, bet
     return problem(reference, rewards, coef, group_size=2 if direct else GROUP, method=made, **changes)
 
 
+@light
+def _pair(reference: jax.Array, table: theory.Rewards, beta: jax.Array) -> jax.Array:
+    """NLHF's policy [K]."""
+    return theory.nlhf(reference, theory.pairwise_payoffs(table), beta).policy
+
+
+@light
+def _group(reference: jax.Array, table: theory.Rewards, beta: jax.Array, power: jax.Array) -> jax.Array:
+    """The root of (11) [K], advantages divided by this power of the spread."""
+    convention = theory.Convention(power=power)
+    return theory.stationary(reference, table, beta, group_size=GROUP, convention=convention).policy
+
+
 def predicted(objective: str, reference, rewards, beta) -> np.ndarray:
     """[K] the policy that the objective's theory names."""
     table = theory.reward_table(rewards)
     if objective == "RLHF":
         return np.asarray(theory.rlhf(reference, rewards, beta))
     if objective == "NLHF":
-        return np.asarray(theory.nlhf(reference, theory.pairwise_payoffs(table), beta).policy)
-    convention = theory.Convention(power=OBJECTIVES[objective][1])
-    found = theory.stationary(reference, table, beta, group_size=GROUP, convention=convention)
-    return np.asarray(found.policy)
+        return np.asarray(_pair(reference, table, beta))
+    return np.asarray(_group(reference, table, beta, OBJECTIVES[objective][1]))
 
 
 def trained(direct: bool) -> np.ndarray:
