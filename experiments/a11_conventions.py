@@ -43,26 +43,29 @@ GROUP, GAP = 8, 1e-3
 """Where the dependences on gap and on policy are judged."""
 
 
+_advantages = alignment.light(advantages)
+
+
 def conditional_gap(method: Method, group: int, gap: float, policies: np.ndarray) -> np.ndarray:
     """[policy] expected advantage of the better answer minus that of the worse, over all groups of this size.
 
     The preset's own advantage function is asked for each number k of better answers; the other G - 1 members
     of an answer's group are binomial.
     """
-    k = np.arange(group + 1)
-    counts = jnp.asarray(np.stack([k, group - k], 1), float)
-    zero = jnp.zeros((group + 1, 2, 1))
+    k = np.arange(GROUPS.max() + 1)  # rows beyond the group's size stay empty: one shape for all sizes
+    counts = jnp.asarray(np.stack([k, group - k], 1) * (k <= group)[:, None], float)
+    zero = np.zeros((k.size, 2, 1))
     rollout = Rollout(
         prompts=jnp.asarray(k),
-        tokens=zero.astype(int),
-        mask=zero + 1,
-        rewards=zero + jnp.asarray([gap, 0.0])[None, :, None],
+        tokens=jnp.asarray(zero.astype(int)),
+        mask=jnp.asarray(zero + 1),
+        rewards=jnp.asarray(zero + np.array([gap, 0.0])[None, :, None]),
         multiplicity=counts,
-        sampling_logp=zero,
-        old_logp=zero,
-        ref_logp=zero,
+        sampling_logp=jnp.asarray(zero),
+        old_logp=jnp.asarray(zero),
+        ref_logp=jnp.asarray(zero),
     )
-    better, worse = np.moveaxis(np.asarray(advantages(method, rollout))[:, :, 0], 1, 0)
+    better, worse = np.moveaxis(np.asarray(_advantages(method, rollout))[: group + 1, :, 0], 1, 0)
     others = stats.binom.pmf(np.arange(group)[:, None], group - 1, policies)
     return (others * (better[1:] - worse[:-1])[:, None]).sum(0)
 

@@ -50,11 +50,16 @@ def convention_gap(p: ArrayLike, gap: ArrayLike = 1.0, *, group_size: float, con
     check_group_size(group_size)
     check_probability("p", p)
     check_positive("gap", gap, "without a gap there is no better level")
-    p, gap, added = as_floats(p, gap, convention.added)
+    p, gap, *numbers = as_floats(p, gap, *convention)
+    return _convention_gap(p, gap, Convention(*numbers), group_size)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _convention_gap(p: Array, gap: Array, convention: Convention, group_size: float) -> Array:
+    ddof, added = convention.ddof, convention.added
     if math.isinf(group_size):
         return gap / (gap * jnp.sqrt(p * (1 - p)) + added) ** convention.power
     k = np.arange(1, int(group_size))
-    ddof = jnp.asarray(convention.ddof, p.dtype)
     spread = jnp.sqrt(k * (group_size - k) / (group_size * (group_size - ddof)))
     divisor = (gap * spread + added) ** convention.power
     share = (group_size - 1) / group_size
