@@ -17,7 +17,16 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 
-from experiments.alignment import ascend, binary, furthest, intercepts, problem, sampled_binary, time_average
+from experiments.alignment import (
+    ascend,
+    binary,
+    furthest,
+    intercepts,
+    light,
+    problem,
+    sampled_binary,
+    time_average,
+)
 from experiments.grid import grid
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax.optimizers import SGD, AdamW
@@ -86,7 +95,7 @@ def solved(references: np.ndarray) -> np.ndarray:
     """[gamma, pi_ref, strength] pi(a) of the general solver of (11), which knows nothing of (14)."""
     r, b = grid(references, STRENGTHS)
 
-    @jax.jit
+    @light
     @jax.vmap
     def solve(reference, beta, success):
         rewards = Rewards(jnp.array([0.0, 1.0]), jnp.stack([1 - success, success], 1))
@@ -142,10 +151,11 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     ]
     r, b = np.meshgrid(np.geomspace(1e-4, 0.99, 160), np.linspace(0.025, 4, 160), indexing="ij")
     setting = np.array(["/".join(map(str, pair)) for pair in zip(*grid(*SAMPLED.values()), strict=True)])
+    found = solved(np.append(TINY, REFERENCES))
     return xr.Dataset(
         {
-            "solved": (("gamma", "pi_ref", "strength"), solved(REFERENCES)),
-            "solved_left": (("gamma", "strength"), solved(np.array([TINY]))[:, 0]),
+            "solved": (("gamma", "pi_ref", "strength"), found[:, 1:]),
+            "solved_left": (("gamma", "strength"), found[:, 0]),
             "average": (("optimizer", "rate", "setting", "seed"), np.stack(averages)),
             "placebo": (("rate", "sampled_pi_ref", "seed"), placebo(seeds, iterations, root)),
             "rank": (("map_pi_ref", "map_strength"), rank(r, b)),
