@@ -81,9 +81,19 @@ class Case:
 
 
 class Result(NamedTuple):
-    """Diagnostics [iterations, 4, S]: expected reward, entropy, KL to the reference, clip fraction."""
+    """Diagnostics [iterations, S] each."""
 
-    diagnostics: np.ndarray
+    expected_reward: np.ndarray
+    entropy: np.ndarray
+    kl: np.ndarray
+    """To the reference."""
+    clipped: np.ndarray
+    """The share of samples that the clip holds."""
+
+    @classmethod
+    def split(cls, found: np.ndarray) -> Result:
+        """Of [iterations, 4, S]: views."""
+        return cls(*np.moveaxis(found, 1, 0))
 
 
 class Implementation(Protocol):

@@ -84,13 +84,14 @@ def with_numpy(case: Case) -> Callable[[], Any]:
 
 def main(rounds: int, case: Case = CASE) -> dict[str, Any]:
     """Interleaved rounds of both; prints and returns the ratio."""
-    from benchmarks.measure import machine
+    from benchmarks.measure import PAUSE, machine
 
     sides = {"grpo_jax": ours(case), "numpy": with_numpy(case)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     core: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds + 1):
         for name, run in sides.items():
+            time.sleep(PAUSE)
             start, busy = time.perf_counter(), time.process_time()
             run()
             if i:

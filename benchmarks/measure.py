@@ -20,6 +20,9 @@ from benchmarks.case import Case, Shape, Unavailable
 SPREAD = 1.3
 """A row whose greatest time exceeds its least by more than this factor is marked as unsteady."""
 
+PAUSE = 0.05
+"""Seconds before a row is timed: idle threads of the one before may still be spinning."""
+
 
 @dataclasses.dataclass
 class Row:
@@ -67,9 +70,9 @@ class Row:
 
 
 def iterations(shape: Shape, runs: int) -> int:
-    """Enough for a tenth of a second at NumPy's pace, within [4, 400], so that a round stays short."""
+    """Enough for half a second at NumPy's pace, within [8, 400]: fixed costs fade, a round stays short."""
     numbers = shape.questions * (shape.actions * shape.inner + shape.group)
-    return int(np.clip(2e7 / (numbers * max(runs, 64)), 4, 400))
+    return int(np.clip(8e7 / (numbers * max(runs, 64)), 8, 400))
 
 
 def rounds(modules: Sequence[ModuleType], shape: Shape, runs: int, count: int) -> list[Row]:
@@ -85,6 +88,7 @@ def rounds(modules: Sequence[ModuleType], shape: Shape, runs: int, count: int) -
             continue
     for _ in range(count):
         for row, run in prepared:
+            time.sleep(PAUSE)
             start, busy = time.perf_counter(), time.process_time()
             run()
             row.seconds.append(time.perf_counter() - start)

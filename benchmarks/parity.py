@@ -24,7 +24,7 @@ def parity(modules: Sequence[ModuleType], case: Case = PARITY) -> dict[str, floa
         reference, found = None, {}
         for module in modules:
             try:
-                seen = module.prepare(case, draws)().diagnostics
+                seen = np.stack(module.prepare(case, draws)(), 1)
             except Unavailable:
                 continue
             reference = seen if reference is None else reference

@@ -105,9 +105,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("runs in the sweep")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    spare = axes.flat[-1] if len(shapes) < axes.size else axes.flat[0]
-    spare.legend(
-        handles, labels, loc="center" if len(shapes) < axes.size else "best", fontsize=8, frameon=False
-    )
+    spare, place = axes.flat[-1], "center" if len(shapes) < axes.size else "lower right"
+    spare.legend(handles, labels, loc=place, fontsize=8, frameon=False)
     figure.savefig(path, dpi=160)
     plt.close(figure)

@@ -6,10 +6,12 @@ and says what would refute it, and it names `CLAIM`, `PAPER` and, if it wants do
 
 import ast
 import difflib
+import functools
+import io
 import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -151,18 +153,15 @@ def run_job(job: Job, out: Path) -> Outcome:
     folder = out / job.claim.id
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.record", _job_text(job, aside)],
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        if done.returncode != 0:
-            end = "" if done.returncode > 0 else f"\nended by signal {-done.returncode}"
-            crash = f"{job.claim.id} at size {job.size}, seed {job.seed}\n{done.stdout.strip()}{end}\n"
+        said = Path(aside) / "said.txt"
+        child = _processes().Process(target=_enter, args=(_job(job, aside), said, dict(os.environ)))
+        child.start()
+        child.join()
+        code = child.exitcode or 0
+        if code != 0:
+            end = "" if code > 0 else f"\nended by signal {-code}"
+            text = said.read_text(encoding="utf-8", errors="replace").strip() if said.exists() else ""
+            crash = f"{job.claim.id} at size {job.size}, seed {job.seed}\n{text}{end}\n"
             replace_text(folder / "crash.txt", crash)
             return Outcome(job, None, crash)
         record = json.loads((Path(aside) / "record.json").read_text(encoding="utf-8"))
@@ -172,18 +171,35 @@ def run_job(job: Job, out: Path) -> Outcome:
     return Outcome(job, record, None)
 
 
-def _job_text(job: Job, folder: str) -> str:
+@functools.cache
+def _processes() -> Any:
+    """Where processes come from: copies of one that has imported what every claim imports, or fresh ones."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.__main__", "experiments.record", "scipy.special"])
+    return context
+
+
+def _enter(job: dict[str, Any], said: Path, environment: dict[str, str]) -> None:
+    """One claim in this process: a GPU shared rather than seized, and all that is printed in a file."""
+    os.environ.update({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | environment)
+    with said.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    from experiments.record import run_claim
+
+    run_claim(job)
+
+
+def _job(job: Job, folder: str) -> dict[str, Any]:
     claim = job.claim
     about = {"claim": claim.id, "title": claim.title, "paper": claim.paper, "precision": claim.precision}
     place = {"script": str(claim.script), "folder": str(Path(folder).resolve())}
-    return json.dumps(about | place | {"size": job.size, "seed": job.seed})
-
-
-def _environment() -> dict[str, str]:
-    """The child's: this package importable, no window, and a GPU shared rather than seized."""
-    paths = [str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]
-    mine = {"MPLBACKEND": "agg", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONIOENCODING": "utf-8"}
-    return mine | os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    return about | place | {"size": job.size, "seed": job.seed}
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -124,7 +124,3 @@ def commit(root: Path = ROOT) -> str | None:
         return done.stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-if __name__ == "__main__":
-    run_claim(json.loads(sys.argv[1]))

@@ -26,4 +26,9 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
         )
         for first in starts
     ]
-    return lambda: Result(np.concatenate([block().diagnostics for block in blocks], -1))
+
+    def run() -> Result:
+        parts = [block() for block in blocks]
+        return Result(*(np.concatenate(each, -1) for each in zip(*parts, strict=True)))
+
+    return run

@@ -51,8 +51,8 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
     config = choose(configuration(case))
     request = Request(case.iterations, 1, RECORD, 0)
     devices = min(jax.local_device_count(), case.runs)
-    width = None if case.double else tuned(config, (), request, runs=case.runs, devices=devices).width
-    shape = layout(config, case.runs, len(RECORD) * case.iterations, width=width)
+    about = None if case.double else tuned(config, (), request, runs=case.runs, devices=devices).width
+    shape = layout(config, case.runs, len(RECORD) * case.iterations, about=about)
     program = Program(config, (), request, shape)
     program.compile({})
 
@@ -62,9 +62,9 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
             seeds = np.minimum(np.arange(first, first + shape.runs), case.runs - 1).astype(np.uint32)
             found = program(np.zeros((0, shape.runs), np.int32), seeds)
             clipped = found["clip_high"] + found["clip_low"]
-            whole = np.stack([*(found[name] for name in RECORD[:3]), clipped], 1)
-            parts.append(whole[..., : case.runs - first])
-        return Result(np.concatenate(parts, -1) if len(parts) > 1 else parts[0])
+            values = (*(found[name] for name in RECORD[:3]), clipped)
+            parts.append([value[:, : case.runs - first] for value in values])
+        return Result(*(np.concatenate(p, 1) if len(p) > 1 else p[0] for p in zip(*parts, strict=True)))
 
     run()
     return run

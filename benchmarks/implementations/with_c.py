@@ -64,7 +64,7 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
     def run() -> Result:
         found = np.empty((case.iterations, 4, padded), kind)
         kernel(found, table, None if given is None else given.ctypes.data, padded, case.iterations, numbers)
-        return Result(found[..., : case.runs])
+        return Result.split(found[..., : case.runs])
 
     run()
     return run

@@ -151,7 +151,7 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
     def run() -> Result:
         found = np.empty((case.iterations, 4, case.runs), kind)
         kernel(found, table, given, draws is not None, shape.group, shape.inner, numbers)
-        return Result(found)
+        return Result.split(found)
 
     run()
     return run

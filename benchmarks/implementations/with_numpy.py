@@ -77,6 +77,6 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
             found[i, 1] = -(p * logp).sum(1).mean(0)
             found[i, 2] = (p * (logp - ref)).sum(1).mean(0)
             found[i, 3] = clipped / shape.inner
-        return Result(found)
+        return Result.split(found)
 
     return run

@@ -101,7 +101,7 @@ def sweep(case: Case, draws: np.ndarray | None, step) -> Callable[[], Result]:
             u = given[i] if given is not None else torch.rand(size, dtype=kind)
             theta, m, v, seen = step(theta, m, v, ref, table, u, corrections[i])
             found.append(seen)
-        return Result(torch.stack(found).numpy())
+        return Result.split(torch.stack(found).numpy())
 
     run()
     return run

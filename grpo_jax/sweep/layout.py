@@ -56,23 +56,39 @@ def default_width(config: Config, runs: int, devices: int) -> int:
 
 
 def layout(
-    config: Config, runs: int, numbers: int, *, width: int | None = None, devices: int | None = None
+    config: Config,
+    runs: int,
+    numbers: int,
+    *,
+    width: int | None = None,
+    about: int | None = None,
+    devices: int | None = None,
 ) -> Shape:
-    """Chunks and parts for ``runs`` runs that record ``numbers`` numbers each.
+    """Chunks and parts for ``runs`` runs that record ``numbers`` numbers each, parts of about equal size.
 
     Args:
       width: runs in a chunk, a multiple of ``devices``; None chooses.
+      about: what to choose near, so that chunks are of about equal size, too; None is ``default_width``.
       devices: how many local devices share a chunk; None is all of them (no more than there are runs).
     """
     local = jax.local_device_count()
     if devices is not None and not 1 <= devices <= local:
         raise ValueError(f"devices is {devices}; this process has {local}")
     count = devices or min(local, runs)
-    width = default_width(config, runs, count) if width is None else width
+    most = min(PART_RUNS, max(PART_BYTES // (8 * numbers), width or about or 1))
+    part = -(-runs // -(-runs // most))
+    if width is None:
+        near = about or default_width(config, runs, count)
+        each = -(-part // -(-part // near) // count)
+        width = count * (each if part <= near else _odd_multiple(each))
     if width < 1 or width % count:
         raise ValueError(f"width is {width}; it must be a positive multiple of the {count} devices")
-    part_runs = min(runs, PART_RUNS, max(PART_BYTES // (8 * numbers), width))
-    return Shape(width=width, chunks=max(1, -(-part_runs // width)), devices=count)
+    return Shape(width=width, chunks=max(1, -(-part // width)), devices=count)
+
+
+def _odd_multiple(runs: int) -> int:
+    """The odd multiple of 16 next above."""
+    return 16 * (2 * (-(-(runs - 16) // 32)) + 1)
 
 
 @dataclasses.dataclass(frozen=True)

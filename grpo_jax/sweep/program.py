@@ -66,9 +66,20 @@ class Program:
         self._sharding = _sharding(shape.devices)
 
         def program(config: Config, values: Any, index: Array, seeds: Array) -> Any:
-            return jax.lax.map(
-                lambda piece: chunk(config, axes, values, piece[0], piece[1], request), (index, seeds)
-            )
+            def simulated(i: Any) -> Any:
+                return chunk(config, axes, values, index[i], seeds[i], request)
+
+            def add(i: Any, whole: Any) -> Any:
+                return jax.tree.map(
+                    lambda w, new: jax.lax.dynamic_update_index_in_dim(w, new, i, w.ndim - 2),
+                    whole,
+                    simulated(i),
+                )
+
+            def empty(new: Any) -> Array:
+                return jnp.zeros((*new.shape[:-1], shape.chunks, new.shape[-1]), new.dtype)
+
+            return jax.lax.fori_loop(0, shape.chunks, add, jax.tree.map(empty, jax.eval_shape(simulated, 0)))
 
         index, seeds = self._place(
             np.zeros((len(axes), shape.runs), np.int32), np.zeros(shape.runs, np.uint32)
@@ -92,7 +103,7 @@ class Program:
     def __call__(self, index: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
         """Diagnostics [records, ..., runs] of one part: index [axes, runs], seeds [runs]."""
         result = jax.device_get(self.compiled(self.config, self.values, *self._place(index, seeds)))
-        return {name: _runs_last(value) for name, value in result.items()}
+        return {name: value.reshape((*value.shape[:-2], -1)) for name, value in result.items()}
 
     def _place(self, index: np.ndarray, seeds: np.ndarray) -> tuple[Array, Array]:
         n, w = self.shape.chunks, self.shape.width
@@ -110,9 +121,3 @@ def _sharding(devices: int) -> Any:
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * (rank - 1), "runs"))
 
     return over_runs
-
-
-def _runs_last(value: np.ndarray) -> np.ndarray:
-    """[chunks, records, ..., W] -> [records, ..., chunks·W]."""
-    moved = np.moveaxis(value, 0, -2)
-    return moved.reshape((*moved.shape[:-2], -1))

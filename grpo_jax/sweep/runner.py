@@ -96,7 +96,7 @@ def sweep(
     check_fits(wanted, free_memory(), streamed=streamed)
     if width is None and worth_tuning(configs[0], wanted):
         found = tuned(configs[0], run_axes[0], request, runs=runs, devices=shape.devices)
-        shape = layout(configs[0], runs, numbers, width=found.width, devices=shape.devices)
+        shape = layout(configs[0], runs, numbers, about=found.width, devices=shape.devices)
         wanted = dataclasses.replace(wanted, seconds=found.seconds * runs * len(configs) * iterations)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
