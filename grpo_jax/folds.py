@@ -1,8 +1,8 @@
 """Sums and extremes over short leading axes, written out so that they vectorise over the runs behind them.
 
 A compiler makes a reduction over a leading axis a loop of its own, often a scalar one; a written-out sum
-fuses with what feeds it. Values agree with ``jnp.sum`` to rounding, and derivatives are those of a sum. Use
-them where few consumers read the result: what is fused is computed again for each of them.
+fuses with what feeds it. Values agree with ``jnp.sum`` to rounding, and derivatives are those of a sum.
+``settled`` says where an array is stored instead of being fused into, and computed again by, all who read it.
 """
 
 from __future__ import annotations
@@ -46,11 +46,8 @@ def _fold(combine: Callable[[Array, Array], Array], x: Array, axis: int) -> Arra
     if x.shape[axis] > WRITTEN_OUT:
         while (length := x.shape[axis]) > BLOCK:
             half = length // 2
-            rest += [jax.lax.slice_in_dim(x, 2 * half, length, axis=axis)] * (length % 2)
-            x = combine(
-                jax.lax.slice_in_dim(x, 0, half, axis=axis),
-                jax.lax.slice_in_dim(x, half, 2 * half, axis=axis),
-            )
+            rest += [_cut(x, 2 * half, length, axis)] * (length % 2)
+            x = combine(_cut(x, 0, half, axis), _cut(x, half, 2 * half, axis))
         x = settled(x)
     parts = [_cut(x, i, i + 1, axis) for i in range(x.shape[axis])] + rest
     while len(parts) > 1:

@@ -183,6 +183,19 @@ def test_a_tuned_width_is_remembered(tmp_path, monkeypatch):
     assert len(measured) == 3
 
 
+@pytest.mark.parametrize("runs", [1, 7, 100, 5120, 70_000, 1_000_000])
+@pytest.mark.parametrize("numbers", [5, 3_000, 10_000_000])
+def test_parts_and_chunks_are_even_and_come_again_with_their_width(runs, numbers):
+    for devices in (1, 2):
+        if devices > runs:
+            continue
+        shape = layout(CONFIG, runs, numbers, devices=devices)
+        assert layout(CONFIG, runs, numbers, width=shape.width, devices=devices) == shape
+        parts = -(-runs // shape.runs)
+        wasted = parts * shape.runs - runs
+        assert wasted <= parts * max(32 * devices * shape.chunks, devices)
+
+
 def test_an_estimate_reads_well():
     assert Estimate(updates=80, output=0, memory=0).sentence().startswith("80 updates, 0.0 MiB of results")
     long = Estimate(updates=200_000_000, output=2**20, memory=2**20, seconds=12.34).sentence()

@@ -75,12 +75,13 @@ def layout(
     if devices is not None and not 1 <= devices <= local:
         raise ValueError(f"devices is {devices}; this process has {local}")
     count = devices or min(local, runs)
-    most = min(PART_RUNS, max(PART_BYTES // (8 * numbers), width or about or 1))
+    most = min(PART_RUNS, max(PART_BYTES // (8 * numbers), 16 * count))
     part = -(-runs // -(-runs // most))
     if width is None:
         near = about or default_width(config, runs, count)
         each = -(-part // -(-part // near) // count)
-        width = count * (each if part <= near else _odd_multiple(each))
+        wide = part > near >= 16 * count
+        width = count * (_odd_multiple(each) if wide else each)
     if width < 1 or width % count:
         raise ValueError(f"width is {width}; it must be a positive multiple of the {count} devices")
     return Shape(width=width, chunks=max(1, -(-part // width)), devices=count)
