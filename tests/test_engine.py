@@ -18,7 +18,7 @@ from grpo_jax.policies.actions import ActionPolicy
 from grpo_jax.sweep import sweep
 from grpo_jax.sweep.layout import Estimate, Shape, check_fits, estimate, layout
 from grpo_jax.sweep.program import Program, Request
-from grpo_jax.sweep.tuning import PROBE, tuned
+from grpo_jax.sweep.tuning import PROBE, foreseen, remember, tuned
 from grpo_jax.tasks.questions import Questions
 
 CONFIG = Config(
@@ -181,6 +181,17 @@ def test_a_tuned_width_is_remembered(tmp_path, monkeypatch):
     assert first.seconds == 1 / first.width / PROBE
     assert tuned(CONFIG, (), request, runs=20_000, devices=2) == first
     assert len(measured) == 3
+
+
+def test_the_time_of_a_sweep_is_foreseen_from_the_last_one(tmp_path, monkeypatch):
+    monkeypatch.setenv(runtime.CACHE, str(tmp_path / "jax"))
+    short, long = (Estimate(updates=n, output=0, memory=0) for n in (1_000, 50_000))
+    assert foreseen(CONFIG, short, 2) is None
+    remember(CONFIG, short, 2, 0.01)
+    assert foreseen(CONFIG, short, 2) is None
+    remember(CONFIG, short, 2, 4.0)
+    assert foreseen(CONFIG, long, 2) == pytest.approx(200.0)
+    assert foreseen(CONFIG, long, 1) is None
 
 
 @pytest.mark.parametrize("runs", [1, 7, 100, 5120, 70_000, 1_000_000])

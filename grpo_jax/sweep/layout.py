@@ -103,7 +103,7 @@ class Estimate:
     memory: int
     """Bytes needed at once besides the results."""
     seconds: float | None = None
-    """Of running, from a measured chunk; None for a sweep too short to measure one."""
+    """Of running: from a measured chunk, else from the pace of an earlier sweep; None without either."""
 
     def sentence(self) -> str:
         """For people."""

@@ -23,10 +23,10 @@ from grpo_jax.expectations import choose
 from grpo_jax.part import describe, put
 from grpo_jax.recording import DIAGNOSTICS
 from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
-from grpo_jax.sweep.layout import Shape, check_fits, estimate, free_memory, layout
+from grpo_jax.sweep.layout import Estimate, Shape, check_fits, estimate, free_memory, layout
 from grpo_jax.sweep.program import Program, Request
 from grpo_jax.sweep.storage import Store, held_width
-from grpo_jax.sweep.tuning import tuned, worth_tuning
+from grpo_jax.sweep.tuning import foreseen, remember, tuned, worth_tuning
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
@@ -88,16 +88,7 @@ def sweep(
             f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
         )
     runs = size(run_axes[0]) * len(seed_values)
-    numbers = _numbers(request, configs[0])
-    width = held_width(out) if width is None else width
-    shape = layout(configs[0], runs, numbers, width=width, devices=devices)
-    wanted = estimate(configs[0], shape, runs * len(configs), iterations=iterations, numbers=numbers)
-    streamed = out is not None and wanted.output > STREAM_BYTES
-    check_fits(wanted, free_memory(), streamed=streamed)
-    if width is None and worth_tuning(configs[0], wanted):
-        found = tuned(configs[0], run_axes[0], request, runs=runs, devices=shape.devices)
-        shape = layout(configs[0], runs, numbers, about=found.width, devices=shape.devices)
-        wanted = dataclasses.replace(wanted, seconds=found.seconds * runs * len(configs) * iterations)
+    shape, wanted, streamed = _planned(configs, run_axes[0], request, runs, out, width, devices)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
     if progress:
@@ -107,6 +98,8 @@ def sweep(
         _variant(i, program, seed_values, runs, store, report, disk=store if streamed else None)
         for i, program in enumerate(programs)
     ]
+    if report.updates >= wanted.updates:  # no part was read back
+        remember(configs[0], wanted, shape.devices, report.run_seconds)
     data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
     data.attrs |= {"config": json.dumps(describe(config)), "root": root} | report.attributes(
         configs[0], shape
@@ -117,6 +110,31 @@ def sweep(
     if store:
         store.finish(data)
     return store.open() if store and streamed else data
+
+
+def _planned(
+    configs: Sequence[Config],
+    axes: Sequence[Axis],
+    request: Request,
+    runs: int,
+    out: str | os.PathLike[str] | None,
+    width: int | None,
+    devices: int | None,
+) -> tuple[Shape, Estimate, bool]:
+    """The layout, what the sweep will take, and whether its results go to disk as they come."""
+    first, numbers = configs[0], _numbers(request, configs[0])
+    width = held_width(out) if width is None else width
+    shape = layout(first, runs, numbers, width=width, devices=devices)
+    total = runs * len(configs)
+    wanted = estimate(first, shape, total, iterations=request.iterations, numbers=numbers)
+    streamed = out is not None and wanted.output > STREAM_BYTES
+    check_fits(wanted, free_memory(), streamed=streamed)
+    seconds = foreseen(first, wanted, shape.devices)
+    if width is None and worth_tuning(first, wanted):
+        found = tuned(first, axes, request, runs=runs, devices=shape.devices)
+        shape = layout(first, runs, numbers, about=found.width, devices=shape.devices)
+        seconds = found.seconds * total * request.iterations
+    return shape, dataclasses.replace(wanted, seconds=seconds), streamed
 
 
 def _chosen(config: Config, axes: Sequence[Axis]) -> Config:

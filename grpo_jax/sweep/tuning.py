@@ -31,14 +31,38 @@ PROBE = 16
 """Iterations timed for each."""
 ROUNDS = 10
 """Times that each width is run."""
+TELLING = 0.5
+"""Seconds from which on a sweep's pace is remembered."""
 GAIN = 0.9
 """A width replaces the default where it needs less than this share of its time."""
 
 
 def worth_tuning(config: Config, wanted: Estimate) -> bool:
     """Whether the sweep is long enough to repay the trial compilations."""
+    return _work(config, wanted) >= LONG
+
+
+def _work(config: Config, wanted: Estimate) -> int:
+    """Optimizer steps times parameters."""
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
-    return wanted.updates * sum(leaf.size for leaf in jax.tree.leaves(start)) >= LONG
+    return wanted.updates * sum(leaf.size for leaf in jax.tree.leaves(start))
+
+
+def foreseen(config: Config, wanted: Estimate, devices: int) -> float | None:
+    """Seconds of running, going by the pace of the last sweep on this machine; None before the first."""
+    pace = _read(_memory()).get(_pace(devices))
+    return None if pace is None else pace[0] * _work(config, wanted)
+
+
+def remember(config: Config, wanted: Estimate, devices: int, seconds: float) -> None:
+    """Keep the pace of a sweep that ran long enough to tell."""
+    if seconds >= TELLING:
+        path = _memory()
+        _write(path, _read(path) | {_pace(devices): [seconds / _work(config, wanted)]})
+
+
+def _pace(devices: int) -> str:
+    return f"pace: {' '.join(map(str, _machine(devices)))}"
 
 
 class Tuned(NamedTuple):
@@ -90,10 +114,13 @@ def _seconds_a_run(
 
 def _key(config: Config, request: Request, devices: int) -> str:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(config)]
-    machine = (jax.__version__, jax.local_devices()[0].device_kind, os.cpu_count(), devices)
-    precision = str(jax.dtypes.canonicalize_dtype(float))
-    parts = (str(jax.tree.structure(config)), shapes, request.record, machine, precision)
+    parts = (str(jax.tree.structure(config)), shapes, request.record, _machine(devices))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _machine(devices: int) -> tuple:
+    kind = jax.local_devices()[0].device_kind
+    return jax.__version__, kind, os.cpu_count(), devices, str(jax.dtypes.canonicalize_dtype(float))
 
 
 def _memory() -> Path | None:
