@@ -19,6 +19,9 @@ LEAST_WIDTH = 80
 ARRAYS = 32
 """Arrays the size of a chunk's state that its program holds at once, roughly."""
 PART_RUNS = 65536
+"""Runs of a part at most; an accelerator takes as many as fill it."""
+FILLING = 2**25
+"""Numbers in one array of a chunk on an accelerator."""
 PART_BYTES = 256 * 2**20
 
 
@@ -51,7 +54,7 @@ def default_width(config: Config, runs: int, devices: int) -> int:
         return min(8, needed) * devices
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
     numbers = sum(int(np.prod(leaf.shape[: config.policy.rank])) for leaf in jax.tree.leaves(start))
-    budget = CHUNK_NUMBERS if jax.default_backend() == "cpu" else 2**25
+    budget = CHUNK_NUMBERS if jax.default_backend() == "cpu" else FILLING
     return min(odd_width(max(budget // max(numbers, 1), LEAST_WIDTH)), needed) * devices
 
 
@@ -75,7 +78,8 @@ def layout(
     if devices is not None and not 1 <= devices <= local:
         raise ValueError(f"devices is {devices}; this process has {local}")
     count = devices or min(local, runs)
-    most = min(PART_RUNS, max(PART_BYTES // (8 * numbers), 16 * count))
+    most = PART_RUNS if jax.default_backend() == "cpu" else max(PART_RUNS, default_width(config, runs, count))
+    most = min(most, max(PART_BYTES // (8 * numbers), 16 * count))
     part = -(-runs // -(-runs // most))
     if width is None:
         near = about or default_width(config, runs, count)
