@@ -41,7 +41,7 @@ def nothing_compiles(monkeypatch):
     def compiled(*args, **options):
         raise AssertionError("something was compiled before the input was refused")
 
-    monkeypatch.setattr(train, "_run", compiled)
+    monkeypatch.setattr(train, "_compiled", compiled)
 
 
 MEANINGLESS = {
