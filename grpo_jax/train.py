@@ -217,5 +217,6 @@ def run(
         raise ValueError(
             f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
         )
+    names = recording.names(record, config)
     program = _compiled(staged(config, state))
-    return program(choose(config), state, iterations, record_every, recording.names(record, config))
+    return program(choose(config), state, iterations, record_every, names)
