@@ -193,11 +193,15 @@ def trained() -> np.ndarray:
 
 
 def sampled(seeds: int, iterations: int, root: int) -> np.ndarray:
-    """[rate, estimator x beta, seed] time averages of pi(a) in sampled training of pairs."""
+    """[rate, estimator x beta, seed] time averages of pi(a) in sampled runs that start as predicted."""
     kinds = [list(ESTIMATORS).index(name) for name in SAMPLED]
     rate, which, beta, seed = grid(RATES, kinds, SAMPLED_BETAS, np.arange(seeds))
     made = dataclasses.replace(method(0.0), penalty=penalized(which, beta))
+    told = predictions(SAMPLED_BETAS)
+    shape = (len(RATES), len(SAMPLED), len(SAMPLED_BETAS), seeds)
+    start = np.broadcast_to(np.array([told[name] for name in SAMPLED])[..., None], shape).ravel()
     options = {"method": made, "optimizer": SGD(learning_rate=jnp.asarray(rate)), "expectation": None}
+    options |= {"start": binary(start)}
     reference = binary(np.full(beta.size, REFERENCE))
     config = problem(reference, np.array([1.0, 0.0]), beta, group_size=2, **options)
     average = time_average(config, seed.astype(int), root=root, iterations=iterations)[0]
