@@ -151,9 +151,25 @@ def choose(config: Config) -> Config:
             )
         resolved = getattr(config.expectation, "resolved", None)
         return config if resolved is None else dataclasses.replace(config, expectation=resolved(config))
-    actions = getattr(config.policy, "actions", None)
-    noiseless = hasattr(config.task, "noise") and config.task.noise is None
-    small = actions is not None and actions <= COUNTED
-    count = noiseless and small and not _forgetful(config)
-    made: Expectation = Counts() if count else Sampled()
+    made: Expectation = Counts() if _uncountable(config) is None else Sampled()
     return dataclasses.replace(config, expectation=made)
+
+
+def _uncountable(config: Config) -> str | None:
+    """What keeps groups from being counted unasked; None if nothing does."""
+    actions = getattr(config.policy, "actions", None)
+    if actions is None:
+        return "outputs are not single actions"
+    if not hasattr(config.task, "noise") or config.task.noise is not None:
+        return "rewards may vary for one and the same action"
+    if actions > COUNTED:
+        return f"more than {COUNTED} actions"
+    forgetful = _forgetful(config)
+    return f"{', '.join(forgetful)} does not heed multiplicities" if forgetful else None
+
+
+def reason(config: Config) -> str:
+    """Why ``choose`` takes the expectation that it takes, in a few words."""
+    if config.expectation is not None:
+        return "as asked"
+    return _uncountable(config) or "rewards depend on one of few actions alone"

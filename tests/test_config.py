@@ -10,7 +10,7 @@ import pytest
 
 from grpo_jax import methods, recording, train
 from grpo_jax.config import Config, Loop, prompt_count, validate
-from grpo_jax.expectations import Counts, Sampled, choose
+from grpo_jax.expectations import Counts, Sampled, choose, reason
 from grpo_jax.optimizers import SGD, AdamW, Custom
 from grpo_jax.part import put_all
 from grpo_jax.parts.gains import Clip
@@ -202,6 +202,10 @@ def test_the_expectation_is_chosen_by_what_the_reward_depends_on():
     )
     assert isinstance(choose(many).expectation, Sampled)
     assert choose(configured(expectation=Sampled())).expectation == Sampled()
+    assert "few actions alone" in reason(configured())
+    assert "vary" in reason(configured(task=noisy))
+    assert "more than 1024 actions" in reason(many)
+    assert reason(configured(expectation=Sampled())) == "as asked"
 
 
 def traced(config):

@@ -111,6 +111,7 @@ def test_attributes_hold_the_configuration():
     assert held["task"]["table"] == TABLE.tolist()
     assert held["method"]["gain"] == {"kind": "Clip", "low": 0.2, "high": 0.2}
     assert data.attrs["expectation"] == "Counts"
+    assert "few actions" in data.attrs["because"]
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):

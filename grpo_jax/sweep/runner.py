@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from grpo_jax import recording
 from grpo_jax.config import Config, check_slots, validate
 from grpo_jax.diagnostics import QUANTILES
-from grpo_jax.expectations import choose
+from grpo_jax.expectations import choose, reason
 from grpo_jax.part import describe, put
 from grpo_jax.recording import DIAGNOSTICS
 from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
@@ -101,9 +101,8 @@ def sweep(
     if report.updates >= wanted.updates:  # no part was read back
         remember(configs[0], wanted, shape.devices, report.run_seconds)
     data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
-    data.attrs |= {"config": json.dumps(describe(config)), "root": root} | report.attributes(
-        configs[0], shape
-    )
+    data.attrs |= {"config": json.dumps(describe(config)), "root": root}
+    data.attrs |= report.attributes(configs[0], shape, because=reason(varied[0]))
     broken = int((~data["finite"].isel(iteration=-1)).sum())
     if progress and broken:
         print(f"{broken} of {runs * len(programs)} runs turned non-finite", file=sys.stderr)
@@ -230,12 +229,13 @@ class _Report:
         """Move the bar."""
         self.bar.update(runs)
 
-    def attributes(self, config: Config, shape: Shape) -> dict[str, Any]:
+    def attributes(self, config: Config, shape: Shape, *, because: str) -> dict[str, Any]:
         """What the dataset says of its making; also printed."""
         self.bar.close()
         path = type(config.expectation).__name__
         found = {
             "expectation": path,
+            "because": because,
             "width": shape.width,
             "devices": shape.devices,
             "compilations": len(self.compiled),
@@ -246,7 +246,7 @@ class _Report:
         if self.spoken:
             rate = self.updates / self.run_seconds / 1e6 if self.run_seconds else 0.0
             print(
-                f"{path} path · chunks of {shape.width} runs on {shape.devices} device(s) · "
+                f"{path} path: {because} · chunks of {shape.width} runs on {shape.devices} device(s) · "
                 f"{len(self.compiled)} compilation(s) in {self.compile_seconds:.2f} s · "
                 f"{self.run_seconds:.2f} s running · "
                 f"{rate:.2f} million updates/s",
