@@ -19,9 +19,9 @@ CASE = Case(Shape(8, 4, 8, 2), runs=5120, iterations=10)
 
 def ours(case: Case) -> Callable[[], Any]:
     """Bernoulli rewards, so no histogram can stand for the samples."""
-    from grpo_jax.expectations import Sampled
-    from grpo_jax.sweep.layout import layout
-    from grpo_jax.sweep.program import Program, Request
+    from grpo_jax.collectors import Sampled
+    from grpo_jax.sweeps.layout import layout
+    from grpo_jax.sweeps.program import Program, Request
     from grpo_jax.tasks.noise import Bernoulli
     from grpo_jax.tasks.questions import Questions
 

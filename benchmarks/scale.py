@@ -26,7 +26,7 @@ def measured(runs: int, record_every: int, stream: bool) -> dict[str, float]:
     import time
 
     from benchmarks.implementations.ours import configuration
-    from grpo_jax.sweep import sweep
+    from grpo_jax.sweeps import sweep
 
     config = configuration(Case(Shape(8, 4, 8, 2), runs=runs, iterations=100))
     record = ("expected_reward", "entropy", "kl_ref", "clip_high")

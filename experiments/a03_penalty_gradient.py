@@ -34,19 +34,24 @@ from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact, expected_gradient, expected_objective
 from grpo_jax.optimizers import SGD
 from grpo_jax.part import number, part
-from grpo_jax.parts.penalties import K1, K2, K3, Divergence, Penalty, Weighted
-from grpo_jax.parts.reductions import Constant
+from grpo_jax.parts.penalties import K1, K2, K3, Penalty, RatioWeight
+from grpo_jax.parts.reductions import Constant, Reduction
 from grpo_jax.policies import ActionPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
 from grpo_jax.tasks import Questions, SequenceTable
 from grpo_jax.theory import stationary_pair, stationary_pair_direct
-from grpo_jax.types import Array, Rollout
+from grpo_jax.types import Array, Evaluation
 
 CLAIM = "A3"
 PAPER = "A"
 PRECISION = "float64"
 
-ESTIMATORS: dict[str, Divergence] = {"k1": K1(), "k2": K2(), "k3": K3(), "ratio x k3": Weighted(inner=K3())}
+ESTIMATORS: dict[str, Penalty] = {
+    "k1": Penalty(divergence=K1(), coef=1.0),
+    "k2": Penalty(divergence=K2(), coef=1.0),
+    "k3": Penalty(divergence=K3(), coef=1.0),
+    "ratio x k3": Penalty(divergence=K3(), weight=RatioWeight(), coef=1.0),
+}
 TARGETS = ("KL(pi || pi_ref)", "KL(pi_ref || pi)")
 ACTIONS = 5
 DRIFTS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0])
@@ -62,19 +67,22 @@ MARGIN = 0.01
 
 @part
 class Which:
-    """The divergences weighted by numbers, so that one program serves all of them."""
+    """The penalties weighted by numbers, so that one program serves all of them."""
 
     weights: Any = number(rank=1)
+    coef: Any = number(0.0)
+    reduce: Reduction | None = None
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        values = [divergence(rollout, log_ratio, logp, advantages) for divergence in ESTIMATORS.values()]
-        return sum((w * value for w, value in zip(self.weights, values, strict=True)), jnp.zeros(()))
+    def __call__(self, at: Evaluation) -> Array:
+        values = [penalty(at) for penalty in ESTIMATORS.values()]
+        chosen = sum((w * value for w, value in zip(self.weights, values, strict=True)), jnp.zeros(()))
+        return self.coef * chosen
 
 
-def penalized(which: np.ndarray, beta) -> Penalty:
+def penalized(which: np.ndarray, beta) -> Which:
     """The penalty whose estimator is `which` [R] in each run."""
     weights = np.arange(len(ESTIMATORS))[:, None] == which
-    return Penalty(divergence=Which(weights=weights.astype(float)), coef=beta)
+    return Which(weights=weights.astype(float), coef=beta)
 
 
 def unrewarded(policy, task, which: np.ndarray) -> Config:
@@ -121,11 +129,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def derivative(pi: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """d/d pi(o) of E_old D at pi_old = pi, for free pi(o), by differentiating k3 itself; [table, K]."""
-    empty = jnp.zeros(pi.shape)
-    rollout = Rollout(*(empty,) * 7, ref_logp=jnp.log(reference))
 
     def mean(free: Array) -> Array:
-        return jnp.sum(pi * K3()(rollout, empty, jnp.log(free), empty))
+        return jnp.sum(pi * K3()(jnp.log(free), jnp.log(reference)))
 
     return np.asarray(light(jax.grad(mean))(jnp.asarray(pi)))
 

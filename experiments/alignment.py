@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike
 from experiments.grid import grid
 from experiments.verdict import Number, extrapolate, mean
 from grpo_jax import train
+from grpo_jax.collectors import choose
 from grpo_jax.config import Config, Loop, validate
 from grpo_jax.exact import Exact
-from grpo_jax.expectations import choose
 from grpo_jax.methods import grpo
 from grpo_jax.optimizers import SGD, Optimizer
 from grpo_jax.parts.gains import Linear
-from grpo_jax.parts.penalties import K3, Penalty, Weighted
+from grpo_jax.parts.penalties import K3, Penalty, RatioWeight
 from grpo_jax.policies import ActionPolicy
 from grpo_jax.surrogate import Method
 from grpo_jax.tasks import Questions
@@ -33,8 +33,10 @@ BURN = 0.25
 
 def method(beta: Any, *, direct: bool = False) -> Method:
     """GRPO of [A]: no clip, k3 penalty; `direct` multiplies the penalty by the ratio (Section 5)."""
-    divergence = Weighted(inner=K3()) if direct else K3()
-    return dataclasses.replace(grpo, gain=Linear(), penalty=Penalty(divergence=divergence, coef=beta))
+    weight = RatioWeight() if direct else None
+    return dataclasses.replace(
+        grpo, gain=Linear(), penalty=Penalty(divergence=K3(), weight=weight, coef=beta)
+    )
 
 
 def problem(

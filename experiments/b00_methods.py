@@ -17,11 +17,11 @@ import numpy as np
 import xarray as xr
 
 from experiments.shared_prefix import penalty_by_hand
+from experiments.token_weights import TokenWeights, token_weights
 from experiments.verdict import Number, judge, worst
 from grpo_jax import methods, presets
 from grpo_jax.presets.compare import random_batch
 from grpo_jax.surrogate import Method, loss, objective
-from grpo_jax.theory.weights import TokenWeights, token_weights
 from grpo_jax.types import Rollout
 
 CLAIM = "B0"

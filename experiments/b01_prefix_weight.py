@@ -31,11 +31,11 @@ from experiments.shared_prefix import (
     scored,
     weights_by_hand,
 )
+from experiments.token_weights import FORMS
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import methods
 from grpo_jax.biases import aggregate_weight, penalty_gradients, token_gradients
 from grpo_jax.policies import MLPPolicy, TreePolicy
-from grpo_jax.theory.weights import FORMS
 from grpo_jax.types import Policy, Rollout
 
 CLAIM = "B1"

@@ -23,7 +23,7 @@ import xarray as xr
 from experiments.length_task import LEARNING, RATES, SPACE, STEPS, correlation, policy, problem, table_runs
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import methods, train
-from grpo_jax.expectations import Sampled
+from grpo_jax.collectors import Sampled
 from grpo_jax.part import aligned
 from grpo_jax.surrogate import objective
 from grpo_jax.tasks import trees

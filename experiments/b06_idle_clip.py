@@ -18,8 +18,8 @@ import xarray as xr
 
 from experiments.verdict import Number, judge, mean
 from grpo_jax import optimizers, train
+from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, Loop
-from grpo_jax.expectations import choose
 from grpo_jax.methods import grpo
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.part import aligned, put_all
@@ -27,7 +27,7 @@ from grpo_jax.parts.gains import Clip
 from grpo_jax.policies import ActionPolicy
 from grpo_jax.recording import clip_fractions
 from grpo_jax.tasks import Bernoulli, Questions
-from grpo_jax.types import Array
+from grpo_jax.types import Array, Evaluation
 
 CLAIM = "B6"
 PAPER = "B"
@@ -130,7 +130,8 @@ def boundary_gradients() -> dict[str, float]:
     def ours(ratio: jax.Array, advantage: float) -> jax.Array:
         log_ratio, value = jnp.log(ratio).reshape(1, 1, 1), jnp.full((1, 1, 1), advantage)
         rollout: Any = None  # the clip reads none of it
-        return jnp.sum(Clip(low=BOUND, high=BOUND)(rollout, log_ratio, log_ratio, value))
+        at = Evaluation(rollout=rollout, logp=log_ratio, log_ratio=log_ratio, advantages=value)
+        return jnp.sum(Clip(low=BOUND, high=BOUND)(at))
 
     found = {}
     for side, advantage, exact in (("1 + eps, A > 0", 1.0, 1 + BOUND), ("1 - eps, A < 0", -1.0, 1 - BOUND)):

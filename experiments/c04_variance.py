@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 from experiments.trees import Blend, LengthPower
 from experiments.verdict import CONFIDENCE, Number, judge, mean, worst
 from grpo_jax import train
+from grpo_jax.collectors import Sampled
 from grpo_jax.config import Config, Loop, TrainState
-from grpo_jax.expectations import Sampled
 from grpo_jax.methods import SHIFT
 from grpo_jax.part import aligned
 from grpo_jax.parts.gains import Clip, Gain, Truncated, TruncatedScore

@@ -20,7 +20,8 @@ from experiments.grid import grid
 from experiments.verdict import Number, judge, worst
 from grpo_jax import diagnostics, train
 from grpo_jax.config import Config, Loop
-from grpo_jax.exact import Exact, expected_gradient, tree
+from grpo_jax.exact import Exact, expected_gradient
+from grpo_jax.exact import values as tree_values
 from grpo_jax.optimizers import SGD
 from grpo_jax.part import aligned
 from grpo_jax.sequences import Sequences
@@ -71,9 +72,9 @@ def corrected(policy, task, params, old) -> dict[str, jax.Array]:
     rewards = jnp.asarray(task.table)[0]
 
     def slope(point, values):
-        return jax.grad(lambda p: jnp.sum(tree.expectation(policy, p, values)))(point)
+        return jax.grad(lambda p: jnp.sum(tree_values.expectation(policy, p, values)))(point)
 
-    mean = tree.expectation(policy, old, rewards)
+    mean = tree_values.expectation(policy, old, rewards)
     return {
         "GRPO": slope(old, rewards / length) - mean * slope(old, 1 / length),
         "TIC": slope(params, rewards / length),

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 
 from experiments import trees
 from grpo_jax.config import Config, Loop
-from grpo_jax.exact import Exact, expected_gradient, tree
+from grpo_jax.exact import Exact, expected_gradient
+from grpo_jax.exact import values as tree_values
 from grpo_jax.parts.advantages import GroupMean, GroupSpread, Normalized
 from grpo_jax.parts.gains import Clip
 from grpo_jax.policies import TreePolicy
@@ -68,9 +69,9 @@ def embedded(given: trees.Problem, within: Sequences) -> trees.Problem:
 def candidates(policy: TreePolicy, task: SequenceTable, params: Array, old: Array) -> dict[str, Array]:
     """The three gradients that an update might estimate."""
     return {
-        "gradient at old": tree.return_gradient(policy, task, old),
-        "gradient at current": tree.return_gradient(policy, task, params),
-        "local surrogate": tree.local_gradient(policy, task, params, old=old),
+        "gradient at old": tree_values.return_gradient(policy, task, old),
+        "gradient at current": tree_values.return_gradient(policy, task, params),
+        "local surrogate": tree_values.local_gradient(policy, task, params, old=old),
     }
 
 

@@ -21,7 +21,7 @@ from grpo_jax.diagnostics import log_support
 from grpo_jax.optimizers import AdamW
 from grpo_jax.part import leaf_paths, number, part, put, put_all
 from grpo_jax.policies import TreePolicy
-from grpo_jax.policies.tree import tied
+from grpo_jax.policies.tree import share_rows
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method
 from grpo_jax.tasks import Bernoulli, SequenceTable, trees
@@ -62,7 +62,7 @@ class LengthPower:
 
 def policy(rate: np.ndarray, *, blind: bool = False) -> TreePolicy:
     """First token right with probability rate [R], a uniform tail; ``blind``: the tail does not see it."""
-    tie = tied(SPACE, lambda prefix: (len(prefix), prefix[1:])) if blind else None
+    tie = share_rows(SPACE, lambda prefix: (len(prefix), prefix[1:])) if blind else None
     logits = np.zeros((1, (max(tie) + 1) if tie else SPACE.offsets[-1], SPACE.vocab, len(rate)))
     logits[0, 0, 0], logits[0, 0, 1] = np.log(rate), np.log(1 - rate)
     return TreePolicy(space=SPACE, logits=logits, tie=tie)

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.token_weights import TokenWeights, token_weights
 from grpo_jax import methods
 from grpo_jax.biases import aggregate_weight, token_gradients
 from grpo_jax.policies import TreePolicy
 from grpo_jax.tasks import trees
-from grpo_jax.theory.weights import TokenWeights, token_weights
 from grpo_jax.types import Policy, Rollout, Scores
 
 SPACE = trees.free_length(vocab=3, horizon=6, prefix=2)

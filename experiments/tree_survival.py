@@ -17,13 +17,13 @@ from grpo_jax.config import Config, Loop
 from grpo_jax.optimizers import AdamW, ClippedNorm, Cosine
 from grpo_jax.part import put, subparts
 from grpo_jax.policies import TreePolicy
-from grpo_jax.policies.tree import tied
+from grpo_jax.policies.tree import share_rows
 from grpo_jax.tasks import trees
 from grpo_jax.theory.optimizer import coasting
 
 SPACE = trees.free_length(vocab=3, horizon=4)
 STEPS, LIVE, COAST = 30, 31, 20
-"""Iterations of training; live steps before a tied batch, and steps on it."""
+"""Iterations of training; live steps before a share_rows batch, and steps on it."""
 VARIANTS = {
     "plain": {},
     "weight decay": {"decay": 0.5},
@@ -34,7 +34,7 @@ VARIANTS = {
 
 def problem(runs: int, *, decay: np.ndarray, end: np.ndarray, clip: np.ndarray) -> Config:
     """Two contexts with different right first tokens; the tail is shared between first tokens."""
-    tie = tied(SPACE, lambda prefix: (len(prefix), prefix[1:]))
+    tie = share_rows(SPACE, lambda prefix: (len(prefix), prefix[1:]))
     rate = Cosine(init=jnp.full(runs, 0.02), steps=2.0 * STEPS, end=jnp.asarray(end))
     inner = AdamW(learning_rate=rate, eps=0.0, weight_decay=jnp.asarray(decay))
     logits = np.random.default_rng(0).normal(size=(2, max(tie) + 1, SPACE.vocab))

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 from grpo_jax import diagnostics, train
+from grpo_jax.collectors import Counts, draw_prompts, support_rollout
 from grpo_jax.config import Batch, Config, Loop, TrainState
-from grpo_jax.exact import tree
-from grpo_jax.expectations import Counts, draw_prompts, support_rollout
+from grpo_jax.exact import values as tree_values
 from grpo_jax.optimizers import SGD, AdamW, Optimizer
 from grpo_jax.part import aligned, number, part, static
 from grpo_jax.parts.advantages import Normalized
@@ -227,8 +227,8 @@ def curvature_gap(given: Problem) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)
 def _curvature_gap(space: Sequences, logits: Array, table: Array) -> Array:
     at = (TreePolicy.uniform(space), SequenceTable(space=space, table=table[None]), logits[None])
-    slope = tree.return_gradient(*at).ravel()
-    return slope @ (tree.return_hessian(*at) - tree.block_hessian(*at)) @ slope
+    slope = tree_values.return_gradient(*at).ravel()
+    return slope @ (tree_values.return_hessian(*at) - tree_values.block_hessian(*at)) @ slope
 
 
 def averages(

@@ -13,15 +13,15 @@ True
 """
 
 from grpo_jax import methods, presets, theory, train
+from grpo_jax.collectors import Counts, Sampled
 from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact
-from grpo_jax.expectations import Counts, Sampled
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
 from grpo_jax.part import number, part, static
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
-from grpo_jax.sweep import load, sweep
+from grpo_jax.sweeps import load, sweep
 from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceReward, SequenceTable
 from grpo_jax.types import Rollout
 

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import optimizers
+from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState
 from grpo_jax.diagnostics import log_support
-from grpo_jax.expectations import choose
 from grpo_jax.part import aligned
-from grpo_jax.parts.gains import held
+from grpo_jax.parts.gains import clip_mask
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method, advantages, objective_terms, sanitized
-from grpo_jax.types import Array, Params, Policy, Rollout
+from grpo_jax.types import Array, Params, Policy, Rollout, require_support
 
 
 class InnerPath(NamedTuple):
@@ -67,7 +67,7 @@ def inner_path(config: Config, state: TrainState, *, steps: int) -> tuple[Batch,
         )
         rollout, logp = sanitized(batch.rollout, logp)
         log_ratio = config.method.ratio(rollout, logp)
-        out = held(config.method.gain, log_ratio, batch.advantages)
+        out = clip_mask(config.method.gain, log_ratio, batch.advantages)
         seen = InnerPath(params, grads, updates, log_ratio, (out.high | out.low).astype(log_ratio.dtype))
         return (jax.tree.map(jnp.add, params, updates), opt_state), seen
 
@@ -141,9 +141,7 @@ def length_moments(policy: Policy, params: Params, prompts: Any, group: np.ndarr
     Args:
       group: int [S] the group of every output of the support, 0, 1, ...
     """
-    support = policy.support(prompts)
-    if support is None:
-        raise ValueError(f"{type(policy).__name__} cannot list its outputs")
+    support = require_support(policy, prompts, instead="record the sampled length instead")
     probability = jnp.exp(log_support(policy, params, prompts))
     extra = (1,) * (probability.ndim - 2)
     lengths = jnp.asarray(support.mask).sum(2).reshape(support.mask.shape[:2] + extra)

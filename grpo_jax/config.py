@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import methods, surrogate, trial
+from grpo_jax import methods, surrogate, user_parts
 from grpo_jax.optimizers import AdamW, Optimizer
 from grpo_jax.part import declared, leaf_paths, part, static, subparts
 from grpo_jax.surrogate import Method
-from grpo_jax.types import Array, Params, Policy, Rollout, Task
+from grpo_jax.types import (
+    Array,
+    FiniteActions,
+    HasContexts,
+    HasTable,
+    NeedsGroup,
+    OverSequences,
+    Params,
+    Policy,
+    ReadsReference,
+    Rollout,
+    Tabular,
+    Task,
+)
 
 
 class TrainState(NamedTuple):
@@ -50,6 +63,25 @@ class Expectation(Protocol):
         """J(θ), a scalar or [R], and the log-probabilities [P, N, T] of the batch's rollout at θ."""
 
 
+@runtime_checkable
+class ResolvesCells(Protocol):
+    """An expectation that leaves something open until the configuration's numbers are known."""
+
+    def resolved(self, config: Config) -> Expectation:
+        """The same with everything decided."""
+
+
+@runtime_checkable
+class OwnStatistics(Protocol):
+    """An expectation whose batch is no group that was drawn: it takes statistics over groups itself."""
+
+    def clip_fractions(self, config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
+        """Share of the tokens whose gain the clip holds constant, above and below."""
+
+    def tied(self, config: Config, batch: Batch) -> Array:
+        """Share of the groups whose rewards all tie."""
+
+
 @part
 class Loop:
     """The shape of an iteration; all of it structure.
@@ -79,7 +111,7 @@ class Config:
       method: the seven slots.
       optimizer: an Optax transformation with traced numbers.
       loop: groups, inner steps, minibatches.
-      expectation: ``Sampled()``, ``Counts()``, ``Exact()``; None chooses (``expectations.choose``).
+      expectation: ``Sampled()``, ``Counts()``, ``Exact()``; None chooses (``collectors.choose``).
       reference: parameters of π_ref, shaped like the policy's; None is the starting policy.
     """
 
@@ -105,17 +137,18 @@ def validate(config: Config) -> None:
     check_slots(config)
     group, prompts = config.loop.group_size, prompt_count(config)
     for sub in subparts(config.method):
-        least = getattr(sub, "least_group", 1)
-        if group < least:
-            raise ValueError(f"group_size is {group}; {type(sub).__name__} needs groups of at least {least}")
+        if isinstance(sub, NeedsGroup) and group < sub.least_group:
+            raise ValueError(
+                f"group_size is {group}; {type(sub).__name__} needs groups of at least {sub.least_group}"
+            )
     if prompts % config.loop.minibatches:
         raise ValueError(f"{config.loop.minibatches} minibatches do not divide {prompts} prompts")
-    contexts = getattr(config.task, "contexts", None) or _rows(getattr(config.task, "table", None))
+    contexts = _task_contexts(config.task)
     if contexts is not None and config.policy.contexts not in (None, contexts):
         raise ValueError(f"the policy has {config.policy.contexts} contexts, the task {contexts}")
     _check_table(config)
     _check_reference(config)
-    trial.check(config.method)
+    user_parts.check(config.method)
 
 
 _SLOTS = {
@@ -150,16 +183,19 @@ def check_slots(config: Config) -> None:
             )
 
 
-def _rows(table: Any) -> int | None:
-    return None if table is None else int(jnp.shape(table)[0])
+def _task_contexts(task: Task) -> int | None:
+    if isinstance(task, HasContexts):
+        return task.contexts
+    return int(jnp.shape(task.table)[0]) if isinstance(task, HasTable) else None
 
 
 def _check_table(config: Config) -> None:
-    table, actions = getattr(config.task, "table", None), getattr(config.policy, "actions", None)
-    if table is not None and actions is not None and jnp.shape(table)[1] != actions:
-        raise ValueError(f"the reward table has {jnp.shape(table)[1]} answers, the policy {actions} actions")
-    spaces = {s for s in (getattr(config.policy, "space", None), getattr(config.task, "space", None)) if s}
-    if len(spaces) == 2:
+    task, policy = config.task, config.policy
+    if isinstance(task, HasTable) and isinstance(policy, FiniteActions):
+        answers = jnp.shape(task.table)[1]
+        if answers != policy.actions:
+            raise ValueError(f"the reward table has {answers} answers, the policy {policy.actions} actions")
+    if isinstance(task, OverSequences) and isinstance(policy, OverSequences) and task.space != policy.space:
         raise ValueError("policy and task are over different spaces of sequences")
 
 
@@ -179,10 +215,11 @@ def _check_reference(config: Config) -> None:
 
 
 def _check_reference_zeros(config: Config) -> None:
-    penalties = (sub for sub in subparts(config.method) if hasattr(sub, "divergence"))
-    coefs = [sub.coef for sub in penalties if hasattr(sub, "coef")]
-    logits, reference = getattr(config.policy, "logits", None), config.reference
-    if logits is None or any(isinstance(leaf, jax.core.Tracer) for leaf in (*coefs, logits, reference)):
+    coefs = [sub.reference_coef for sub in subparts(config.method) if isinstance(sub, ReadsReference)]
+    if not isinstance(config.policy, Tabular):
+        return
+    logits, reference = config.policy.logits, config.reference
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in (*coefs, logits, reference)):
         return
     if not any(np.any(np.asarray(coef)) for coef in coefs):
         return

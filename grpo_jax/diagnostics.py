@@ -8,19 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.folds import total
-from grpo_jax.parts.gains import held
-from grpo_jax.parts.ratios import exponential
+from grpo_jax.kernels import exponential, total
+from grpo_jax.parts.gains import clip_mask
 from grpo_jax.statistics import GROUP_AXES, quantile, tied
 from grpo_jax.surrogate import Method, sanitized
-from grpo_jax.types import Array, Params, Policy, Rollout, Task
+from grpo_jax.types import (
+    Array,
+    Listable,
+    Params,
+    Policy,
+    Rollout,
+    Task,
+    require_means,
+    require_support,
+)
 
+SAMPLE = "record sampled diagnostics (reward, length) instead"
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 """Probabilities at which the ratio's quantiles are taken."""
 
 
 def log_support(policy: Policy, params: Params, prompts: Array) -> Array:
     """[P, S] log-probability of every output of the support."""
+    require_support(policy, prompts, instead=SAMPLE)
+    assert isinstance(policy, Listable)
     return jnp.sum(policy.score_support(params, prompts).logp, 2)
 
 
@@ -31,10 +42,10 @@ def _shared(array: Any, like: Array) -> Any:
 
 def support_means(policy: Policy, task: Task, prompts: Array, like: Array) -> Array:
     """[P, S] expected reward of every output; ``like`` [P, S] says whether runs are present."""
-    support = policy.support(prompts)
-    if support is None:
-        raise ValueError(f"{type(policy).__name__} cannot list its outputs")
-    return task.means(prompts, _shared(support.tokens, like), _shared(support.mask, like))
+    support = require_support(policy, prompts, instead=SAMPLE)
+    return require_means(task, instead=SAMPLE).means(
+        prompts, _shared(support.tokens, like), _shared(support.mask, like)
+    )
 
 
 def expected_reward(policy: Policy, task: Task, params: Params, prompts: Array) -> Array:
@@ -115,7 +126,7 @@ def ratio_statistics(method: Method, rollout: Rollout, logp: Array) -> RatioStat
 def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Array) -> tuple[Array, Array]:
     """Share of tokens whose gain the clip holds constant, above and below."""
     rollout, logp = sanitized(rollout, logp)
-    out = held(method.gain, method.ratio(rollout, logp), advantages)
+    out = clip_mask(method.gain, method.ratio(rollout, logp), advantages)
     weight = _token_weight(rollout)
     mass = jnp.sum(weight, (0, 1, 2))
     high, low = (total(jnp.where(side, weight, 0), (0, 1, 2))[0, 0, 0] / mass for side in out)

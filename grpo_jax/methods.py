@@ -18,12 +18,11 @@ from grpo_jax.part import nearest
 from grpo_jax.parts.advantages import GroupMean, LeaveOneOut, LengthWeightedMean, NoBaseline, Normalized
 from grpo_jax.parts.corrections import Conflict, EntropyFilter, OffPolicyMask, Prune
 from grpo_jax.parts.gains import Clip, DualClip, Linear, LogLikelihood, Truncated, TruncatedScore, UpperClip
-from grpo_jax.parts.penalties import K2, K3, Penalty, Weighted, WeightedEntropy
+from grpo_jax.parts.penalties import K2, K3, EntropyPenalty, Penalty, RatioWeight
 from grpo_jax.parts.ratios import Frozen, Score, SequenceMean, SequenceMeanToken, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, Informative, PerSequence, PerToken
 from grpo_jax.parts.returns import PerInformative, ReturnToGo, Whitened
-from grpo_jax.parts.shaping import KLInReward
-from grpo_jax.parts.shaping import PerToken as PerTokenReward
+from grpo_jax.parts.shaping import DivideByLength, KLInReward
 from grpo_jax.parts.soft_gains import GeometricMean, Sapo, Vespo
 from grpo_jax.surrogate import Method
 
@@ -54,7 +53,7 @@ grpo_v32 = replace(
     grpo,
     advantage=SHIFT,
     corrections=(OffPolicyMask(threshold=0.1),),
-    penalty=Penalty(divergence=Weighted(inner=K3()), coef=0.04),
+    penalty=Penalty(divergence=K3(), weight=RatioWeight(), coef=0.04),
 )
 gspo = replace(grpo, ratio=SequenceMean(), gain=Clip(low=3e-4, high=4e-4), penalty=None)
 gspo_token = replace(gspo, ratio=SequenceMeanToken())
@@ -62,7 +61,7 @@ gtpo = replace(
     grpo,
     advantage=SHIFT,
     corrections=(EntropyFilter(), Conflict(amplify=2.0)),
-    penalty=Penalty(divergence=WeightedEntropy(factors=(EntropyFilter(), Conflict(amplify=2.0))), coef=0.1),
+    penalty=EntropyPenalty(factors=(EntropyFilter(), Conflict(amplify=2.0)), coef=0.1),
 )
 dapo = replace(grpo, gain=Clip(low=0.2, high=0.28), penalty=None, reduction=PerToken())
 cppo = replace(grpo, corrections=(Prune(threshold=0.5),))
@@ -83,13 +82,13 @@ tic_grpo_truncated = replace(tic_grpo_unclipped, gain=Truncated(high=0.2))
 tic_grpo_score = replace(
     tic_grpo_unclipped, gain=TruncatedScore(low=1.0, high=0.2), reduction=Constant(length=1.0)
 )
-tic_grpo_length = replace(tic_grpo, shaping=PerTokenReward())
+tic_grpo_length = replace(tic_grpo, shaping=DivideByLength())
 grpo_frozen = Method(ratio=Frozen(), gain=Linear(), reduction=Constant(length=1.0))
 grpo_score = replace(grpo_frozen, ratio=Score())
 
 # What the field runs beside them
 
-grpo_direct_kl = replace(grpo, penalty=Penalty(divergence=Weighted(inner=K3()), coef=0.04))
+grpo_direct_kl = replace(grpo, penalty=Penalty(divergence=K3(), weight=RatioWeight(), coef=0.04))
 grpo_kl_in_reward = replace(grpo, shaping=KLInReward(coef=0.04), penalty=None)
 dual_clip = replace(grpo, gain=DualClip(low=0.2, high=0.2, cap=3.0), penalty=None)
 dapo_dynamic = replace(dapo, reduction=Informative(inner=PerToken()))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from grpo_jax.part import number, part, static, subparts
-from grpo_jax.types import Array, Number, Params
+from grpo_jax.types import Array, Number, Params, ReducesParams
 
 
 class Optimizer(Protocol):
@@ -208,7 +208,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 def _one_run_at_a_time(optimizer: Optimizer) -> bool:
-    return any(getattr(p, "reduces", False) for p in subparts(optimizer))
+    return any(isinstance(p, ReducesParams) and p.reduces for p in subparts(optimizer))
 
 
 def init(optimizer: Optimizer, params: Params, *, runs: bool) -> Any:

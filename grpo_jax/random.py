@@ -13,7 +13,7 @@ import enum
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.folds import settled
+from grpo_jax.kernels import materialize
 from grpo_jax.types import Array
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -28,7 +28,6 @@ class Stream(enum.IntEnum):
     TOKEN = 1
     REWARD = 2
     SHUFFLE = 3
-    INIT = 4
 
 
 def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -80,4 +79,4 @@ def uniforms(
         unit = mantissa.astype(jnp.float64) * 2.0**-53
     else:
         unit = (a >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)
-    return settled(unit).reshape(tuple(shape) + seed.shape)
+    return materialize(unit).reshape(tuple(shape) + seed.shape)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from grpo_jax import diagnostics
-from grpo_jax.config import Batch, Config, TrainState
+from grpo_jax.config import Batch, Config, OwnStatistics, TrainState
 from grpo_jax.part import nearest
-from grpo_jax.types import Array
+from grpo_jax.types import Array, support_of
 
 
 class Inner(NamedTuple):
@@ -72,16 +72,16 @@ def _probabilities(view: View) -> Array:
 
 def clip_fractions(config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
     """Share of the batch's tokens that the clip holds, above and below; an expectation may have its own."""
-    own = getattr(config.expectation, "clip_fractions", None)
-    if own is not None:
-        return own(config, batch, logp)
+    if isinstance(config.expectation, OwnStatistics):
+        return config.expectation.clip_fractions(config, batch, logp)
     return diagnostics.clip_fractions(config.method, batch.rollout, batch.advantages, logp)
 
 
 def tied_share(config: Config, batch: Batch) -> Array:
     """Share of the batch's groups whose rewards all tie; an expectation may have its own."""
-    own = getattr(config.expectation, "tied", None)
-    return diagnostics.tied_share(batch.rollout) if own is None else own(config, batch)
+    if isinstance(config.expectation, OwnStatistics):
+        return config.expectation.tied(config, batch)
+    return diagnostics.tied_share(batch.rollout)
 
 
 def _ratio(view: View) -> diagnostics.RatioStatistics:
@@ -150,6 +150,6 @@ def names(record: Iterable[str] | None, config: Config) -> tuple[str, ...]:
                 raise ValueError(f"unknown diagnostic {name!r}; {nearest(name, DIAGNOSTICS)}")
         return tuple(dict.fromkeys([*record, "finite"]))
     listable = config.policy.contexts is not None and (
-        config.policy.support(diagnostics.all_prompts(config.policy)) is not None
+        support_of(config.policy, diagnostics.all_prompts(config.policy)) is not None
     )
     return tuple(name for name in DEFAULT if listable or not DIAGNOSTICS[name].enumerates)

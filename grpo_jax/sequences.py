@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.folds import at, count, cumulative, settled
+from grpo_jax.kernels import at, count, cumulative, materialize
 from grpo_jax.types import Array
 
 MAX_SUPPORT = 2_000_000
@@ -41,8 +41,8 @@ def inverse_cdf(probabilities: Array, uniforms: Array) -> Array:
       probabilities: [P, N, K(, R)]; N may be 1.
       uniforms: [P, N(, R)] in [0, 1).
     """
-    upto = settled(cumulative(probabilities, 2))
-    level = settled(uniforms[:, :, None] * upto[:, :, -1:])
+    upto = materialize(cumulative(probabilities, 2))
+    level = materialize(uniforms[:, :, None] * upto[:, :, -1:])
     return count(probabilities.shape[2] - 1, lambda k: level >= at(upto, k, 2))[:, :, 0]
 
 
@@ -128,8 +128,28 @@ class Sequences:
         return jnp.stack(found, 2)
 
     @functools.cached_property
+    def size(self) -> int:
+        """The number of allowed sequences, counted without listing them."""
+        going, ended = 1, 0
+        for allowed in self.allowed:
+            stops = 0 if self.eos is None else int(allowed[self.eos])
+            ended += going * stops
+            going *= int(allowed.sum()) - stops
+        return ended + going
+
+    @property
+    def listable(self) -> bool:
+        """Whether there are few enough sequences (``MAX_SUPPORT``) to list them."""
+        return self.size <= MAX_SUPPORT
+
+    @functools.cached_property
     def support(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask, int and float [S, T]: every allowed sequence, EOS-padded, lexicographic."""
+        if not self.listable:
+            raise ValueError(
+                f"{self.size} sequences, more than {MAX_SUPPORT}; use a smaller vocabulary or horizon, "
+                "or sampling"
+            )
         rows: list[tuple[int, ...]] = []
         self._extend((), rows)
         tokens = np.array([row + (self.eos or 0,) * (self.horizon - len(row)) for row in rows], np.int32)
@@ -137,10 +157,6 @@ class Sequences:
         return tokens, (np.arange(self.horizon) < lengths[:, None]).astype(float)
 
     def _extend(self, prefix: tuple[int, ...], rows: list[tuple[int, ...]]) -> None:
-        if len(rows) > MAX_SUPPORT:
-            raise ValueError(
-                f"more than {MAX_SUPPORT} sequences; use a smaller vocabulary or horizon, or sampling"
-            )
         if len(prefix) == self.horizon or (prefix and prefix[-1] == self.eos):
             rows.append(prefix)
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from grpo_jax import folds
+from grpo_jax import kernels
 from grpo_jax.types import Array, Number
 
 GROUP_AXES = (1,)
@@ -22,7 +22,7 @@ def present(x: Array, weight: Array, fill: Number = 0.0) -> Array:
 
 def total(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
     """Σ w x over present entries."""
-    return folds.settled(folds.total(weight * present(x, weight), axes))
+    return kernels.materialize(kernels.total(weight * present(x, weight), axes))
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
@@ -33,14 +33,14 @@ def divide(numerator: Array, denominator: Array) -> Array:
 
 def mean(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
     """Σ w x / Σ w; 0 for an empty set."""
-    return folds.settled(divide(total(x, weight, axes), folds.total(weight, axes)))
+    return kernels.materialize(divide(total(x, weight, axes), kernels.total(weight, axes)))
 
 
 def extent(x: Array, weight: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Least and greatest present value (+inf and -inf for an empty set)."""
-    low = folds.least(present(x, weight, jnp.inf), axes)
-    high = folds.greatest(present(x, weight, -jnp.inf), axes)
-    return folds.settled(low), folds.settled(high)
+    low = kernels.least(present(x, weight, jnp.inf), axes)
+    high = kernels.greatest(present(x, weight, -jnp.inf), axes)
+    return kernels.materialize(low), kernels.materialize(high)
 
 
 def tied(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
@@ -67,9 +67,9 @@ def spread(x: Array, weight: Array, axes: tuple[int, ...], *, ddof: Number = 0.0
     width = jnp.where(flat, 1, high - low)
     unit = jnp.where(flat, 0, (x - jnp.where(flat, 0, low)) / width)
     deviation = unit - mean(unit, weight, axes)
-    count = folds.total(weight, axes)
+    count = kernels.total(weight, axes)
     variance = divide(total(deviation**2, weight, axes), jnp.maximum(count - ddof, 0))
-    return folds.settled(jnp.where(flat, 0, width * jnp.sqrt(variance)))
+    return kernels.materialize(jnp.where(flat, 0, width * jnp.sqrt(variance)))
 
 
 def quantile(x: Array, weight: Array, probability: Number, axes: tuple[int, ...]) -> Array:

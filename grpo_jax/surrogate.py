@@ -17,11 +17,11 @@ from grpo_jax.part import part
 from grpo_jax.parts.advantages import Advantage, Normalized
 from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, Gain
-from grpo_jax.parts.penalties import Penalty
+from grpo_jax.parts.penalties import PenaltyTerm
 from grpo_jax.parts.ratios import Ratio, Token
 from grpo_jax.parts.reductions import PerSequence, Reduction
 from grpo_jax.parts.shaping import Shaping, Sum
-from grpo_jax.types import Array, Rollout, fits
+from grpo_jax.types import Array, Evaluation, Rollout, fits
 
 
 @part
@@ -39,7 +39,7 @@ class Method:
     ratio: Ratio = Token()
     gain: Gain = Clip()
     corrections: tuple[Correction, ...] = ()
-    penalty: Penalty | None = None
+    penalty: PenaltyTerm | None = None
     reduction: Reduction = PerSequence()
 
 
@@ -49,8 +49,7 @@ TAKES = {
     "ratio": "rollout, logp",
     "reduction": "rollout",
 }
-"""Slot -> the arguments that its part is called with; any other slot takes ``GAIN``'s."""
-GAIN = "rollout, log_ratio, logp, advantages"
+"""Slot -> the arguments that its part is called with; any other slot takes an ``Evaluation``."""
 
 
 def check_slots(method: Method) -> None:
@@ -66,7 +65,7 @@ def check_slots(method: Method) -> None:
     for name, held in slots.items():
         if held is None and name == "penalty":
             continue
-        takes = TAKES.get(name, GAIN)
+        takes = TAKES.get(name, "evaluation")
         try:
             inspect.signature(held).bind(*takes.split(", "))
         except TypeError as error:
@@ -111,16 +110,17 @@ def objective_terms(method: Method, rollout: Rollout, advantage: Array, logp: Ar
     """[P, N, T] contributions to the objective, to be maximised; exactly 0 at masked tokens."""
     rollout, logp = sanitized(rollout, logp)
     log_ratio = _fitting("ratio", method.ratio(rollout, logp), rollout, "PNT")
-    gain = _fitting("gain", method.gain(rollout, log_ratio, logp, advantage), rollout, "PNT")
+    at = Evaluation(rollout, logp, log_ratio, advantage)
+    gain = _fitting("gain", method.gain(at), rollout, "PNT")
     for correction in method.corrections:
-        factor = _fitting("correction", correction(rollout, log_ratio, logp, advantage), rollout, "PNT")
+        factor = _fitting("correction", correction(at), rollout, "PNT")
         gain = gain * jax.lax.stop_gradient(factor)
     weights = _fitting("reduction", method.reduction(rollout), rollout, "PNT")
     terms = weights * gain
     if method.penalty is not None:
         if method.penalty.reduce is not None:
             weights = method.penalty.reduce(rollout)
-        penalty = _fitting("penalty", method.penalty(rollout, log_ratio, logp, advantage), rollout, "PNT")
+        penalty = _fitting("penalty", method.penalty(at), rollout, "PNT")
         terms = terms - weights * penalty
     return terms
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import diagnostics, optimizers, recording
+from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState, check_runs, prompt_count, validate
-from grpo_jax.expectations import choose
-from grpo_jax.folds import settled
+from grpo_jax.kernels import materialize
 from grpo_jax.part import aligned
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.recording import DIAGNOSTICS, Inner, View
 from grpo_jax.runtime import compiler_options, staged
-from grpo_jax.types import Array, Params
+from grpo_jax.types import Array, Params, evaluated_at_old
 
 Info = dict[str, Array]
 """Diagnostic name -> its value, runs last."""
@@ -123,7 +123,9 @@ def step(
         step=done,
     )
     view = View(config, after, batch, inner)
-    measured = {name: settled(DIAGNOSTICS[name].measure(view)) for name in recording.names(record, config)}
+    measured = {
+        name: materialize(DIAGNOSTICS[name].measure(view)) for name in recording.names(record, config)
+    }
     return after, {name: _every_run(value, state.seed) for name, value in measured.items()}
 
 
@@ -136,7 +138,7 @@ def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Pa
     runs = bool(state.seed.ndim)
     expectation = config.expectation
     assert expectation is not None
-    at_old = getattr(config.method.ratio, "at_old", False)
+    at_old = evaluated_at_old(config.method.ratio)
 
     def body(carry: tuple[Params, Any], rows: Array | None) -> tuple[tuple[Params, Any], Inner]:
         params, opt_state = carry
@@ -156,7 +158,7 @@ def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Pa
             clip_high=high,
             clip_low=low,
         )
-        return (jax.tree.map(jnp.add, params, updates), opt_state), jax.tree.map(settled, seen)
+        return (jax.tree.map(jnp.add, params, updates), opt_state), jax.tree.map(materialize, seen)
 
     steps = config.loop.inner_steps * config.loop.minibatches
     carry, seen = jax.lax.scan(

@@ -62,6 +62,18 @@ class Rollout(NamedTuple):
     """[P, N] baseline supplied from outside (ReMax's greedy reward); needed by one advantage only."""
 
 
+class Evaluation(NamedTuple):
+    """A batch at θ: what gains, corrections and penalties are functions of. Arrays are [P, N, T]."""
+
+    rollout: Rollout
+    logp: Array
+    """log π_θ of every token."""
+    log_ratio: Array
+    """log s, as the method's ratio measures it."""
+    advantages: Array
+    """[P, N, 1 or T], constants."""
+
+
 class Scores(NamedTuple):
     """What a policy says of given tokens."""
 
@@ -97,17 +109,196 @@ class Coupling(enum.IntEnum):
     BATCH = 2
 
 
+# What a policy, a task or a part may be able to do besides: optional protocols, asked for with isinstance.
+
+
+@runtime_checkable
+class Listable(Protocol):
+    """A policy whose outputs can be listed, so that expectations over them are sums."""
+
+    def support(self, prompts: Array) -> Support | None:
+        """All outputs of each prompt, or None where there are too many to list."""
+
+    def score_support(self, params: Params, prompts: Array) -> Scores:
+        """``score`` of the whole support, in order."""
+
+
+@runtime_checkable
+class Countable(Protocol):
+    """A policy that counts its draws over the support without storing them."""
+
+    def counts(self, params: Params, prompts: Array, uniforms: Array) -> Array:
+        """[P, S] histogram over the support of what ``sample`` draws from the same uniforms."""
+
+
+@runtime_checkable
+class FiniteActions(Protocol):
+    """A policy whose outputs are single actions."""
+
+    @property
+    def actions(self) -> int:
+        """K."""
+
+
+@runtime_checkable
+class Tabular(Protocol):
+    """A policy whose parameters are a table of logits, [C, ..., K]."""
+
+    logits: Any
+    """Where training starts; −inf is probability 0."""
+
+
+@runtime_checkable
+class OverSequences(Protocol):
+    """A policy or a task over a finite space of token sequences (``sequences.Sequences``)."""
+
+    space: Any
+
+
+@runtime_checkable
+class HasMeans(Protocol):
+    """A task that knows the expected reward of an output."""
+
+    def means(self, prompts: Array, tokens: Array, mask: Array) -> Array:
+        """[P, N] expected total reward given each output."""
+
+
+@runtime_checkable
+class HasLevels(Protocol):
+    """A task that knows the finite law of an output's reward."""
+
+    def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
+        """The reward's law given each output, or None where it is not finite."""
+
+
+@runtime_checkable
+class HasNoise(Protocol):
+    """A task that declares its reward's noise; None says that the reward depends on the output alone."""
+
+    noise: Any
+
+
+@runtime_checkable
+class HasTable(Protocol):
+    """A task whose rewards are a table, [C, K] by action or [C, S] by row of the support."""
+
+    table: Any
+
+
+@runtime_checkable
+class HasContexts(Protocol):
+    """A task that knows its number of prompts."""
+
+    contexts: int
+
+
+@runtime_checkable
+class Couples(Protocol):
+    """A part whose value for one entry depends on others; a part without it couples nothing."""
+
+    couples: ClassVar[Coupling]
+
+
+@runtime_checkable
+class ReadsLengths(Protocol):
+    """A part whose group or batch statistic depends on outputs' lengths."""
+
+    reads_lengths: ClassVar[bool]
+
+
+@runtime_checkable
+class CellSafe(Protocol):
+    """A coupling part whose statistics are functions of rewards (and of lengths, where it reads them)."""
+
+    cell_safe: ClassVar[bool]
+
+
+@runtime_checkable
+class ReadsOldLogp(Protocol):
+    """A part that couples nothing, but hands log-probabilities under π_old on to parts that do."""
+
+    reads_old_logp: ClassVar[bool]
+
+
+@runtime_checkable
+class NeedsGroup(Protocol):
+    """A part without meaning in groups smaller than ``least_group``."""
+
+    least_group: ClassVar[int]
+
+
+@runtime_checkable
+class ReadsReference(Protocol):
+    """A part that reads π_ref wherever its coefficient is not 0."""
+
+    @property
+    def reference_coef(self) -> Number:
+        """The coefficient."""
+
+
+@runtime_checkable
+class EvaluatedAtOld(Protocol):
+    """A ratio whose gradient is taken at θ_old in every inner step."""
+
+    at_old: ClassVar[bool]
+
+
+@runtime_checkable
+class ReducesParams(Protocol):
+    """An optimizer that reduces over parameters (a global norm): it is given one run at a time."""
+
+    reduces: ClassVar[bool]
+
+
 def coupling(tree: Any) -> Coupling:
-    """The widest coupling that any part of the tree declares (``couples``, default nothing).
+    """The widest coupling that any part of the tree declares.
 
     Exact expectations over groups are exact for group coupling at any P, and for batch coupling at P = 1.
     """
-    return max((getattr(p, "couples", Coupling.NOTHING) for p in subparts(tree)), default=Coupling.NOTHING)
+    return max((p.couples for p in subparts(tree) if isinstance(p, Couples)), default=Coupling.NOTHING)
+
+
+def reads_lengths(tree: Any) -> bool:
+    """Whether any part of the tree reads lengths."""
+    return any(p.reads_lengths for p in subparts(tree) if isinstance(p, ReadsLengths))
+
+
+def evaluated_at_old(ratio: Any) -> bool:
+    """Whether a method with this ratio has its gradient at θ_old."""
+    return isinstance(ratio, EvaluatedAtOld) and ratio.at_old
+
+
+def support_of(policy: Any, prompts: Any) -> Support | None:
+    """The policy's outputs, or None where it cannot list them."""
+    return policy.support(prompts) if isinstance(policy, Listable) else None
+
+
+def require_support(policy: Any, prompts: Any, *, instead: str) -> Support:
+    """The policy's outputs; ValueError, with what to do ``instead``, where it cannot list them."""
+    support = support_of(policy, prompts)
+    if support is None:
+        why = (
+            "has more outputs than can be listed"
+            if isinstance(policy, Listable)
+            else "cannot list its outputs"
+        )
+        raise ValueError(f"{type(policy).__name__} {why}; {instead}")
+    return support
+
+
+def require_means(task: Any, *, instead: str) -> HasMeans:
+    """The task; ValueError, with what to do ``instead``, where it does not know expected rewards."""
+    if not isinstance(task, HasMeans):
+        raise ValueError(f"{type(task).__name__} does not know expected rewards (no ``means``); {instead}")
+    return task
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """A differentiable family of distributions over token sequences."""
+    """A differentiable family of distributions over token sequences.
+
+    One whose outputs can be listed is ``Listable`` too.
+    """
 
     trailing: ClassVar[bool]
     """Whether runs may stand as a last axis; otherwise runs are vmapped."""
@@ -131,25 +322,13 @@ class Policy(Protocol):
     def score(self, params: Params, prompts: Array, tokens: Array, mask: Array) -> Scores:
         """Log-probability and entropy at each given token."""
 
-    def support(self, prompts: Array) -> Support | None:
-        """All outputs of each prompt, or None where they cannot be listed."""
-
-    def score_support(self, params: Params, prompts: Array) -> Scores:
-        """``score`` of the whole support, in order."""
-
 
 @runtime_checkable
 class Task(Protocol):
-    """Prompts and verifiable rewards."""
+    """Prompts and verifiable rewards; ``HasMeans`` and ``HasLevels`` say what more is known of them."""
 
     def prompts(self, uniforms: Array) -> Array:
         """[P] prompts from uniforms [P]."""
 
     def rewards(self, prompts: Array, tokens: Array, mask: Array, uniforms: Array) -> Array:
         """[P, N, M] rewards; uniforms [P, N] are the reward's own noise."""
-
-    def means(self, prompts: Array, tokens: Array, mask: Array) -> Array:
-        """[P, N] expected total reward given each output."""
-
-    def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
-        """The reward's law given each output, where it is finite (one level for a deterministic reward)."""

@@ -12,10 +12,10 @@ from experiments import length_task as task
 from experiments import past_the_clip as past
 from experiments.length_forecast import forecast
 from grpo_jax import methods, train
+from grpo_jax.collectors import Sampled
 from grpo_jax.config import Config, Loop
 from grpo_jax.diagnostics import log_support
 from grpo_jax.exact import Exact, expected_gradient
-from grpo_jax.expectations import Sampled
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.part import aligned
 from grpo_jax.policies import MLPPolicy

@@ -10,15 +10,15 @@ import xarray as xr
 
 from experiments import c03_no_importance, c05_convergence, trees
 from grpo_jax import train
+from grpo_jax.collectors import Sampled
 from grpo_jax.config import Loop
 from grpo_jax.exact import Exact
-from grpo_jax.expectations import Sampled
 from grpo_jax.methods import SHIFT, grpo_frozen
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.ratios import Score, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, PerSequence
-from grpo_jax.parts.shaping import PerToken, Sum
+from grpo_jax.parts.shaping import DivideByLength, Sum
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method, loss
 from grpo_jax.types import Rollout
@@ -47,7 +47,7 @@ def rollout(rng) -> Rollout:
         ({"trajectory": 0.0, "loss_power": 1.0}, {"ratio": Token(), "reduction": PerSequence()}),
         (
             {"trajectory": 1.0, "reward_power": 1.0},
-            {"ratio": Trajectory(), "reduction": PerSequence(), "shaping": PerToken()},
+            {"ratio": Trajectory(), "reduction": PerSequence(), "shaping": DivideByLength()},
         ),
     ],
 )

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from grpo_jax import methods, recording, train
+from grpo_jax.collectors import Counts, Sampled, choose, reason
 from grpo_jax.config import Config, Loop, prompt_count, validate
-from grpo_jax.expectations import Counts, Sampled, choose, reason
 from grpo_jax.optimizers import SGD, AdamW, Custom
 from grpo_jax.part import put_all
 from grpo_jax.parts.gains import Clip

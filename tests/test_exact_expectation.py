@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from grpo_jax import methods, train
+from grpo_jax.collectors import Sampled
 from grpo_jax.config import Config, Loop
 from grpo_jax.diagnostics import expected_reward
 from grpo_jax.exact import Exact, expected_gradient, expected_objective
-from grpo_jax.expectations import Sampled
 from grpo_jax.optimizers import SGD
 from grpo_jax.part import aligned, put_all
 from grpo_jax.parts import advantages as adv
@@ -21,9 +21,9 @@ from grpo_jax.parts import corrections, reductions, shaping
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import advantages, objective
-from grpo_jax.sweep import sweep
+from grpo_jax.sweeps import sweep
 from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceTable
-from grpo_jax.types import Rollout
+from grpo_jax.types import Rollout, evaluated_at_old
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -37,7 +37,7 @@ METHODS = methods.METHODS | {
     "length_weighted": dataclasses.replace(
         methods.dr_grpo, advantage=adv.Normalized(center=adv.LengthWeightedMean(), scale=None)
     ),
-    "per_token_reward": dataclasses.replace(methods.tic_grpo, shaping=shaping.PerToken()),
+    "per_token_reward": dataclasses.replace(methods.tic_grpo, shaping=shaping.DivideByLength()),
     "normalized_sum": dataclasses.replace(methods.grpo, shaping=shaping.NormalizedSum()),
     "best_of_group": dataclasses.replace(methods.grpo, advantage=adv.Normalized(center=adv.BestOfGroup())),
     "conflict": dataclasses.replace(methods.grpo, corrections=(corrections.Conflict(),)),
@@ -102,7 +102,7 @@ def test_histograms_and_cells_equal_brute_force(name):
     config = tree(method)
     old, params = np.asarray(config.policy.logits), drifted(config)
     ref = 0.5 * old
-    at = old if getattr(method.ratio, "at_old", False) else params
+    at = old if evaluated_at_old(method.ratio) else params
 
     @jax.jit
     def everything(params, old, ref):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from experiments.token_weights import FORMS, token_weights
 from grpo_jax import methods, presets
 from grpo_jax.part import leaf_paths, put
-from grpo_jax.parts.gains import held
+from grpo_jax.parts.gains import clip_mask
 from grpo_jax.surrogate import Method, advantages, objective
-from grpo_jax.theory.weights import FORMS, token_weights
 from grpo_jax.types import Coupling, Rollout, coupling
 
 NAMES = list(methods.METHODS)
@@ -134,7 +134,7 @@ def test_clip_is_active_where_the_closed_form_was_checked(name: str) -> None:
     for seed in range(2):
         rollout, logp = batch(seed)
         log_ratio = method.ratio(rollout, jnp.where(rollout.mask > 0, logp, rollout.old_logp))
-        out = held(method.gain, jnp.nan_to_num(log_ratio), advantages(method, rollout))
+        out = clip_mask(method.gain, jnp.nan_to_num(log_ratio), advantages(method, rollout))
         sides.append([bool(jnp.any(side & (rollout.mask > 0))) for side in out])
     one_sided = name in ("tic_grpo", "tic_grpo_truncated", "tic_grpo_length")
     assert np.any(sides, 0).tolist() == ([True, False] if one_sided else [True, True])

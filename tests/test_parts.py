@@ -18,7 +18,7 @@ from grpo_jax.parts import (
     soft_gains,
 )
 from grpo_jax.presets.compare import random_batch
-from grpo_jax.types import Rollout
+from grpo_jax.types import Evaluation, Rollout
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -30,8 +30,12 @@ def batch() -> tuple[Rollout, jax.Array]:
 def derivative(gain, log_ratio: jax.Array, advantage: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """A gain's value and derivative with respect to the log-ratio, elementwise."""
     rollout, _ = batch()
-    total = lambda d: jnp.sum(gain(rollout, d, d, advantage))  # noqa: E731
-    return np.asarray(gain(rollout, log_ratio, log_ratio, advantage)), np.asarray(jax.grad(total)(log_ratio))
+
+    def value(d: jax.Array) -> jax.Array:
+        return gain(Evaluation(rollout, logp=d, log_ratio=d, advantages=advantage))
+
+    slope = jax.grad(lambda d: jnp.sum(value(d)))(log_ratio)
+    return np.asarray(value(log_ratio)), np.asarray(slope)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +76,8 @@ def test_gain_is_its_formula(gain, formula) -> None:
     step = 1e-6
     expected = (formula(np.exp(d + step), a) - formula(np.exp(d - step), a)) / (2 * step)
     np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-8)
-    if hasattr(gain, "held"):
-        out = gain.held(jnp.exp(d), jnp.asarray(a))
+    if isinstance(gain, gains.Clips):
+        out = gain.clip_mask(jnp.exp(d), jnp.asarray(a))
         np.testing.assert_array_equal(np.asarray(out.high | out.low), (expected == 0) & (a != 0))
 
 
@@ -104,7 +108,7 @@ def test_token_exactly_on_the_bound_is_live(gain) -> None:
         (penalties.K3(), lambda x: np.exp(x) - x - 1, lambda x: 1 - np.exp(x)),
         (penalties.Distance(), np.abs, lambda x: -np.sign(x)),
         (
-            penalties.Capped(inner=penalties.K3(), cap=0.3),
+            penalties.ClampedDivergence(inner=penalties.K3(), limit=0.3),
             lambda x: np.minimum(np.exp(x) - x - 1, 0.3),
             lambda x: np.where(np.exp(x) - x - 1 > 0.3, 0, 1 - np.exp(x)),
         ),
@@ -117,35 +121,43 @@ def test_divergence_and_its_slope(divergence, value, slope) -> None:
     got, grad = (
         f(logp)
         for f in (
-            lambda at: divergence(rollout, at, at, at),
-            jax.grad(lambda at: jnp.sum(divergence(rollout, at, at, at))),
+            lambda at: divergence(at, rollout.ref_logp),
+            jax.grad(lambda at: jnp.sum(divergence(at, rollout.ref_logp))),
         )
     )
     np.testing.assert_allclose(got, value(x), rtol=1e-12)
     np.testing.assert_allclose(grad, slope(x), rtol=1e-12)
 
 
-def test_weighted_and_reweighted_k3() -> None:
+def evaluated(rollout: Rollout, logp: jax.Array) -> Evaluation:
+    return Evaluation(rollout, logp=logp, log_ratio=logp - rollout.old_logp, advantages=jnp.ones(()))
+
+
+def test_penalty_weights() -> None:
     rollout, logp = batch()
     x, ratio = np.asarray(rollout.ref_logp - logp), np.exp(np.asarray(logp - rollout.old_logp))
 
-    def slope(divergence) -> np.ndarray:
-        return np.asarray(jax.grad(lambda at: jnp.sum(divergence(rollout, at, at, at)))(logp))
+    def slope(penalty) -> np.ndarray:
+        return np.asarray(jax.grad(lambda at: jnp.sum(penalty(evaluated(rollout, at))))(logp))
 
     k3 = np.exp(x) - x - 1
     np.testing.assert_allclose(
-        slope(penalties.Weighted()), ratio * (k3 + 1 - np.exp(x)), rtol=1e-11, atol=1e-13
+        slope(penalties.Penalty(divergence=penalties.K3(), weight=penalties.RatioWeight(), coef=1.0)),
+        ratio * (k3 + 1 - np.exp(x)),
+        rtol=1e-11,
+        atol=1e-13,
     )
-    expected = np.minimum(ratio, 1.05) * -x
-    np.testing.assert_allclose(slope(penalties.Reweighted(cap=1.05)), expected, rtol=1e-12)
+    cut = penalties.Penalty(divergence=penalties.K2(), weight=penalties.GradientWeight(cap=1.05), coef=1.0)
+    np.testing.assert_allclose(slope(cut), np.minimum(ratio, 1.05) * -x, rtol=1e-12)
+    np.testing.assert_allclose(cut(evaluated(rollout, logp)), x**2 / 2, rtol=1e-12)
 
 
 def test_penalty_without_coefficient_does_not_read_the_reference() -> None:
     rollout, logp = batch()
     dead = rollout._replace(ref_logp=jnp.full_like(logp, -jnp.inf))
     penalty = penalties.Penalty(divergence=penalties.K3(), coef=0.0)
-    assert np.all(np.asarray(penalty(dead, logp, logp, logp)) == 0)
-    assert np.all(np.asarray(jax.grad(lambda at: jnp.sum(penalty(dead, at, at, at)))(logp)) == 0)
+    assert np.all(np.asarray(penalty(evaluated(dead, logp))) == 0)
+    assert np.all(np.asarray(jax.grad(lambda at: jnp.sum(penalty(evaluated(dead, at))))(logp)) == 0)
     assert np.isfinite(np.asarray(shaping.KLInReward(coef=0.0)(dead))).all()
 
 
@@ -218,9 +230,9 @@ def test_return_to_go_by_the_loop() -> None:
 def test_sampler_corrections() -> None:
     rollout, logp = batch()
     ratio = np.exp(np.asarray(rollout.old_logp - rollout.sampling_logp))
-    clipped = sampler.SamplerMismatch(low=0.9, high=1.1)(rollout, logp, logp, logp)
+    clipped = sampler.SamplerMismatch(low=0.9, high=1.1)(evaluated(rollout, logp))
     np.testing.assert_allclose(clipped, np.clip(ratio, 0.9, 1.1), rtol=1e-12)
-    masked = sampler.SamplerMask(low=0.9, high=1.1)(rollout, logp, logp, logp)
+    masked = sampler.SamplerMask(low=0.9, high=1.1)(evaluated(rollout, logp))
     np.testing.assert_allclose(masked, np.where((ratio >= 0.9) & (ratio <= 1.1), ratio, 0), rtol=1e-12)
     p, q = np.exp(np.asarray(rollout.sampling_logp)), np.exp(np.asarray(rollout.old_logp))
     np.testing.assert_allclose(sampler.TotalVariation()(rollout), np.abs(p - q), rtol=1e-9)
@@ -232,7 +244,7 @@ def test_top_entropy_keeps_the_upper_share() -> None:
     rollout, logp = batch()
     valid = np.asarray(rollout.mask) > 0
     entropy = np.asarray(rollout.entropy)
-    kept = np.asarray(corrections.TopEntropy(share=0.3)(rollout, logp, logp, logp))
+    kept = np.asarray(corrections.TopEntropy(share=0.3)(evaluated(rollout, logp)))
     threshold = np.quantile(entropy[valid], 0.7)
     np.testing.assert_array_equal(kept[valid], (entropy[valid] >= threshold).astype(float))
 
@@ -241,7 +253,9 @@ def test_conflict_by_pairs() -> None:
     rollout, logp = batch()
     rollout = rollout._replace(tokens=rollout.tokens % 2)
     advantage = np.random.default_rng(2).normal(size=(2, 4, 1))
-    got = np.asarray(corrections.Conflict(amplify=3.0)(rollout, logp, logp, jnp.asarray(advantage)))
+    got = np.asarray(
+        corrections.Conflict(amplify=3.0)(Evaluation(rollout, logp, logp, jnp.asarray(advantage)))
+    )
     tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     for p, i, t in zip(*np.nonzero(mask), strict=True):
         clash = any(
@@ -259,7 +273,7 @@ def test_overlong_and_length_corrected_rewards() -> None:
     raw = np.asarray(rollout.rewards)[:, :, 0]
     expected = raw - 0.5 * np.select([length <= 2, length <= 4], [0, (length - 2) / 2], 1)
     np.testing.assert_allclose(shaping.Overlong(limit=4.0, buffer=2.0, factor=0.5)(rollout), expected)
-    np.testing.assert_allclose(shaping.PerToken()(rollout), raw / length)
+    np.testing.assert_allclose(shaping.DivideByLength()(rollout), raw / length)
 
 
 def test_weights_of_several_rewards() -> None:
@@ -297,8 +311,8 @@ def test_covariance_parts_choose_tokens() -> None:
 def test_missing_entropy_and_baseline_are_named() -> None:
     rollout, logp = batch()
     bare = rollout._replace(entropy=None, baseline=None)
-    for part in (corrections.TopEntropy(), corrections.EntropyFilter(), penalties.WeightedEntropy()):
+    for part in (corrections.TopEntropy(), corrections.EntropyFilter(), penalties.EntropyPenalty()):
         with pytest.raises(ValueError, match=r"needs rollout\.entropy"):
-            part(bare, logp, logp, logp)
+            part(evaluated(bare, logp))
     with pytest.raises(ValueError, match=r"needs rollout\.baseline"):
         advantages.External()(bare, jnp.zeros((2, 4)))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy, tied
+from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy, share_rows
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.sequences import Sequences
 
 SPACE = Sequences(vocab=3, horizon=3, eos=2)
 HOLED = Sequences(vocab=3, horizon=3, eos=0, forbidden=((0, 0), (1, 2)))
-TIE = tied(SPACE, lambda prefix: prefix[1:])
+TIE = share_rows(SPACE, lambda prefix: prefix[1:])
 PROMPTS = np.arange(2)
 
 
@@ -30,7 +30,14 @@ TIED = TreePolicy(space=SPACE, logits=table(2, max(TIE) + 1, 3), tie=TIE)
 HOLES = TreePolicy(space=HOLED, logits=table(2, 7, 3))
 FIXED = TreePolicy(space=Sequences(vocab=2, horizon=2), logits=table(2, 3, 2))
 MLP = MLPPolicy(space=HOLED, contexts=2, width=5)
-TABLES = {"actions": ACTIONS, "barred": BARRED, "tree": TREE, "tied": TIED, "holes": HOLES, "fixed": FIXED}
+TABLES = {
+    "actions": ACTIONS,
+    "barred": BARRED,
+    "tree": TREE,
+    "tied": TIED,
+    "holes": HOLES,
+    "fixed": FIXED,
+}
 ALL = TABLES | {"mlp": MLP}
 
 each = pytest.mark.parametrize("policy", ALL.values(), ids=ALL)

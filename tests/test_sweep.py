@@ -12,8 +12,8 @@ import grpo_jax as gj
 from grpo_jax import methods, train
 from grpo_jax.parts.gains import Linear
 from grpo_jax.parts.penalties import K3, Penalty
-from grpo_jax.sweep import layout, runner, storage
-from grpo_jax.sweep.axes import resolve
+from grpo_jax.sweeps import layout, runner, storage
+from grpo_jax.sweeps.axes import resolve
 
 TABLE = np.random.default_rng(1).normal(size=(2, 3))
 SHORT = {"iterations": 6, "record_every": 3, "progress": False}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import methods, train
+from grpo_jax.collectors import Counts, Sampled, choose
 from grpo_jax.config import Config, Loop
-from grpo_jax.expectations import Counts, Sampled, choose
 from grpo_jax.optimizers import SGD, Adam, ClippedNorm
 from grpo_jax.part import number, part, put_all
 from grpo_jax.parts.advantages import Normalized
@@ -250,9 +250,9 @@ class Traced:
 
     power: Any = number(1.0)
 
-    def __call__(self, rollout, log_ratio, logp, advantages):
+    def __call__(self, at):
         TRACES.append(1)
-        return advantages * jnp.exp(self.power * log_ratio)
+        return at.advantages * jnp.exp(self.power * at.log_ratio)
 
 
 def test_one_compile_per_structure_whatever_the_numbers():

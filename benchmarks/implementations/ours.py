@@ -43,10 +43,10 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
     """The library draws the very numbers of ``case.draws()`` itself."""
     import jax
 
-    from grpo_jax.expectations import choose
-    from grpo_jax.sweep.layout import layout
-    from grpo_jax.sweep.program import Program, Request
-    from grpo_jax.sweep.tuning import tuned
+    from grpo_jax.collectors import choose
+    from grpo_jax.sweeps.layout import layout
+    from grpo_jax.sweeps.program import Program, Request
+    from grpo_jax.sweeps.tuning import tuned
 
     config = choose(configuration(case))
     request = Request(case.iterations, 1, RECORD, 0)

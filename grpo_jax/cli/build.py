@@ -9,14 +9,14 @@ from typing import Any, Literal
 import numpy as np
 
 from grpo_jax import presets
+from grpo_jax.collectors import Counts, Sampled
 from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact
-from grpo_jax.expectations import Counts, Sampled
 from grpo_jax.optimizers import OPTIMIZERS
 from grpo_jax.part import leaf_paths, nearest, put
 from grpo_jax.policies import ActionPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
-from grpo_jax.sweep.axes import ALIASES, resolve
+from grpo_jax.sweeps.axes import ALIASES, resolve
 from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceTable
 
 EXPECTATIONS: dict[str, Any] = {"sampled": Sampled(), "counts": Counts(), "exact": Exact()}

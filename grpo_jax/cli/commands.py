@@ -16,8 +16,8 @@ from grpo_jax import methods as method_table
 from grpo_jax import presets
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
 from grpo_jax.part import subparts
-from grpo_jax.sweep import load
-from grpo_jax.sweep import sweep as run_sweep
+from grpo_jax.sweeps import load
+from grpo_jax.sweeps import sweep as run_sweep
 
 app = tyro.extras.SubcommandApp()
 

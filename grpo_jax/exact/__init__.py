@@ -1,6 +1,6 @@
 """Exact expectations over groups by enumeration, through the same surrogate as sampled groups."""
 
-from grpo_jax.exact import tree
+from grpo_jax.exact import values
 from grpo_jax.exact.expectation import Exact
 from grpo_jax.exact.gradient import expected_gradient, expected_objective
 from grpo_jax.exact.law import Law, gradient_law, step_law
@@ -14,5 +14,5 @@ __all__ = [
     "expected_preference",
     "gradient_law",
     "step_law",
-    "tree",
+    "values",
 ]

@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.collectors import draw_prompts, with_entropy
 from grpo_jax.config import Batch, Config, TrainState, prompt_count
 from grpo_jax.exact import groups
 from grpo_jax.exact.outcomes import each_level, listed, outcomes
-from grpo_jax.expectations import draw_prompts, with_entropy
 from grpo_jax.part import aligned, leaf_paths, part, static
-from grpo_jax.parts.gains import held
+from grpo_jax.parts.gains import clip_mask
 from grpo_jax.statistics import GROUP_AXES, tied
 from grpo_jax.surrogate import advantages, objective_terms, sanitized
-from grpo_jax.types import Array, Params, Rollout, Scores
+from grpo_jax.types import Array, HasLevels, Listable, Params, Rollout, Scores, support_of
 
 CHUNK = 2**18
 """Numbers of one kind that are alive at once while groups are summed."""
@@ -163,7 +163,7 @@ class Exact:
         def terms(rollout: Rollout, advantage: Array) -> tuple[Array, Array, Array]:
             weight = rollout.multiplicity[:, :, None] * rollout.mask
             clean, here = sanitized(rollout, logp)
-            out = held(config.method.gain, config.method.ratio(clean, here), advantage)
+            out = clip_mask(config.method.gain, config.method.ratio(clean, here), advantage)
             high, low = (jnp.sum(jnp.where(side, weight, 0), (1, 2)) for side in out)
             return high, low, jnp.sum(weight, (1, 2))
 
@@ -182,6 +182,7 @@ class Exact:
 
 def every_score(config: Config, rollout: Rollout, params: Params) -> Scores:
     """Log-probabilities and entropies [P, N, T] of every outcome of ``rollout``."""
+    assert isinstance(config.policy, Listable)
     scores = config.policy.score_support(params, rollout.prompts)
     width = rollout.tokens.shape[1] // scores.logp.shape[1]
     return Scores(logp=each_level(scores.logp, width), entropy=each_level(scores.entropy, width))
@@ -192,9 +193,9 @@ def _cells_of(config: Config) -> Array:
     """[P, N, R or 1] the cell of every outcome of every context; no probability is read."""
     config = aligned(config)
     contexts: Any = np.arange(config.policy.contexts or 0)
-    support = config.policy.support(contexts)
+    support = support_of(config.policy, contexts)
     levels = None
-    if support is not None:
+    if support is not None and isinstance(config.task, HasLevels):
         tokens, mask = jnp.asarray(support.tokens)[..., None], jnp.asarray(support.mask)[..., None]
         levels = config.task.levels(contexts, tokens, mask)
     if levels is None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.collectors import choose
 from grpo_jax.config import Config, TrainState
 from grpo_jax.exact.expectation import Exact
-from grpo_jax.expectations import choose
 from grpo_jax.part import aligned, put
-from grpo_jax.types import Array, Params
+from grpo_jax.types import Array, Params, evaluated_at_old
 
 
 def decided(config: Config) -> Config:
@@ -67,7 +67,7 @@ def expected_gradient(
     θ_old whatever θ is. Differentiable: give ``old`` as well, to let θ_old move along.
     """
     params, old, reference = points(params, old, reference)
-    at = old if getattr(config.method.ratio, "at_old", False) else params
+    at = old if evaluated_at_old(config.method.ratio) else params
     return _gradient(decided(config), at, old, reference)
 
 

@@ -10,40 +10,27 @@ outcome is its own cell.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.part import subparts
-from grpo_jax.parts import advantages, reductions, returns, shaping
+from grpo_jax.parts.shaping import lengths
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method
 from grpo_jax.theory.counts import deviance, histograms, number_of_histograms, stirling_remainder
-from grpo_jax.types import Array, Coupling, Rollout, coupling
+from grpo_jax.types import Array, CellSafe, Couples, Coupling, ReadsOldLogp, Rollout, coupling, reads_lengths
 
 MAX_GROUPS = 300_000
 """The most groups that a sum may have."""
 
-CELL_SAFE: tuple[type, ...] = (
-    advantages.GroupMean, advantages.BatchMean, advantages.LeaveOneOut, advantages.LengthWeightedMean,
-    advantages.BestOfGroup, advantages.GroupSpread, advantages.BatchSpread,
-    returns.Standardized, returns.PerInformative, returns.PerNonzero, shaping.NormalizedSum,
-    reductions.PerToken, reductions.PerGroupToken, reductions.NonEmpty, reductions.Informative,
-)  # fmt: skip
-"""Coupling parts whose statistics are functions of rewards (and lengths, where ``reads_lengths``).
-
-A part from elsewhere says so with a class attribute ``cell_safe``.
-"""
-
-
-READS_LOGP = (shaping.KLInReward, returns.ReturnToGo)
-"""Parts that couple nothing, but hand log-probabilities on to parts that do."""
-
 
 def require_couplings(method: Method, prompts: int) -> None:
     """ValueError, by name, for a part that couples the whole batch when there are several prompts."""
-    wide = [type(p).__name__ for p in subparts(method) if getattr(p, "couples", 0) == Coupling.BATCH]
+    wide = [
+        type(p).__name__ for p in subparts(method) if isinstance(p, Couples) and p.couples == Coupling.BATCH
+    ]
     if wide and prompts > 1:
         raise ValueError(
             f"{', '.join(dict.fromkeys(wide))} couples the whole batch: exact expectations need one prompt, "
@@ -53,17 +40,14 @@ def require_couplings(method: Method, prompts: int) -> None:
 
 def cell_breakers(method: Method) -> list[str]:
     """Names of the parts that cells would not serve: they read more than rewards and lengths."""
-    found = [
-        type(p).__name__
-        for p in subparts(method)
-        if getattr(p, "couples", Coupling.NOTHING) != Coupling.NOTHING
-        and not (isinstance(p, CELL_SAFE) or getattr(p, "cell_safe", False))
-    ]
-    found += [type(p).__name__ for p in subparts(method) if isinstance(p, READS_LOGP)]
-    shape = method.shaping
-    if coupling(shape) != Coupling.NOTHING and not isinstance(shape, shaping.NormalizedSum):
-        found.append(type(shape).__name__)
+    found = [type(p).__name__ for p in subparts(method) if _breaks_cells(p)]
     return list(dict.fromkeys(found))
+
+
+def _breaks_cells(part: Any) -> bool:
+    apart = isinstance(part, Couples) and part.couples != Coupling.NOTHING
+    unsafe = apart and not (isinstance(part, CellSafe) and part.cell_safe)
+    return unsafe or (isinstance(part, ReadsOldLogp) and part.reads_old_logp)
 
 
 def cells(method: Method, rollout: Rollout) -> Array:
@@ -75,8 +59,8 @@ def cells(method: Method, rollout: Rollout) -> Array:
     keys = [jnp.sum(rollout.rewards, 2)]
     if coupling(method.shaping) == Coupling.NOTHING:
         keys.append(method.shaping(rollout))
-    if any(getattr(p, "reads_lengths", False) for p in subparts(method)):
-        keys.append(shaping.lengths(rollout))
+    if reads_lengths(method):
+        keys.append(lengths(rollout))
     shape = jnp.broadcast_shapes(*(key.shape for key in keys))
     keys = [jnp.broadcast_to(key, shape) for key in keys]
     order = jnp.lexsort(keys, axis=1)

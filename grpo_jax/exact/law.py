@@ -12,14 +12,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from grpo_jax import optimizers
+from grpo_jax.collectors import draw_prompts, with_entropy
 from grpo_jax.config import Config
 from grpo_jax.exact.expectation import Enumeration, Exact, enumeration, every_score, expect
 from grpo_jax.exact.gradient import decided, points, state_of
 from grpo_jax.exact.groups import MAX_GROUPS, require_couplings
 from grpo_jax.exact.outcomes import outcomes
-from grpo_jax.expectations import draw_prompts, with_entropy
 from grpo_jax.surrogate import advantages, objective_terms
-from grpo_jax.types import Array, Params, Rollout
+from grpo_jax.types import Array, Params, Rollout, evaluated_at_old
 
 
 class Law(NamedTuple):
@@ -80,7 +80,7 @@ def _histograms(config: Config) -> Config:
 
 def _evaluated(config: Config, params: Params, old: Params | None, reference: Params | None) -> Any:
     params, old, reference = points(params, old, reference)
-    return (old if getattr(config.method.ratio, "at_old", False) else params), old, reference
+    return (old if evaluated_at_old(config.method.ratio) else params), old, reference
 
 
 class _Scatter(NamedTuple):

@@ -6,21 +6,19 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from grpo_jax.collectors import shared
 from grpo_jax.config import Config, TrainState
-from grpo_jax.expectations import shared
-from grpo_jax.types import Array, Levels, Rollout, Scores
+from grpo_jax.types import Array, HasLevels, HasNoise, Levels, Listable, Rollout, Scores, require_support
 
 
 def support_levels(config: Config, state: TrainState, prompts: Any) -> tuple[Array, Array, Levels]:
     """Tokens and mask [P, S, T] of every output, and its reward levels; ValueError if not listable."""
-    support = config.policy.support(prompts)
-    if support is None:
-        name = type(config.policy).__name__
-        raise ValueError(f"{name} cannot list its outputs, so nothing is exact; use Sampled()")
+    support = require_support(config.policy, prompts, instead="nothing is exact then; use Sampled()")
     tokens, mask = shared(support.tokens, state), shared(support.mask, state)
-    levels = config.task.levels(prompts, tokens, mask)
+    task = config.task
+    levels = task.levels(prompts, tokens, mask) if isinstance(task, HasLevels) else None
     if levels is None:
-        name = type(getattr(config.task, "noise", None) or config.task).__name__
+        name = type(task.noise if isinstance(task, HasNoise) and task.noise else task).__name__
         raise ValueError(f"{name} rewards have no finite list of levels, so nothing is exact; use Sampled()")
     return tokens, mask, levels
 
@@ -32,6 +30,7 @@ def outcomes(config: Config, state: TrainState, prompts: Any) -> Rollout:
     reward, the levels of one output side by side.
     """
     tokens, mask, levels = support_levels(config, state, prompts)
+    assert isinstance(config.policy, Listable)
     old = config.policy.score_support(state.old_params, prompts)
     ref = config.policy.score_support(state.ref_params, prompts)
     return listed(prompts, tokens, mask, levels, old, ref)

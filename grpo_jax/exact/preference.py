@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.collectors import draw_prompts
 from grpo_jax.config import Config
 from grpo_jax.exact.expectation import Exact, enumeration, expect
 from grpo_jax.exact.gradient import decided, points, state_of
 from grpo_jax.exact.outcomes import outcomes, support_levels
-from grpo_jax.expectations import draw_prompts
 from grpo_jax.surrogate import advantages
 from grpo_jax.types import Array, Params, Rollout
 

@@ -39,6 +39,7 @@ class GroupMean:
     """r_i − r̄, the mean of i's own group."""
 
     couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
     least_group: ClassVar[int] = 2
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
@@ -50,6 +51,7 @@ class BatchMean:
     """r_i minus the mean over all prompts."""
 
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         return centred(rewards, rollout.multiplicity, BATCH_AXES)
@@ -60,6 +62,7 @@ class LeaveOneOut:
     """RLOO: r_i minus the mean of the others, (G/(G−1))·(r_i − r̄); 0 in a group of one."""
 
     couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
     least_group: ClassVar[int] = 2
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
@@ -72,6 +75,7 @@ class LengthWeightedMean:
     """OPO (arXiv:2505.23585): r_i − Σ_j |o_j| r_j / Σ_j |o_j|, the group's mean weighted by length."""
 
     couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
     reads_lengths: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
@@ -96,6 +100,7 @@ class BestOfGroup:
     """
 
     couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         weight = rollout.multiplicity
@@ -120,6 +125,7 @@ class GroupSpread:
 
     ddof: Number = number(0.0, low=0.0)
     couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
     least_group: ClassVar[int] = 2
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
@@ -132,6 +138,7 @@ class BatchSpread:
 
     ddof: Number = number(0.0, low=0.0)
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         return spread(rewards, rollout.multiplicity, BATCH_AXES, ddof=self.ddof)

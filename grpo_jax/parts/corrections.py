@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from grpo_jax.part import number, part, static
 from grpo_jax.statistics import divide, quantile
-from grpo_jax.types import Array, Coupling, Number, Rollout
+from grpo_jax.types import Array, Coupling, Evaluation, Number, Rollout
 
 
 class Correction(Protocol):
-    """(rollout, log ratio, logp, advantages) -> factor [P, N, T]; the surrogate detaches it."""
+    """Evaluation -> factor [P, N, T]; the surrogate detaches it."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array, /) -> Array: ...
+    def __call__(self, at: Evaluation, /) -> Array: ...
 
 
 @part
@@ -30,11 +30,11 @@ class OffPolicyMask:
     threshold: Number = number(0.1, nonfinite=True)
     from_sampler: bool = static(False)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        source = rollout.sampling_logp if self.from_sampler else rollout.old_logp
-        gap = jnp.where(rollout.mask > 0, source - logp, 0)
-        drift = divide(jnp.sum(gap, 2, keepdims=True), jnp.sum(rollout.mask, 2, keepdims=True))
-        return jnp.where((advantages >= 0) | (drift <= self.threshold), 1.0, 0.0)
+    def __call__(self, at: Evaluation) -> Array:
+        source = at.rollout.sampling_logp if self.from_sampler else at.rollout.old_logp
+        gap = jnp.where(at.rollout.mask > 0, source - at.logp, 0)
+        drift = divide(jnp.sum(gap, 2, keepdims=True), jnp.sum(at.rollout.mask, 2, keepdims=True))
+        return jnp.where((at.advantages >= 0) | (drift <= self.threshold), 1.0, 0.0)
 
 
 @part
@@ -43,8 +43,8 @@ class Prune:
 
     threshold: Number = number(0.0, low=0.0)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return jnp.where(jnp.abs(advantages) > self.threshold, 1.0, 0.0)
+    def __call__(self, at: Evaluation) -> Array:
+        return jnp.where(jnp.abs(at.advantages) > self.threshold, 1.0, 0.0)
 
 
 @part
@@ -58,9 +58,9 @@ class TopEntropy:
     single: bool = static(False)
     couples: ClassVar[Coupling] = Coupling.BATCH
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        entropy = _entropy(rollout, "TopEntropy")
-        weight = rollout.multiplicity[:, :, None] * rollout.mask
+    def __call__(self, at: Evaluation) -> Array:
+        entropy = _entropy(at.rollout, "TopEntropy")
+        weight = at.rollout.multiplicity[:, :, None] * at.rollout.mask
         ranked = entropy.astype(jnp.float32) if self.single else entropy
         threshold = quantile(ranked, weight, 1 - self.share, (0, 1, 2))
         return jnp.where(entropy >= threshold.astype(entropy.dtype), 1.0, 0.0)
@@ -77,12 +77,14 @@ class Conflict:
     amplify: Number = number(2.0, low=0.0)
     couples: ClassVar[Coupling] = Coupling.GROUP
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        live = (rollout.mask > 0) & (rollout.multiplicity > 0)[:, :, None]
-        same = (rollout.tokens[:, :, None] == rollout.tokens[:, None]) & live[:, :, None] & live[:, None]
-        opposed = jnp.sign(advantages)[:, :, None] * jnp.sign(advantages)[:, None] < 0
+    def __call__(self, at: Evaluation) -> Array:
+        live = (at.rollout.mask > 0) & (at.rollout.multiplicity > 0)[:, :, None]
+        same = (
+            (at.rollout.tokens[:, :, None] == at.rollout.tokens[:, None]) & live[:, :, None] & live[:, None]
+        )
+        opposed = jnp.sign(at.advantages)[:, :, None] * jnp.sign(at.advantages)[:, None] < 0
         shared = jnp.any(same & opposed, 2)
-        return jnp.where(shared, jnp.where(advantages > 0, self.amplify, 0), 1.0)
+        return jnp.where(shared, jnp.where(at.advantages > 0, self.amplify, 0), 1.0)
 
 
 @part
@@ -94,9 +96,9 @@ class EntropyFilter:
 
     threshold: Number = number(0.6931471805599453, low=0.0, nonfinite=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        total = jnp.sum(_entropy(rollout, "EntropyFilter") * rollout.mask, 2, keepdims=True)
-        mean = divide(total, jnp.sum(rollout.mask, 2, keepdims=True))
+    def __call__(self, at: Evaluation) -> Array:
+        total = jnp.sum(_entropy(at.rollout, "EntropyFilter") * at.rollout.mask, 2, keepdims=True)
+        mean = divide(total, jnp.sum(at.rollout.mask, 2, keepdims=True))
         return jnp.where(mean <= self.threshold, 1.0, 0.0)
 
 

@@ -2,22 +2,22 @@
 
 Where a clip holds the gain constant is decided by strict inequalities: at a ratio of exactly 1 ± ε the token
 is live and has the unclipped gradient (``jax.grad`` of a minimum would return a mixture of both branches
-there). ``held`` says where, for diagnostics and for theory.
+there). ``clip_mask`` says where, for diagnostics and for theory.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.kernels import exponential
 from grpo_jax.part import number, part
-from grpo_jax.parts.ratios import exponential
-from grpo_jax.types import Array, Number, Rollout
+from grpo_jax.types import Array, Evaluation, Number
 
 
-class Held(NamedTuple):
+class ClipMask(NamedTuple):
     """Boolean [P, N, T] masks of tokens whose gain a clip holds constant."""
 
     high: Array
@@ -27,26 +27,33 @@ class Held(NamedTuple):
 
 
 class Gain(Protocol):
-    """(rollout, log ratio, logp, advantages) -> [P, N, T]."""
+    """Evaluation -> [P, N, T]."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array, /) -> Array: ...
+    def __call__(self, at: Evaluation, /) -> Array: ...
 
 
-def held(gain: Gain, log_ratio: Array, advantages: Array) -> Held:
+@runtime_checkable
+class Clips(Protocol):
+    """A gain with a clip: it says where the clip holds it constant."""
+
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
+        """Masks [P, N, T] for ratios [P, N, T] and advantages [P, N, 1 or T]."""
+
+
+def clip_mask(gain: Gain, log_ratio: Array, advantages: Array) -> ClipMask:
     """Where the gain's clip holds the gradient at zero; nowhere for a gain without a clip."""
-    ask = getattr(gain, "held", None)
-    if ask is not None:
-        return ask(exponential(log_ratio), advantages)
+    if isinstance(gain, Clips):
+        return gain.clip_mask(exponential(log_ratio), advantages)
     nowhere = jnp.zeros(jnp.broadcast_shapes(log_ratio.shape, advantages.shape), bool)
-    return Held(high=nowhere, low=nowhere)
+    return ClipMask(high=nowhere, low=nowhere)
 
 
 @part
 class Linear:
     """J = s·A, no clip."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return exponential(log_ratio) * advantages
+    def __call__(self, at: Evaluation) -> Array:
+        return exponential(at.log_ratio) * at.advantages
 
 
 @part
@@ -56,18 +63,18 @@ class Clip:
     low: Number = number(0.2, low=0.0, nonfinite=True)
     high: Number = number(0.2, low=0.0, nonfinite=True)
 
-    def held(self, ratio: Array, advantages: Array) -> Held:
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
         """A > 0 above 1 + high, A < 0 below 1 − low."""
-        return Held(
+        return ClipMask(
             high=(ratio > 1 + self.high) & (advantages > 0),
             low=(ratio < 1 - self.low) & (advantages < 0),
         )
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        ratio = exponential(log_ratio)
-        out = self.held(ratio, advantages)
+    def __call__(self, at: Evaluation) -> Array:
+        ratio = exponential(at.log_ratio)
+        out = self.clip_mask(ratio, at.advantages)
         bound = jnp.where(out.high, 1 + self.high, jnp.where(out.low, 1 - self.low, ratio))
-        return bound * advantages
+        return bound * at.advantages
 
 
 @part
@@ -78,16 +85,18 @@ class DualClip:
     high: Number = number(0.2, low=0.0, nonfinite=True)
     cap: Number = number(3.0, low=1.0, nonfinite=True)
 
-    def held(self, ratio: Array, advantages: Array) -> Held:
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
         """As ``Clip``, and A < 0 above cap."""
         upper = jnp.where(advantages > 0, 1 + self.high, self.cap)
-        return Held(high=(ratio > upper) & (advantages != 0), low=(ratio < 1 - self.low) & (advantages < 0))
+        return ClipMask(
+            high=(ratio > upper) & (advantages != 0), low=(ratio < 1 - self.low) & (advantages < 0)
+        )
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        ratio = exponential(log_ratio)
-        out = self.held(ratio, advantages)
-        upper = jnp.where(advantages > 0, 1 + self.high, self.cap)
-        return jnp.where(out.high, upper, jnp.where(out.low, 1 - self.low, ratio)) * advantages
+    def __call__(self, at: Evaluation) -> Array:
+        ratio = exponential(at.log_ratio)
+        out = self.clip_mask(ratio, at.advantages)
+        upper = jnp.where(at.advantages > 0, 1 + self.high, self.cap)
+        return jnp.where(out.high, upper, jnp.where(out.low, 1 - self.low, ratio)) * at.advantages
 
 
 @part
@@ -105,16 +114,16 @@ class TwoSided:
         over, under = jnp.minimum(self.delta, 1 + self.high), jnp.maximum(self.delta, 1 + self.high)
         return jnp.where(advantages > 0, over, under)
 
-    def held(self, ratio: Array, advantages: Array) -> Held:
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
         """Either sign above its bound, A < 0 below 1 − low."""
         above = (ratio > self._upper(advantages)) & (advantages != 0)
-        return Held(high=above, low=(ratio < 1 - self.low) & (advantages < 0))
+        return ClipMask(high=above, low=(ratio < 1 - self.low) & (advantages < 0))
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        ratio = exponential(log_ratio)
-        out = self.held(ratio, advantages)
-        bound = jnp.where(out.high, self._upper(advantages), jnp.where(out.low, 1 - self.low, ratio))
-        return bound * advantages
+    def __call__(self, at: Evaluation) -> Array:
+        ratio = exponential(at.log_ratio)
+        out = self.clip_mask(ratio, at.advantages)
+        bound = jnp.where(out.high, self._upper(at.advantages), jnp.where(out.low, 1 - self.low, ratio))
+        return bound * at.advantages
 
 
 @part
@@ -123,14 +132,14 @@ class UpperClip:
 
     high: Number = number(0.2, low=0.0, nonfinite=True)
 
-    def held(self, ratio: Array, advantages: Array) -> Held:
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
         """A > 0 above 1 + high."""
         above = (ratio > 1 + self.high) & (advantages > 0)
-        return Held(high=above, low=jnp.zeros_like(above))
+        return ClipMask(high=above, low=jnp.zeros_like(above))
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        ratio = exponential(log_ratio)
-        return jnp.where(self.held(ratio, advantages).high, 1 + self.high, ratio) * advantages
+    def __call__(self, at: Evaluation) -> Array:
+        ratio = exponential(at.log_ratio)
+        return jnp.where(self.clip_mask(ratio, at.advantages).high, 1 + self.high, ratio) * at.advantages
 
 
 @part
@@ -139,14 +148,14 @@ class Truncated:
 
     high: Number = number(0.2, low=0.0, nonfinite=True)
 
-    def held(self, ratio: Array, advantages: Array) -> Held:
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
         """Any A above 1 + high."""
         above = (ratio > 1 + self.high) & (advantages != 0)
-        return Held(high=above, low=jnp.zeros_like(above))
+        return ClipMask(high=above, low=jnp.zeros_like(above))
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        ratio = exponential(log_ratio)
-        return jnp.where(self.held(ratio, advantages).high, 1 + self.high, ratio) * advantages
+    def __call__(self, at: Evaluation) -> Array:
+        ratio = exponential(at.log_ratio)
+        return jnp.where(self.clip_mask(ratio, at.advantages).high, 1 + self.high, ratio) * at.advantages
 
 
 @part
@@ -159,14 +168,14 @@ class TruncatedScore:
     low: Number = number(1.0, low=0.0, nonfinite=True)
     high: Number = number(0.2, low=-1.0, nonfinite=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        bounded = jnp.clip(exponential(log_ratio), 1 - self.low, 1 + self.high)
-        return jax.lax.stop_gradient(bounded) * advantages * logp
+    def __call__(self, at: Evaluation) -> Array:
+        bounded = jnp.clip(exponential(at.log_ratio), 1 - self.low, 1 + self.high)
+        return jax.lax.stop_gradient(bounded) * at.advantages * at.logp
 
 
 @part
 class LogLikelihood:
     """GPG and REINFORCE: J = A·log π_θ(y_t|·), no ratio at all."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return advantages * logp
+    def __call__(self, at: Evaluation) -> Array:
+        return at.advantages * at.logp

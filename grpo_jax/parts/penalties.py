@@ -7,116 +7,114 @@ With x = log π_ref − log π_θ at the sampled token (Schulman's k1, k2, k3): 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.kernels import clamp, exponential
 from grpo_jax.part import number, part
-from grpo_jax.parts.ratios import Ratio, Token, clamped, exponential
+from grpo_jax.parts.corrections import Correction
+from grpo_jax.parts.ratios import Ratio, Token
 from grpo_jax.parts.reductions import Reduction
 from grpo_jax.statistics import divide
-from grpo_jax.types import Array, Number, Rollout
+from grpo_jax.types import Array, Evaluation, Number
+
+
+class PenaltyTerm(Protocol):
+    """What stands in the penalty slot: Evaluation -> β D [P, N, T], subtracted from the objective."""
+
+    @property
+    def reduce(self) -> Reduction | None:
+        """Token weights of its own; None takes the gain's."""
+
+    def __call__(self, at: Evaluation, /) -> Array: ...
 
 
 class Divergence(Protocol):
-    """(rollout, log ratio, logp, advantages) -> [P, N, T]."""
+    """(logp, ref_logp), both [P, N, T] -> D [P, N, T]."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array, /) -> Array: ...
+    def __call__(self, logp: Array, ref_logp: Array, /) -> Array: ...
 
 
-def anchored(rollout: Rollout, coef: Number, logp: Array) -> Rollout:
-    """The rollout with π_ref := π where the coefficient is 0, so that the reference may have zeros there."""
-    here = jax.lax.stop_gradient(logp)
-    return rollout._replace(ref_logp=jnp.where(jnp.asarray(coef) == 0, here, rollout.ref_logp))
+class PenaltyWeight(Protocol):
+    """(evaluation, D) -> weighted D [P, N, T]."""
+
+    def __call__(self, at: Evaluation, divergence: Array, /) -> Array: ...
+
+
+def reference(ref_logp: Array, coef: Number, logp: Array) -> Array:
+    """log π_ref, and log π (detached) where the coefficient is 0, so that π_ref may have zeros there."""
+    return jnp.where(jnp.asarray(coef) == 0, jax.lax.stop_gradient(logp), ref_logp)
 
 
 @part
 class Penalty:
-    """coef times a divergence; reduced like the gain unless ``reduce`` is given.
+    """β·w·D: a coefficient times a divergence, weighted where ``weight`` says so.
 
-    Where coef is 0 the reference is not read, so π_ref may have zeros there.
+    Reduced like the gain unless ``reduce`` is given. Where coef is 0 the reference is not read, so π_ref may
+    have zeros there.
     """
 
     divergence: Divergence
     coef: Number = number(0.0, low=0.0)
+    weight: PenaltyWeight | None = None
     reduce: Reduction | None = None
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        rollout = anchored(rollout, self.coef, logp)
-        return self.coef * self.divergence(rollout, log_ratio, logp, advantages)
+    @property
+    def reference_coef(self) -> Number:
+        """coef."""
+        return self.coef
+
+    def __call__(self, at: Evaluation) -> Array:
+        divergence = self.divergence(at.logp, reference(at.rollout.ref_logp, self.coef, at.logp))
+        return self.coef * (divergence if self.weight is None else self.weight(at, divergence))
 
 
 @part
 class K1:
     """log π_θ − log π_ref."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return logp - rollout.ref_logp
+    def __call__(self, logp: Array, ref_logp: Array) -> Array:
+        return logp - ref_logp
 
 
 @part
 class Distance:
     """|log π_θ − log π_ref| (verl's "abs")."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return jnp.abs(logp - rollout.ref_logp)
+    def __call__(self, logp: Array, ref_logp: Array) -> Array:
+        return jnp.abs(logp - ref_logp)
 
 
 @part
 class K2:
     """½ (log π_θ − log π_ref)²."""
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return 0.5 * (logp - rollout.ref_logp) ** 2
+    def __call__(self, logp: Array, ref_logp: Array) -> Array:
+        return 0.5 * (logp - ref_logp) ** 2
 
 
 @part
 class K3:
-    """e^x − x − 1, x = log π_ref − log π_θ held within ±``clamp`` (verl: 20)."""
+    """e^x − x − 1, x = log π_ref − log π_θ clamped to ±``clamp`` (verl: 20)."""
 
     clamp: Number | None = number(None, low=0.0, nonfinite=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        x = clamped(rollout.ref_logp - logp, self.clamp)
+    def __call__(self, logp: Array, ref_logp: Array) -> Array:
+        x = ref_logp - logp if self.clamp is None else clamp(ref_logp - logp, -self.clamp, self.clamp)
         return exponential(x) - x - 1
 
 
 @part
-class Capped:
-    """An inner divergence held within ±``cap``, with gradient 0 outside (verl's k3 and OpenRLHF: 10)."""
+class ClampedDivergence:
+    """An inner divergence clamped to ±``limit``, with gradient 0 outside (verl's k3 and OpenRLHF: 10)."""
 
     inner: Divergence = K3()
-    cap: Number = number(10.0, low=0.0, nonfinite=True)
+    limit: Number = number(10.0, low=0.0, nonfinite=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return jnp.clip(self.inner(rollout, log_ratio, logp, advantages), -self.cap, self.cap)
-
-
-@part
-class Weighted:
-    """An inner divergence times a differentiated ratio: [A] "direct KL", GRPO (V3.2), TRL's default.
-
-    The token ratio I_{i,t} unless ``ratio`` is another (TRL takes that of its importance sampling level).
-    """
-
-    inner: Divergence = K3()
-    ratio: Ratio = Token()
-
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return exponential(self.ratio(rollout, logp)) * self.inner(rollout, log_ratio, logp, advantages)
-
-
-@part
-class Reweighted:
-    """An inner divergence times the constant sg[min(I_{i,t}, cap)] (OpenRLHF's unbiased gradient: cap 10)."""
-
-    inner: Divergence = K2()
-    cap: Number = number(float("inf"), low=0.0, nonfinite=True)
-
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        weight = jnp.minimum(exponential(logp - rollout.old_logp), self.cap)
-        return jax.lax.stop_gradient(weight) * self.inner(rollout, log_ratio, logp, advantages)
+    def __call__(self, logp: Array, ref_logp: Array) -> Array:
+        return jnp.clip(self.inner(logp, ref_logp), -self.limit, self.limit)
 
 
 @part
@@ -126,27 +124,54 @@ class StraightThrough:
     value: Divergence = K3()
     gradient: Divergence = K2()
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        value = jax.lax.stop_gradient(self.value(rollout, log_ratio, logp, advantages))
-        moving = self.gradient(rollout, log_ratio, logp, advantages)
-        return value + moving - jax.lax.stop_gradient(moving)
+    def __call__(self, logp: Array, ref_logp: Array) -> Array:
+        moving = self.gradient(logp, ref_logp)
+        return jax.lax.stop_gradient(self.value(logp, ref_logp) - moving) + moving
 
 
 @part
-class WeightedEntropy:
-    """GTPO's entropy term, [B] Table 1: ⟨H⟩_i I_{i,t} times constant ``factors`` (δ_i and λ_{i,t}).
+class RatioWeight:
+    """s·D, the ratio differentiated: [A] "direct KL", GRPO (V3.2), TRL with use_bias_correction_kl.
+
+    The token ratio I_{i,t} unless ``ratio`` is another (TRL takes that of its importance sampling level).
+    """
+
+    ratio: Ratio = Token()
+
+    def __call__(self, at: Evaluation, divergence: Array) -> Array:
+        return exponential(self.ratio(at.rollout, at.logp)) * divergence
+
+
+@part
+class GradientWeight:
+    """The value of D with the gradient sg[min(I_{i,t}, cap)]·∇D (OpenRLHF's unbiased gradient: cap 10)."""
+
+    cap: Number = number(float("inf"), low=0.0, nonfinite=True)
+
+    def __call__(self, at: Evaluation, divergence: Array) -> Array:
+        weight = jnp.minimum(exponential(at.logp - at.rollout.old_logp), self.cap)
+        value = jax.lax.stop_gradient(divergence)
+        return value + jax.lax.stop_gradient(weight) * (divergence - value)
+
+
+@part
+class EntropyPenalty:
+    """GTPO's entropy term, [B] Table 1: coef·⟨H⟩_i I_{i,t} times constant ``factors`` (δ_i and λ_{i,t}).
 
     ⟨H⟩_i is the sequence's mean ``rollout.entropy``, a constant: it acts as a reduction of the sequence's
     advantage.
     """
 
-    factors: tuple[Any, ...] = ()
+    factors: tuple[Correction, ...] = ()
+    coef: Number = number(0.0, low=0.0)
+    reduce: Reduction | None = None
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
+    def __call__(self, at: Evaluation) -> Array:
+        rollout = at.rollout
         if rollout.entropy is None:
-            raise ValueError("WeightedEntropy needs rollout.entropy")
+            raise ValueError("EntropyPenalty needs rollout.entropy")
         total = jnp.sum(rollout.entropy * rollout.mask, 2, keepdims=True)
         weight = divide(total, jnp.sum(rollout.mask, 2, keepdims=True))
         for factor in self.factors:
-            weight = weight * factor(rollout, log_ratio, logp, advantages)
-        return jax.lax.stop_gradient(weight) * exponential(log_ratio)
+            weight = weight * factor(at)
+        return self.coef * jax.lax.stop_gradient(weight) * exponential(at.log_ratio)

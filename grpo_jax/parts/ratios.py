@@ -1,17 +1,16 @@
 """Slot 3, ratios: log-probabilities [P, N, T] -> log ratio [P, N, T] that the gain exponentiates.
 
-Log-ratios are kept as logarithms; ``exponential`` saturates them where the dtype would overflow.
+Log-ratios are kept as logarithms; ``kernels.exponential`` saturates them where the dtype would overflow.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from grpo_jax.folds import bounded, settled
+from grpo_jax.kernels import clamp
 from grpo_jax.part import number, part
 from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Number, Rollout
@@ -23,26 +22,8 @@ class Ratio(Protocol):
     def __call__(self, rollout: Rollout, logp: Array, /) -> Array: ...
 
 
-@jax.custom_jvp
-def exponential(log_ratio: Array) -> Array:
-    """e^x, held with gradient 0 where x passes log(largest number)/1.05: 84.5 (float32), 676 (float64)."""
-    return settled(jnp.exp(jnp.where(log_ratio > _limit(log_ratio), _limit(log_ratio), log_ratio)))
-
-
-def _limit(x: Array) -> float:
-    return float(np.log(jnp.finfo(x.dtype).max)) / 1.05
-
-
-@exponential.defjvp
-def _exponential_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (x,), (tangent,) = primals, tangents
-    value = exponential(x)
-    return value, jnp.where(x > _limit(x), 0, value) * tangent
-
-
-def clamped(x: Array, limit: Number | None) -> Array:
-    """x within ±``limit``, gradient 0 outside; x itself for None."""
-    return x if limit is None else bounded(x, -limit, limit)
+def _clamped(x: Array, limit: Number | None) -> Array:
+    return x if limit is None else clamp(x, -limit, limit)
 
 
 def _mean(rollout: Rollout, gap: Array) -> Array:
@@ -52,12 +33,12 @@ def _mean(rollout: Rollout, gap: Array) -> Array:
 
 @part
 class Token:
-    """I_{i,t} = π_θ(y_t|·)/π_old(y_t|·). Its logarithm is held within ±``clamp`` (verl and OpenRLHF: 20)."""
+    """I_{i,t} = π_θ(y_t|·)/π_old(y_t|·). Its logarithm is clamped to ±``clamp`` (verl and OpenRLHF: 20)."""
 
     clamp: Number | None = number(None, low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
-        return clamped(logp - rollout.old_logp, self.clamp)
+        return _clamped(logp - rollout.old_logp, self.clamp)
 
 
 @part
@@ -96,7 +77,7 @@ class Trajectory:
     clamp_sum: Number | None = number(None, low=0.0, nonfinite=True)
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
-        gap = jnp.where(rollout.mask > 0, clamped(logp - rollout.old_logp, self.clamp), 0)
+        gap = jnp.where(rollout.mask > 0, _clamped(logp - rollout.old_logp, self.clamp), 0)
         total = jnp.sum(gap, 2, keepdims=True)
         if self.clamp_sum is not None:
             total = jnp.clip(total, -self.clamp_sum, self.clamp_sum)

@@ -48,6 +48,7 @@ class PerToken:
     """Mean over all tokens of the batch: 1/Σ|o_i|. DAPO, CISPO, BNPO. Couples the batch through lengths."""
 
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
     reads_lengths: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Array:
@@ -82,6 +83,7 @@ class PerGroupToken:
     """Mean over each group's tokens, then over groups: 1/(P Σ_{i in group}|o_i|). DAPO within one group."""
 
     couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
     reads_lengths: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Array:
@@ -96,6 +98,7 @@ class NonEmpty:
 
     inner: Reduction = PerSequence()
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
     reads_lengths: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Array:
@@ -113,6 +116,7 @@ class Informative:
 
     inner: Reduction = PerToken()
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Array:
         flat = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from grpo_jax.part import number, part, static
 from grpo_jax.parts.advantages import Advantage, NoBaseline, Normalized
-from grpo_jax.parts.penalties import K1, Divergence, anchored
+from grpo_jax.parts.penalties import K1, Divergence, reference
 from grpo_jax.statistics import BATCH_AXES, GROUP_AXES, centred, divide, present, spread, tied
 from grpo_jax.types import TOKEN, Array, Coupling, Number, Rollout
 
@@ -22,6 +22,7 @@ class Standardized:
     ddof: Number = number(1.0, low=0.0)
     eps: Number = number(1e-4, low=0.0)
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         weight = rollout.multiplicity[:, :, None]
@@ -73,11 +74,16 @@ class ReturnToGo:
     kl_coef: Number = number(0.0, low=0.0)
     divergence: Divergence = K1()
     count_masked: bool = static(False)
+    reads_old_logp: ClassVar[bool] = True
+
+    @property
+    def reference_coef(self) -> Number:
+        """kl_coef."""
+        return self.kl_coef
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         old, valid = rollout.old_logp, rollout.mask > 0
-        zero = jnp.zeros_like(old)
-        kl = self.divergence(anchored(rollout, self.kl_coef, old), zero, old, zero)
+        kl = self.divergence(old, reference(rollout.ref_logp, self.kl_coef, old))
         position = jnp.cumsum(rollout.mask, TOKEN)
         last = valid & (position == jnp.max(position, TOKEN, keepdims=True))
         earned = jnp.where(last, self.inner(rollout, rewards), 0) - jnp.where(valid, self.kl_coef * kl, 0)
@@ -96,8 +102,8 @@ class ReturnToGo:
 
 
 @part
-class Bounded:
-    """An inner advantage held within [low, high] (OpenRLHF: ±10)."""
+class ClampedAdvantage:
+    """An inner advantage clamped to [low, high] (OpenRLHF: ±10)."""
 
     inner: Advantage
     low: Number = number(-10.0, nonfinite=True)
@@ -114,6 +120,7 @@ class PerInformative:
     inner: Advantage
     norm: Number = number(1.0, low=0.0, open_low=True)
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         some = jnp.any(rollout.multiplicity > 0, 1, keepdims=True)
@@ -128,6 +135,7 @@ class PerNonzero:
 
     inner: Advantage
     couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         weight = rollout.multiplicity

@@ -9,11 +9,12 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
+from grpo_jax.kernels import exponential
 from grpo_jax.part import number, part, static
 from grpo_jax.parts.corrections import Correction
-from grpo_jax.parts.ratios import Ratio, Token, exponential
+from grpo_jax.parts.ratios import Ratio, Token
 from grpo_jax.statistics import divide
-from grpo_jax.types import Array, Number, Rollout
+from grpo_jax.types import Array, Evaluation, Number, Rollout
 
 
 class Statistic(Protocol):
@@ -35,8 +36,8 @@ class SamplerMismatch:
     low: Number = number(0.0, low=0.0)
     high: Number = number(2.0, low=0.0, nonfinite=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return jnp.clip(mismatch(self.ratio, rollout), self.low, self.high)
+    def __call__(self, at: Evaluation) -> Array:
+        return jnp.clip(mismatch(self.ratio, at.rollout), self.low, self.high)
 
 
 @part
@@ -58,10 +59,10 @@ class SamplerMask:
     low: Number = number(0.0, low=0.0)
     high: Number = number(2.0, low=0.0, nonfinite=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        value = self.statistic(rollout)
+    def __call__(self, at: Evaluation) -> Array:
+        value = self.statistic(at.rollout)
         inside = (value >= self.low) & (value <= self.high)
-        return jnp.where(inside, mismatch(self.ratio, rollout), 0)
+        return jnp.where(inside, mismatch(self.ratio, at.rollout), 0)
 
 
 def _probabilities(rollout: Rollout) -> tuple[Array, Array]:
@@ -108,7 +109,7 @@ class SequenceGeometricMean:
     floor: Number = number(1e-10, low=0.0)
     eps: Number = number(1e-8, low=0.0)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        value = self.inner(rollout, log_ratio, logp, advantages)
-        total = jnp.sum(jnp.where(rollout.mask > 0, jnp.log(value + self.floor), 0), 2, keepdims=True)
-        return exponential(divide(total, jnp.sum(rollout.mask, 2, keepdims=True) + self.eps))
+    def __call__(self, at: Evaluation) -> Array:
+        value = self.inner(at)
+        total = jnp.sum(jnp.where(at.rollout.mask > 0, jnp.log(value + self.floor), 0), 2, keepdims=True)
+        return exponential(divide(total, jnp.sum(at.rollout.mask, 2, keepdims=True) + self.eps))

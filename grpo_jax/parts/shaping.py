@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import jax.numpy as jnp
 
 from grpo_jax.part import number, part, static
-from grpo_jax.parts.penalties import K1, Divergence, anchored
+from grpo_jax.parts.penalties import K1, Divergence, reference
 from grpo_jax.statistics import GROUP_AXES, centred, divide, spread
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
@@ -59,6 +59,7 @@ class NormalizedSum:
     eps: Number = number(1e-4, low=0.0)
     scaled: bool = static(True)
     couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Array:
         weight = rollout.multiplicity[:, :, None]
@@ -78,17 +79,22 @@ class KLInReward:
     inner: Shaping = Sum()
     coef: Number = number(0.0, low=0.0)
     divergence: Divergence = K1()
+    reads_old_logp: ClassVar[bool] = True
+
+    @property
+    def reference_coef(self) -> Number:
+        """coef."""
+        return self.coef
 
     def __call__(self, rollout: Rollout) -> Array:
         old = rollout.old_logp
-        zero = jnp.zeros_like(old)
-        gap = self.divergence(anchored(rollout, self.coef, old), zero, old, zero)
+        gap = self.divergence(old, reference(rollout.ref_logp, self.coef, old))
         return self.inner(rollout) - self.coef * jnp.sum(jnp.where(rollout.mask > 0, gap, 0), 2)
 
 
 @part
-class Clipped:
-    """r_i held within [low, high]."""
+class ClampedReward:
+    """r_i clamped to [low, high]."""
 
     inner: Shaping = Sum()
     low: Number = number(-10.0, nonfinite=True)
@@ -99,7 +105,7 @@ class Clipped:
 
 
 @part
-class PerToken:
+class DivideByLength:
     """Length-corrected reward r_i / |o_i| of TIC-GRPO ([C]); 0 for an empty output."""
 
     inner: Shaping = Sum()

@@ -8,12 +8,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.kernels import exponential
 from grpo_jax.part import number, part
 from grpo_jax.parts.corrections import Correction
-from grpo_jax.parts.gains import Clip, Gain, Held, held
-from grpo_jax.parts.ratios import exponential
+from grpo_jax.parts.gains import Clip, ClipMask, Gain, clip_mask
 from grpo_jax.statistics import divide, mean, present
-from grpo_jax.types import Array, Coupling, Number, Rollout
+from grpo_jax.types import Array, Coupling, Evaluation, Number, Rollout
 
 BATCH_TOKENS = (0, 1, 2)
 
@@ -32,21 +32,21 @@ class GeometricMean:
     eps: Number = number(0.0, low=0.0)
     keep: Correction | None = None
 
-    def held(self, ratio: Array, advantages: Array) -> Held:
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
         """Single tokens whose d is held inside the mean."""
         d = jnp.log(ratio)
-        return Held(high=(d > self.high) & (advantages > 0), low=(d < -self.low) & (advantages < 0))
+        return ClipMask(high=(d > self.high) & (advantages > 0), low=(d < -self.low) & (advantages < 0))
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        above = (log_ratio > self.high) & (advantages > 0)
-        below = (log_ratio < -self.low) & (advantages < 0)
-        clipped = jnp.where(above, self.high, jnp.where(below, -self.low, log_ratio))
-        clipped = jnp.where(advantages == 0, 0, clipped)
-        inside = rollout.mask
+    def __call__(self, at: Evaluation) -> Array:
+        above = (at.log_ratio > self.high) & (at.advantages > 0)
+        below = (at.log_ratio < -self.low) & (at.advantages < 0)
+        clipped = jnp.where(above, self.high, jnp.where(below, -self.low, at.log_ratio))
+        clipped = jnp.where(at.advantages == 0, 0, clipped)
+        inside = at.rollout.mask
         if self.keep is not None:
-            inside = inside * jax.lax.stop_gradient(self.keep(rollout, log_ratio, logp, advantages))
+            inside = inside * jax.lax.stop_gradient(self.keep(at))
         exponent = _sequence_mean(clipped, inside, self.eps)
-        level = _sequence_mean(advantages, rollout.mask, self.eps)
+        level = _sequence_mean(at.advantages, at.rollout.mask, self.eps)
         return jnp.broadcast_to(exponential(exponent) * level, clipped.shape)
 
 
@@ -62,9 +62,9 @@ class Sapo:
     tau_pos: Number = number(1.0, low=0.0, open_low=True)
     tau_neg: Number = number(1.05, low=0.0, open_low=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        tau = jnp.where(advantages > 0, self.tau_pos, self.tau_neg)
-        return jax.nn.sigmoid(tau * (exponential(log_ratio) - 1)) * (4 / tau) * advantages
+    def __call__(self, at: Evaluation) -> Array:
+        tau = jnp.where(at.advantages > 0, self.tau_pos, self.tau_neg)
+        return jax.nn.sigmoid(tau * (exponential(at.log_ratio) - 1)) * (4 / tau) * at.advantages
 
 
 @part
@@ -81,17 +81,18 @@ class Vespo:
     lambda_neg: Number = number(2.0, low=0.0)
     sampler: Correction | None = None
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
+    def __call__(self, at: Evaluation) -> Array:
         low, high = math.log(1e-8), 20.0
+        log_ratio = at.log_ratio
         if self.sampler is not None:
-            factor = self.sampler(rollout, log_ratio, logp, advantages)
+            factor = self.sampler(at)
             logs = jnp.clip(jnp.log(factor), low, high)
-            log_ratio = log_ratio + jnp.sum(jnp.where(rollout.mask > 0, logs, 0), 2, keepdims=True)
+            log_ratio = log_ratio + jnp.sum(jnp.where(at.rollout.mask > 0, logs, 0), 2, keepdims=True)
         log_w = jnp.clip(log_ratio, low, high)
-        k = jnp.where(advantages >= 0, self.k_pos, self.k_neg)
-        rate = jnp.maximum(jnp.where(advantages >= 0, self.lambda_pos, self.lambda_neg), 1e-4)
+        k = jnp.where(at.advantages >= 0, self.k_pos, self.k_neg)
+        rate = jnp.maximum(jnp.where(at.advantages >= 0, self.lambda_pos, self.lambda_neg), 1e-4)
         phi = exponential(rate + k * log_w - rate * jnp.exp(log_w))
-        return jax.lax.stop_gradient(phi) * advantages * logp
+        return jax.lax.stop_gradient(phi) * at.advantages * at.logp
 
 
 @part
@@ -100,8 +101,8 @@ class QuadraticLogLikelihood:
 
     beta: Number = number(0.1, low=0.0, open_low=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        return advantages * logp - 0.5 * self.beta * (logp - rollout.old_logp) ** 2
+    def __call__(self, at: Evaluation) -> Array:
+        return at.advantages * at.logp - 0.5 * self.beta * (at.logp - at.rollout.old_logp) ** 2
 
 
 @part
@@ -115,11 +116,11 @@ class VariationRegion:
     high: Number = number(0.2, low=0.0, nonfinite=True)
     cap: Number = number(20.0, low=0.0, nonfinite=True)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        moved = exponential(logp) - exponential(rollout.old_logp)
-        inside = jnp.where(advantages > 0, moved <= self.high, moved >= -self.low)
-        weight = jnp.where(inside, jnp.minimum(exponential(log_ratio), self.cap), 0)
-        return jax.lax.stop_gradient(weight) * advantages * logp
+    def __call__(self, at: Evaluation) -> Array:
+        moved = exponential(at.logp) - exponential(at.rollout.old_logp)
+        inside = jnp.where(at.advantages > 0, moved <= self.high, moved >= -self.low)
+        weight = jnp.where(inside, jnp.minimum(exponential(at.log_ratio), self.cap), 0)
+        return jax.lax.stop_gradient(weight) * at.advantages * at.logp
 
 
 @part
@@ -135,15 +136,15 @@ class BinaryKLRegion:
     cap: Number = number(20.0, low=0.0, nonfinite=True)
     guard: Number = number(1e-8, low=0.0)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        new, old = exponential(logp), exponential(rollout.old_logp)
+    def __call__(self, at: Evaluation) -> Array:
+        new, old = exponential(at.logp), exponential(at.rollout.old_logp)
         rest = jnp.log((1 - old + self.guard) / (1 - new + self.guard))
-        divergence = old * (rollout.old_logp - logp) + (1 - old) * rest
+        divergence = old * (at.rollout.old_logp - at.logp) + (1 - old) * rest
         rising = (divergence <= self.high) | (new <= old)
         falling = (divergence <= self.low) | (new >= old)
-        inside = jnp.where(advantages > 0, rising, falling)
-        weight = jnp.where(inside, jnp.minimum(exponential(log_ratio), self.cap), 0)
-        return jax.lax.stop_gradient(weight) * advantages * logp
+        inside = jnp.where(at.advantages > 0, rising, falling)
+        weight = jnp.where(inside, jnp.minimum(exponential(at.log_ratio), self.cap), 0)
+        return jax.lax.stop_gradient(weight) * at.advantages * at.logp
 
 
 def covariance(rollout: Rollout, logp: Array, advantages: Array) -> Array:
@@ -167,15 +168,15 @@ class CovarianceClip:
     upper: Number = number(5.0, nonfinite=True)
     couples: ClassVar[Coupling] = Coupling.BATCH
 
-    def held(self, ratio: Array, advantages: Array) -> Held:
+    def clip_mask(self, ratio: Array, advantages: Array) -> ClipMask:
         """As the inner gain."""
-        return held(self.inner, jnp.log(ratio), advantages)
+        return clip_mask(self.inner, jnp.log(ratio), advantages)
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        cov = covariance(rollout, logp, advantages)
-        out = held(self.inner, log_ratio, advantages)
+    def __call__(self, at: Evaluation) -> Array:
+        cov = covariance(at.rollout, at.logp, at.advantages)
+        out = clip_mask(self.inner, at.log_ratio, at.advantages)
         drop = (cov > self.lower) & (cov < self.upper) & ~(out.high | out.low)
-        return jnp.where(drop, 0, self.inner(rollout, log_ratio, logp, advantages))
+        return jnp.where(drop, 0, self.inner(at))
 
 
 @part
@@ -189,9 +190,11 @@ class CovariancePenalty:
     coef: Number = number(1.0, low=0.0)
     couples: ClassVar[Coupling] = Coupling.BATCH
 
-    def __call__(self, rollout: Rollout, log_ratio: Array, logp: Array, advantages: Array) -> Array:
-        chosen = self._chosen(rollout, covariance(rollout, logp, advantages))
-        return exponential(log_ratio) * advantages - self.coef * chosen * jnp.abs(logp - rollout.old_logp)
+    def __call__(self, at: Evaluation) -> Array:
+        chosen = self._chosen(at.rollout, covariance(at.rollout, at.logp, at.advantages))
+        return exponential(at.log_ratio) * at.advantages - self.coef * chosen * jnp.abs(
+            at.logp - at.rollout.old_logp
+        )
 
     def _chosen(self, rollout: Rollout, cov: Array) -> Array:
         """[P, N, T] share of each entry's copies among the top ones; ties go to the earlier token."""

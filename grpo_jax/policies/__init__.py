@@ -2,6 +2,6 @@
 
 from grpo_jax.policies.actions import ActionPolicy
 from grpo_jax.policies.neural import MLPPolicy
-from grpo_jax.policies.tree import TreePolicy, tied
+from grpo_jax.policies.tree import TreePolicy, share_rows
 
-__all__ = ["ActionPolicy", "MLPPolicy", "TreePolicy", "tied"]
+__all__ = ["ActionPolicy", "MLPPolicy", "TreePolicy", "share_rows"]

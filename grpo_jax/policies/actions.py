@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.folds import at, count, cumulative, log_softmax, settled
+from grpo_jax.kernels import at, count, cumulative, log_softmax, materialize
 from grpo_jax.part import number, part
 from grpo_jax.sequences import at_prompts, inverse_cdf, lookup
 from grpo_jax.types import Array, Scores, Support
@@ -80,8 +80,8 @@ class ActionPolicy:
 
     def counts(self, params: Array, prompts: Array, uniforms: Array) -> Array:
         """[P, K] histogram of what ``sample`` would draw from the same uniforms [P, G, 1]."""
-        upto = settled(cumulative(settled(jnp.exp(self.log_probabilities(params, prompts))), 1))
-        level = settled(uniforms[:, :, 0] * upto[:, -1:])
+        upto = materialize(cumulative(materialize(jnp.exp(self.log_probabilities(params, prompts))), 1))
+        level = materialize(uniforms[:, :, 0] * upto[:, -1:])
         below = count(level.shape[1], lambda g: at(level, g, 1) < upto[:, :-1], upto.dtype)
         ends = jnp.zeros_like(below[:, :1])
         return jnp.diff(jnp.concatenate([ends, below, ends + uniforms.shape[1]], 1), axis=1)

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from grpo_jax.part import part, static
 from grpo_jax.sequences import Sequences, inverse_cdf
-from grpo_jax.types import Array, Scores, Support
+from grpo_jax.types import Array, Scores, Support, require_support
 
 
 class _MLP(nn.Module):
@@ -78,13 +78,15 @@ class MLPPolicy:
         entropy = -jnp.sum(jnp.exp(table) * table, 3)
         return Scores(logp=jnp.where(mask > 0, logp, 0), entropy=jnp.where(mask > 0, entropy, 0))
 
-    def support(self, prompts: Array) -> Support:
-        """Every sequence of the space."""
+    def support(self, prompts: Array) -> Support | None:
+        """Every sequence of the space; None where there are too many to list."""
+        if not self.space.listable:
+            return None
         tokens, mask = self.space.support
         shape = (prompts.shape[0], *tokens.shape)
         return Support(tokens=np.broadcast_to(tokens, shape), mask=np.broadcast_to(mask, shape))
 
     def score_support(self, params: Any, prompts: Array) -> Scores:
         """See ``types.Policy``."""
-        support = self.support(prompts)
+        support = require_support(self, prompts, instead="score sampled tokens")
         return self.score(params, prompts, jnp.asarray(support.tokens), jnp.asarray(support.mask))

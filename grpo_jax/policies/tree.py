@@ -25,7 +25,7 @@ class TreePolicy:
       space: the sequences.
       logits: [C, rows, V] where training starts; rows are nodes unless ``tie`` says otherwise.
       tie: the row of every node, so that prefixes can share parameters (a tail that does not see the first
-        token: ``tied(space, lambda prefix: prefix[1:])``).
+        token: ``share_rows(space, lambda prefix: prefix[1:])``).
     """
 
     space: Sequences = static()
@@ -100,8 +100,10 @@ class TreePolicy:
             logp=jnp.where(mask > 0, logp, 0), entropy=jnp.where(mask > 0, _take(_entropy(table), node), 0)
         )
 
-    def support(self, prompts: Array) -> Support:
-        """Every sequence of the space, for every prompt."""
+    def support(self, prompts: Array) -> Support | None:
+        """Every sequence of the space, for every prompt; None where there are too many to list."""
+        if not self.space.listable:
+            return None
         tokens, mask = self.space.support
         shape = (prompts.shape[0], *tokens.shape)
         return Support(tokens=np.broadcast_to(tokens, shape), mask=np.broadcast_to(mask, shape))
@@ -122,10 +124,10 @@ class TreePolicy:
         return jnp.sum(place[:, :, None] == rows, 1, dtype=uniforms.dtype)
 
 
-def tied(space: Sequences, key: Callable[[tuple[int, ...]], Hashable]) -> tuple[int, ...]:
+def share_rows(space: Sequences, key: Callable[[tuple[int, ...]], Hashable]) -> tuple[int, ...]:
     """The row of every node, nodes at one depth whose prefixes have equal keys sharing theirs.
 
-    >>> tied(Sequences(vocab=2, horizon=3), lambda prefix: prefix[1:])
+    >>> share_rows(Sequences(vocab=2, horizon=3), lambda prefix: prefix[1:])
     (0, 1, 1, 2, 3, 2, 3)
     """
     steps = [token for token in range(space.vocab) if token != space.eos]

@@ -17,10 +17,19 @@ from grpo_jax.parts.advantages import (
 )
 from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, DualClip, Gain
-from grpo_jax.parts.penalties import K1, K2, K3, Capped, Divergence, Penalty, Reweighted, StraightThrough
+from grpo_jax.parts.penalties import (
+    K1,
+    K2,
+    K3,
+    ClampedDivergence,
+    Divergence,
+    GradientWeight,
+    Penalty,
+    StraightThrough,
+)
 from grpo_jax.parts.ratios import FromSampler, Ratio, SequenceMean, Token
 from grpo_jax.parts.reductions import NonEmpty, PerSequence, PerToken, Reduction
-from grpo_jax.parts.returns import Bounded, ReturnToGo, Whitened
+from grpo_jax.parts.returns import ClampedAdvantage, ReturnToGo, Whitened
 from grpo_jax.parts.sampler import (
     BinaryKL,
     MismatchRatio,
@@ -99,7 +108,12 @@ def openrlhf(**options: Any) -> Method:
         ratio=sequence_ratio(o) if gspo else Token(clamp=20.0),
         gain=gain(o),
         corrections=() if gspo else corrections(o),
-        penalty=Penalty(divergence=divergence(o), coef=o.kl_loss_coef, reduce=PerToken()),
+        penalty=Penalty(
+            divergence=divergence(o),
+            weight=GradientWeight(cap=10.0) if o.unbiased_gradient else None,
+            coef=o.kl_loss_coef,
+            reduce=PerToken(),
+        ),
         reduction=reduction(o, o.token_level_loss and not gspo),
     )
 
@@ -126,10 +140,10 @@ def advantage(o: Options) -> Advantage:
     if o.estimator == "gae":
         raise NotModelled("openrlhf: estimator='gae' needs a critic, which is not modelled")
     made: Advantage = choose("openrlhf", "estimator", o.estimator, table)
-    made = Bounded(inner=made, low=o.reward_clip_range[0], high=o.reward_clip_range[1])
+    made = ClampedAdvantage(inner=made, low=o.reward_clip_range[0], high=o.reward_clip_range[1])
     in_reward = not (isinstance(o.kl_reward_coef, (int, float)) and o.kl_reward_coef == 0)
     if o.estimator == "reinforce" or in_reward:
-        kl = Capped(inner=estimator(o), cap=10.0)
+        kl = ClampedDivergence(inner=estimator(o), limit=10.0)
         discount = o.gamma if o.estimator == "reinforce" else 1.0
         made = ReturnToGo(
             inner=made, discount=discount, kl_coef=o.kl_reward_coef, divergence=kl, count_masked=True
@@ -180,10 +194,10 @@ def estimator(o: Options) -> Divergence:
 
 def divergence(o: Options) -> Divergence:
     """The estimator within ±10; if asked, with the reverse KL's gradient, off-policy weight at most 10."""
-    value = Capped(inner=estimator(o), cap=10.0)
+    value = ClampedDivergence(inner=estimator(o), limit=10.0)
     if not o.unbiased_gradient:
         return value
-    return StraightThrough(value=value, gradient=Reweighted(inner=K2(), cap=10.0))
+    return StraightThrough(value=value, gradient=K2())
 
 
 def reduction(o: Options, by_token: bool) -> Reduction:

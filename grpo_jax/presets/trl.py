@@ -18,12 +18,12 @@ from grpo_jax.parts.advantages import (
 )
 from grpo_jax.parts.corrections import Correction, OffPolicyMask, TopEntropy
 from grpo_jax.parts.gains import Clip, Gain, TruncatedScore, TwoSided
-from grpo_jax.parts.penalties import K3, Penalty, Weighted
+from grpo_jax.parts.penalties import K3, Penalty, RatioWeight
 from grpo_jax.parts.ratios import Ratio, SequenceMean, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, PerSequence, PerToken, Reduction
 from grpo_jax.parts.returns import Standardized
 from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch
-from grpo_jax.parts.shaping import Clipped, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
+from grpo_jax.parts.shaping import ClampedReward, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
 from grpo_jax.parts.soft_gains import GeometricMean, Sapo, Vespo
 from grpo_jax.presets.options import NotModelled, choose, read
 from grpo_jax.surrogate import Method
@@ -193,8 +193,8 @@ def _narrows(share: Number) -> bool:
 
 def penalty(o: Options, default: float) -> Penalty:
     """beta times k3, times the differentiable ratio of the importance sampling level unless switched off."""
-    k3 = Weighted(inner=K3(), ratio=level(o.importance_sampling_level)) if o.use_bias_correction_kl else K3()
-    return Penalty(divergence=k3, coef=default if o.beta is None else o.beta)
+    weight = RatioWeight(ratio=level(o.importance_sampling_level)) if o.use_bias_correction_kl else None
+    return Penalty(divergence=K3(), weight=weight, coef=default if o.beta is None else o.beta)
 
 
 def reduction(o: Options) -> Reduction:
@@ -209,7 +209,7 @@ def _rloo(o: Options) -> Method:
     low, high = bounds(o)
     shaped: Shaping = shaping(o)
     if o.reward_clip_range is not None:
-        shaped = Clipped(inner=shaped, low=o.reward_clip_range[0], high=o.reward_clip_range[1])
+        shaped = ClampedReward(inner=shaped, low=o.reward_clip_range[0], high=o.reward_clip_range[1])
     leave_one_out: Advantage = Normalized(center=LeaveOneOut(), scale=None)
     if o.normalize_advantages:
         leave_one_out = Standardized(inner=leave_one_out, ddof=1.0, eps=ADDED)

@@ -19,7 +19,16 @@ from grpo_jax.parts.advantages import (
 )
 from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, DualClip, Gain, LogLikelihood, TruncatedScore
-from grpo_jax.parts.penalties import K1, K2, K3, Capped, Distance, Divergence, Penalty, StraightThrough
+from grpo_jax.parts.penalties import (
+    K1,
+    K2,
+    K3,
+    ClampedDivergence,
+    Distance,
+    Divergence,
+    Penalty,
+    StraightThrough,
+)
 from grpo_jax.parts.ratios import Ratio, SequenceMeanToken, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, NonEmpty, PerSequence, PerToken, Reduction, TokenSum
 from grpo_jax.parts.returns import PerNonzero, ReturnToGo, Whitened
@@ -190,7 +199,7 @@ def corrections(o: Options) -> tuple[Correction, ...]:
 
 def divergence(kind: str) -> Divergence:
     """verl's kl_penalty: k1 (kl), abs, k2 (mse), k3 (low_var_kl); "+" takes k2's gradient."""
-    k3 = Capped(inner=K3(clamp=20.0), cap=10.0)
+    k3 = ClampedDivergence(inner=K3(clamp=20.0), limit=10.0)
     table = {"kl": K1(), "k1": K1(), "abs": Distance(), "mse": K2(), "k2": K2(), "low_var_kl": k3, "k3": k3}
     value = choose("verl", "kl_penalty", kind.removesuffix("+"), table)
     return StraightThrough(value=value, gradient=K2()) if kind.endswith("+") else value

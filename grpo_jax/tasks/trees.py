@@ -1,7 +1,7 @@
 """Small sequence tasks on which a bias can be seen: a reward is any function of the tokens.
 
 Tokens are 0..V−1; the spaces made here let the last one end a sequence. A reward function takes the tuple of
-tokens without the end-of-sequence token. For tails that do not see the prefix, see ``policies.tree.tied``.
+tokens without the end-of-sequence token. For tails that do not see the prefix: ``policies.tree.share_rows``.
 """
 
 from __future__ import annotations

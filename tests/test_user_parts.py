@@ -8,8 +8,8 @@ import pytest
 
 import grpo_jax as gj
 from grpo_jax import methods, recording, train
-from grpo_jax.expectations import choose
-from grpo_jax.trial import heeds_multiplicity, keeps_runs_apart
+from grpo_jax.collectors import choose
+from grpo_jax.user_parts import keeps_runs_apart, respects_multiplicity
 
 SHORT = {"iterations": 4, "record_every": 4, "progress": False}
 SPACE = gj.Sequences(vocab=3, horizon=2, eos=2)
@@ -83,7 +83,7 @@ def test_a_shape_that_would_only_broadcast_is_refused(slots):
     [
         (
             {"gain": methods.grpo.advantage},
-            r"method\.gain is Normalized.*\(rollout, log_ratio, logp, advantages\)",
+            r"method\.gain is Normalized.*\(evaluation\)",
         ),
         ({"penalty": 0.1}, r"method\.penalty is 0\.1; it must be None or a Penalty"),
         ({"corrections": methods.cppo.corrections[0]}, r"method\.corrections is Prune.*a tuple"),
@@ -97,7 +97,7 @@ def test_a_part_in_the_wrong_slot_is_refused_by_name(slots, says):
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_method_heeds_multiplicity_and_keeps_runs_apart(name):
-    assert heeds_multiplicity(methods.METHODS[name])
+    assert respects_multiplicity(methods.METHODS[name])
     assert keeps_runs_apart(methods.METHODS[name])
 
 

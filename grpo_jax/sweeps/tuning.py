@@ -19,9 +19,9 @@ import numpy as np
 
 from grpo_jax.config import Config
 from grpo_jax.runtime import cache_folder
-from grpo_jax.sweep.axes import Axis
-from grpo_jax.sweep.layout import Estimate, Shape, default_width, odd_width
-from grpo_jax.sweep.program import Program, Request
+from grpo_jax.sweeps.axes import Axis
+from grpo_jax.sweeps.layout import Estimate, Shape, default_width, odd_width
+from grpo_jax.sweeps.program import Program, Request
 
 LONG = 2e10
 """Optimizer steps times parameters of a sweep that is worth tuning: about a minute on two cores."""

@@ -8,14 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import trial
-from grpo_jax.config import Batch, Config, Expectation, TrainState, prompt_count
+from grpo_jax import user_parts
+from grpo_jax.config import Batch, Config, Expectation, ResolvesCells, TrainState, prompt_count
 from grpo_jax.diagnostics import all_prompts
-from grpo_jax.folds import settled
+from grpo_jax.kernels import materialize
 from grpo_jax.part import part
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.surrogate import advantages, objective
-from grpo_jax.types import Array, Params, Rollout, Scores
+from grpo_jax.types import (
+    Array,
+    Countable,
+    FiniteActions,
+    HasMeans,
+    HasNoise,
+    Listable,
+    Params,
+    Rollout,
+    Scores,
+    require_means,
+    require_support,
+)
 
 
 def draw_prompts(config: Config, state: TrainState) -> Any:
@@ -63,7 +75,7 @@ class Sampled:
             ref_logp=ref.logp,
             entropy=old.entropy,
         )
-        return Batch(rollout, settled(advantages(config.method, rollout)))
+        return Batch(rollout, materialize(advantages(config.method, rollout)))
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the sampled groups."""
@@ -76,17 +88,18 @@ class Sampled:
 
 def support_rollout(config: Config, state: TrainState, prompts: Any, multiplicity: Array) -> Rollout:
     """The whole support as one group per prompt: deterministic rewards, given multiplicities [P, S]."""
-    support = config.policy.support(prompts)
-    if support is None:
-        raise ValueError(f"{type(config.policy).__name__} cannot list its outputs; use Sampled()")
+    policy = config.policy
+    support = require_support(policy, prompts, instead="use Sampled()")
+    assert isinstance(policy, Listable)
     tokens, mask = shared(support.tokens, state), shared(support.mask, state)
-    old = config.policy.score_support(state.old_params, prompts)
-    ref = config.policy.score_support(state.ref_params, prompts)
+    old = policy.score_support(state.old_params, prompts)
+    ref = policy.score_support(state.ref_params, prompts)
+    task = require_means(config.task, instead="use Sampled()")
     return Rollout(
         prompts=prompts,
         tokens=tokens,
         mask=mask,
-        rewards=config.task.means(prompts, tokens, mask)[:, :, None],
+        rewards=task.means(prompts, tokens, mask)[:, :, None],
         multiplicity=multiplicity,
         sampling_logp=old.logp,
         old_logp=old.logp,
@@ -104,20 +117,21 @@ class Counts:
 
     def collect(self, config: Config, state: TrainState) -> Batch:
         """Counts over the support, from the very draws that ``Sampled`` would make."""
-        if getattr(config.task, "noise", None) is not None:
+        if isinstance(config.task, HasNoise) and config.task.noise is not None:
             raise ValueError("Counts() needs rewards that depend on the output alone; this task has noise")
-        if not hasattr(config.policy, "counts"):
-            raise ValueError(f"{type(config.policy).__name__} cannot count its outputs; use Sampled()")
+        policy = config.policy
+        if not isinstance(policy, Countable):
+            raise ValueError(f"{type(policy).__name__} cannot count its outputs; use Sampled()")
         prompts = draw_prompts(config, state)
         group = (prompt_count(config), config.loop.group_size, config.policy.horizon)
         draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, group)
-        policy: Any = config.policy
-        counts = settled(policy.counts(state.old_params, prompts, draws))
+        counts = materialize(policy.counts(state.old_params, prompts, draws))
         rollout = support_rollout(config, state, prompts, counts)
-        return Batch(rollout, settled(advantages(config.method, rollout)))
+        return Batch(rollout, materialize(advantages(config.method, rollout)))
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the histogram."""
+        assert isinstance(config.policy, Listable)
         scores = config.policy.score_support(params, batch.rollout.prompts)
         rollout = with_entropy(batch.rollout, scores)
         return objective(config.method, rollout, batch.advantages, scores.logp), scores.logp
@@ -129,9 +143,9 @@ COUNTED = 1024
 
 def _forgetful(config: Config) -> list[str]:
     """Parts from outside because of which a histogram is not the samples it counts; none where unknown."""
-    outside = trial.foreign(config.method)
-    tried = outside and trial.known(config.method)
-    return outside if tried and not trial.heeds_multiplicity(config.method) else []
+    outside = user_parts.foreign_parts(config.method)
+    tried = outside and user_parts.known(config.method)
+    return outside if tried and not user_parts.respects_multiplicity(config.method) else []
 
 
 def choose(config: Config) -> Config:
@@ -149,20 +163,22 @@ def choose(config: Config) -> Config:
                 f"{', '.join(wrong)} gives {type(config.expectation).__name__}() another objective than the "
                 "samples that rollout.multiplicity counts; weigh entries by it, or use Sampled()"
             )
-        resolved = getattr(config.expectation, "resolved", None)
-        return config if resolved is None else dataclasses.replace(config, expectation=resolved(config))
+        if isinstance(config.expectation, ResolvesCells):
+            return dataclasses.replace(config, expectation=config.expectation.resolved(config))
+        return config
     made: Expectation = Counts() if _uncountable(config) is None else Sampled()
     return dataclasses.replace(config, expectation=made)
 
 
 def _uncountable(config: Config) -> str | None:
     """What keeps groups from being counted unasked; None if nothing does."""
-    actions = getattr(config.policy, "actions", None)
-    if actions is None:
+    if not (isinstance(config.policy, FiniteActions) and isinstance(config.policy, Countable)):
         return "outputs are not single actions"
-    if not hasattr(config.task, "noise") or config.task.noise is not None:
+    if not isinstance(config.task, HasMeans):
+        return "expected rewards are not known"
+    if not isinstance(config.task, HasNoise) or config.task.noise is not None:
         return "rewards may vary for one and the same action"
-    if actions > COUNTED:
+    if config.policy.actions > COUNTED:
         return f"more than {COUNTED} actions"
     forgetful = _forgetful(config)
     return f"{', '.join(forgetful)} does not heed multiplicities" if forgetful else None

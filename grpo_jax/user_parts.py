@@ -25,7 +25,7 @@ NUMBERS = {
 LOGP = (-1.05, -0.87, -1.26, -2.1)
 
 
-def foreign(method: Method) -> list[str]:
+def foreign_parts(method: Method) -> list[str]:
     """Names of the method's parts that come from outside this package."""
     outside = (type(p) for p in subparts(method) if not type(p).__module__.startswith("grpo_jax."))
     return list(dict.fromkeys(kind.__name__ for kind in outside))
@@ -68,7 +68,7 @@ def _alike(a: Any, b: Any) -> bool:
     return bool(np.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True))
 
 
-def heeds_multiplicity(method: Method) -> bool:
+def respects_multiplicity(method: Method) -> bool:
     """Whether a histogram has the objective of the samples that it counts."""
     sampled = value(method, entries=SAMPLES, multiplicity=np.ones(len(SAMPLES)), run=0)
     return _alike(sampled, value(method, entries=np.arange(len(COUNTS)), multiplicity=COUNTS, run=0))
@@ -83,7 +83,7 @@ def keeps_runs_apart(method: Method) -> bool:
 
 def check(method: Method) -> None:
     """Raise ValueError for a part from outside that mixes runs; numbers that are not at hand pass unseen."""
-    outside = foreign(method)
+    outside = foreign_parts(method)
     if outside and known(method) and not keeps_runs_apart(method):
         raise ValueError(
             f"{', '.join(outside)} mixes runs: axes 0, 1, 2 are prompts, entries, tokens, and what follows "

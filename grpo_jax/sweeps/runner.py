@@ -17,16 +17,16 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from grpo_jax import recording
+from grpo_jax.collectors import choose, reason
 from grpo_jax.config import Config, check_slots, validate
 from grpo_jax.diagnostics import QUANTILES
-from grpo_jax.expectations import choose, reason
 from grpo_jax.part import describe, put
 from grpo_jax.recording import DIAGNOSTICS
-from grpo_jax.sweep.axes import Axis, parse_axes, parse_variants, settings, size
-from grpo_jax.sweep.layout import Estimate, Shape, check_fits, estimate, free_memory, layout
-from grpo_jax.sweep.program import Program, Request
-from grpo_jax.sweep.storage import Store, held_width
-from grpo_jax.sweep.tuning import foreseen, remember, tuned, worth_tuning
+from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size
+from grpo_jax.sweeps.layout import Estimate, Shape, check_fits, estimate, free_memory, layout
+from grpo_jax.sweeps.program import Program, Request
+from grpo_jax.sweeps.storage import Store, held_width
+from grpo_jax.sweeps.tuning import foreseen, remember, tuned, worth_tuning
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""

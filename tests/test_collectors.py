@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import methods, train
+from grpo_jax.collectors import Counts, Sampled
 from grpo_jax.config import Config, Loop
-from grpo_jax.expectations import Counts, Sampled
 from grpo_jax.optimizers import SGD
 from grpo_jax.part import put_all
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from grpo_jax import folds, runtime, train
+from grpo_jax import kernels, runtime, train
 from grpo_jax.config import Config, Loop
 from grpo_jax.policies.actions import ActionPolicy
-from grpo_jax.sweep import sweep
-from grpo_jax.sweep.layout import Estimate, Shape, check_fits, estimate, layout
-from grpo_jax.sweep.program import Program, Request
-from grpo_jax.sweep.tuning import PROBE, foreseen, remember, tuned
+from grpo_jax.sweeps import sweep
+from grpo_jax.sweeps.layout import Estimate, Shape, check_fits, estimate, layout
+from grpo_jax.sweeps.program import Program, Request
+from grpo_jax.sweeps.tuning import PROBE, foreseen, remember, tuned
 from grpo_jax.tasks.questions import Questions
 
 CONFIG = Config(
@@ -31,7 +31,7 @@ RECORD = ("expected_reward", "kl_ref", "clip_high")
 
 def module(name):
     """A module of the sweep; the function of that name hides the package from dotted paths."""
-    return importlib.import_module(f"grpo_jax.sweep.{name}")
+    return importlib.import_module(f"grpo_jax.sweeps.{name}")
 
 
 def swept(**layout):
@@ -109,7 +109,7 @@ def test_the_compiler_is_asked_for_what_it_knows():
 
 def test_what_is_settled_is_made_once_where_several_kernels_read_it():
     def program(x):
-        made = folds.settled(jnp.exp(x) * 2)
+        made = kernels.materialize(jnp.exp(x) * 2)
         return made + 1, jnp.sin(made), made * x
 
     lowered = jax.jit(program).lower(jnp.ones((8, 64)))
@@ -237,7 +237,7 @@ def test_a_cache_that_is_switched_off_stays_off(monkeypatch):
 def test_written_out_reductions_are_reductions(values, hole):
     if hole:
         values[0, 3, 1] = np.nan
-    for ours, theirs in ((folds.total, np.sum), (folds.least, np.min), (folds.greatest, np.max)):
+    for ours, theirs in ((kernels.total, np.sum), (kernels.least, np.min), (kernels.greatest, np.max)):
         np.testing.assert_allclose(
             ours(values, (0, 1)), theirs(values, (0, 1), keepdims=True), rtol=1e-5, atol=1e-3
         )
@@ -248,7 +248,7 @@ def test_derivatives_of_written_out_sums():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)))
 
     def ours(x):
-        return jnp.sum(jnp.sin(folds.total(x * x, (1,))) * folds.log_softmax(x, 1))
+        return jnp.sum(jnp.sin(kernels.total(x * x, (1,))) * kernels.log_softmax(x, 1))
 
     def theirs(x):
         return jnp.sum(jnp.sin(jnp.sum(x * x, 1, keepdims=True)) * jax.nn.log_softmax(x, 1))
@@ -258,17 +258,17 @@ def test_derivatives_of_written_out_sums():
 
 
 def test_a_bound_keeps_the_gradient_inside_and_at_the_bound():
-    gradient = jax.vmap(jax.grad(lambda x: folds.bounded(x, -1.0, 2.0)))
+    gradient = jax.vmap(jax.grad(lambda x: kernels.clamp(x, -1.0, 2.0)))
     np.testing.assert_array_equal(gradient(jnp.array([-1.5, -1.0, 0.0, 2.0, 2.5])), [0, 1, 1, 1, 0])
-    assert np.isnan(folds.bounded(jnp.float32(np.nan), -1.0, 2.0))
+    assert np.isnan(kernels.clamp(jnp.float32(np.nan), -1.0, 2.0))
 
 
 def test_what_is_settled_is_itself_and_differentiates():
     x = jnp.arange(3.0)
-    np.testing.assert_array_equal(folds.settled(x + 1), x + 1)
+    np.testing.assert_array_equal(kernels.materialize(x + 1), x + 1)
     for derivative in (jax.grad, jax.jacfwd):
-        np.testing.assert_array_equal(derivative(lambda x: jnp.sum(folds.settled(x**2)))(x), 2 * x)
-    np.testing.assert_array_equal(jax.vmap(folds.settled)(x), x)
+        np.testing.assert_array_equal(derivative(lambda x: jnp.sum(kernels.materialize(x**2)))(x), 2 * x)
+    np.testing.assert_array_equal(jax.vmap(kernels.materialize)(x), x)
 
 
 @pytest.mark.usefixtures("x64")
@@ -277,9 +277,9 @@ def test_what_is_settled_is_itself_and_differentiates():
 def test_folds_of_any_length(name, length):
     x = np.random.default_rng(0).normal(size=(2, length, 3))
     theirs = {"total": np.sum, "least": np.min, "greatest": np.max}[name](x, 1, keepdims=True)
-    np.testing.assert_allclose(getattr(folds, name)(jnp.asarray(x), (1,)), theirs, atol=1e-11)
+    np.testing.assert_allclose(getattr(kernels, name)(jnp.asarray(x), (1,)), theirs, atol=1e-11)
     spoilt = np.where(np.arange(length)[:, None] == length // 2, np.nan, x)
-    assert np.isnan(getattr(folds, name)(jnp.asarray(spoilt), (1,))).all()
+    assert np.isnan(getattr(kernels, name)(jnp.asarray(spoilt), (1,))).all()
 
 
 @pytest.mark.usefixtures("x64")
@@ -289,12 +289,12 @@ def test_log_softmax_of_any_length_and_its_derivatives(length):
     weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
 
     def ours(x):
-        return jnp.sum(weight * folds.log_softmax(x, 1))
+        return jnp.sum(weight * kernels.log_softmax(x, 1))
 
     def theirs(x):
         return jnp.sum(weight * jax.nn.log_softmax(x, 1))
 
-    np.testing.assert_allclose(folds.log_softmax(x, 1), jax.nn.log_softmax(x, 1), atol=1e-12)
+    np.testing.assert_allclose(kernels.log_softmax(x, 1), jax.nn.log_softmax(x, 1), atol=1e-12)
     np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-12)
     np.testing.assert_allclose(jax.jvp(ours, (x,), (weight,)), jax.jvp(theirs, (x,), (weight,)), atol=1e-10)
 
@@ -303,7 +303,7 @@ def test_log_softmax_of_any_length_and_its_derivatives(length):
 def test_conditions_are_counted(length):
     values = jnp.asarray(np.random.default_rng(0).random((2, length, 3)))
     bounds = jnp.asarray(np.random.default_rng(1).random((2, 5, 3)))
-    found = folds.count(length, lambda i: folds.at(values, i, 1) < bounds)
+    found = kernels.count(length, lambda i: kernels.at(values, i, 1) < bounds)
     brute = (np.asarray(values)[:, None] < np.asarray(bounds)[:, :, None]).sum(2)
     np.testing.assert_array_equal(found, brute)
 
@@ -311,4 +311,4 @@ def test_conditions_are_counted(length):
 @pytest.mark.parametrize("length", [1, 5, 40, 100, 1024, 1030])
 def test_a_running_sum_is_a_running_sum(length):
     x = np.random.default_rng(0).normal(size=(2, length, 3)).astype(np.float32)
-    np.testing.assert_allclose(folds.cumulative(jnp.asarray(x), 1), np.cumsum(x, 1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(kernels.cumulative(jnp.asarray(x), 1), np.cumsum(x, 1), rtol=1e-5, atol=1e-5)

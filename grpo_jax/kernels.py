@@ -2,7 +2,8 @@
 
 A compiler makes a reduction over a leading axis a loop of its own, often a scalar one; a written-out sum
 fuses with what feeds it. Values agree with ``jnp.sum`` to rounding, and derivatives are those of a sum.
-``settled`` says where an array is stored instead of being fused into, and computed again by, all who read it.
+``materialize`` says where an array is stored instead of being fused into, and computed again by, all who read
+it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ WRITTEN_OUT = 64
 BLOCK = 32
 
 
-def settled(x: Array) -> Array:
-    """x itself, made once and stored: a border that no fused kernel crosses, forwards or backwards.
+def materialize(x: Array) -> Array:
+    """x itself behind an optimization barrier: computed once and stored, fused into no kernel that reads it.
 
     What several kernels read is otherwise fused into each of them and computed anew, which a CPU pays for. It
     holds there where programs are compiled with ``runtime.compiler_options``; elsewhere it is left out.
@@ -48,7 +49,7 @@ def _fold(combine: Callable[[Array, Array], Array], x: Array, axis: int) -> Arra
             half = length // 2
             rest += [_cut(x, 2 * half, length, axis)] * (length % 2)
             x = combine(_cut(x, 0, half, axis), _cut(x, half, 2 * half, axis))
-        x = settled(x)
+        x = materialize(x)
     parts = [_cut(x, i, i + 1, axis) for i in range(x.shape[axis])] + rest
     while len(parts) > 1:
         pairs = [combine(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
@@ -104,9 +105,9 @@ def cumulative(x: Array, axis: int) -> Array:
     blocks = -(-length // BLOCK)
     ends = [(0, blocks * BLOCK - length if i == axis else 0) for i in range(x.ndim)]
     split = (*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :])
-    within = settled(cumulative(jnp.pad(x, ends).reshape(split), axis + 1))
+    within = materialize(cumulative(jnp.pad(x, ends).reshape(split), axis + 1))
     upto = _cut(within, BLOCK - 1, BLOCK, axis + 1)
-    before = settled(cumulative(upto, axis) - upto)
+    before = materialize(cumulative(upto, axis) - upto)
     whole = (within + before).reshape(*x.shape[:axis], blocks * BLOCK, *x.shape[axis + 1 :])
     return _cut(whole, 0, length, axis)
 
@@ -122,8 +123,8 @@ def count(length: int, condition: Callable[[Any], Array], kind: Any = int) -> Ar
         return jax.lax.fori_loop(0, length, add, found)
     for i in range(length):
         found = add(i, found)
-        found = settled(found) if (i + 1) % BLOCK == 0 else found
-    return settled(found)
+        found = materialize(found) if (i + 1) % BLOCK == 0 else found
+    return materialize(found)
 
 
 def at(x: Array, i: Any, axis: int) -> Array:
@@ -139,19 +140,19 @@ def log_softmax(logits: Array, axis: int) -> Array:
 
 def _log_softmax(logits: Array, axis: int) -> tuple[Array, Array]:
     """(log-probabilities, probabilities)."""
-    top = settled(jnp.max(logits, axis, keepdims=True))
-    weight = settled(jnp.exp(logits - top))
+    top = materialize(jnp.max(logits, axis, keepdims=True))
+    weight = materialize(jnp.exp(logits - top))
     mass = total(weight, (axis,))
-    return logits - settled(top + jnp.log(mass)), weight * settled(1 / mass)
+    return logits - materialize(top + jnp.log(mass)), weight * materialize(1 / mass)
 
 
 @log_softmax.defjvp
 def _log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (logits,), (tangent,) = primals, tangents
     logp, p = _log_softmax(logits, axis)
-    tangent = settled(tangent)
-    pull = settled(-jnp.sum(p * tangent, axis, keepdims=True))
-    return logp, settled(tangent + _repeated(pull, axis, logits.shape[axis]))
+    tangent = materialize(tangent)
+    pull = materialize(-jnp.sum(p * tangent, axis, keepdims=True))
+    return logp, materialize(tangent + _repeated(pull, axis, logits.shape[axis]))
 
 
 def _repeated(x: Array, axis: int, count: int) -> Array:
@@ -159,10 +160,37 @@ def _repeated(x: Array, axis: int, count: int) -> Array:
     if count <= WRITTEN_OUT:
         return jnp.concatenate([x] * count, axis)
     if count % BLOCK == 0 and _short(count):
-        return jnp.concatenate([settled(jnp.concatenate([x] * BLOCK, axis))] * (count // BLOCK), axis)
+        return jnp.concatenate([materialize(jnp.concatenate([x] * BLOCK, axis))] * (count // BLOCK), axis)
     return jnp.broadcast_to(x, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
 
 
-def bounded(x: Array, low: Any, high: Any) -> Array:
-    """x held within [low, high]: gradient 1 inside and at the bounds, 0 outside; NaN stays NaN."""
+def clamp(x: Array, low: Any, high: Any) -> Array:
+    """x clamped to [low, high]: gradient 1 inside and at the bounds, 0 outside; NaN stays NaN."""
     return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
+@jax.custom_jvp
+def exponential(x: Array) -> Array:
+    """e^x, constant where x passes log(largest number)/1.05: 84.5 (float32), 676 (float64); made once."""
+    return materialize(jnp.exp(jnp.where(x > _limit(x), _limit(x), x)))
+
+
+def _limit(x: Array) -> float:
+    return float(np.log(jnp.finfo(x.dtype).max)) / 1.05
+
+
+@exponential.defjvp
+def _exponential_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    value = exponential(x)
+    return value, jnp.where(x > _limit(x), 0, value) * tangent
+
+
+def trailing(x: Any, ndim: int) -> Any:
+    """x with axes of length one behind it, ``ndim`` axes in all: what all runs share, beside runs."""
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
+
+
+def per_prompt(x: Array, ndim: int) -> Array:
+    """[P(, R)] with axes of length one behind the first, so that it meets [P, ...(, R)] of ``ndim`` axes."""
+    return x.reshape(x.shape[:1] + (1,) * (ndim - x.ndim) + x.shape[1:])

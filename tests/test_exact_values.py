@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from grpo_jax import methods
 from grpo_jax.config import Config, Loop
-from grpo_jax.exact import expected_gradient, tree
+from grpo_jax.exact import expected_gradient
+from grpo_jax.exact import values as tree_values
 from grpo_jax.parts import reductions, shaping
 from grpo_jax.parts.gains import Linear
 from grpo_jax.parts.ratios import Score, Token
@@ -30,14 +31,14 @@ TOKEN = dataclasses.replace(TIC, ratio=Token(), reduction=reductions.Constant())
 
 
 MEASURES = {
-    "values": tree.action_values,
-    "visits": lambda policy, task, theta: tree.visits(policy, theta),
-    "lengths": lambda policy, task, theta: tree.lengths(policy, theta),
-    "curvature": tree.state_curvature,
-    "gradient": tree.return_gradient,
-    "local": lambda policy, task, theta: tree.local_gradient(policy, task, theta, old=policy.logits),
-    "hessian": tree.return_hessian,
-    "blocks": tree.block_hessian,
+    "values": tree_values.action_values,
+    "visits": lambda policy, task, theta: tree_values.visits(policy, theta),
+    "lengths": lambda policy, task, theta: tree_values.lengths(policy, theta),
+    "curvature": tree_values.state_curvature,
+    "gradient": tree_values.return_gradient,
+    "local": lambda policy, task, theta: tree_values.local_gradient(policy, task, theta, old=policy.logits),
+    "hessian": tree_values.return_hessian,
+    "blocks": tree_values.block_hessian,
 }
 
 
@@ -138,17 +139,17 @@ def test_trajectory_ratio_is_the_gradient_at_the_current_policy():
     """[C] C2: shift-only and unclipped, E[update] = (1 − 1/G)·∇J(θ) at any θ."""
     policy, task, params = made(2, contexts=2)
     found = expected_gradient(config_of(TIC, policy, task), params, old=policy.logits)
-    np.testing.assert_allclose(found, SHRINK * tree.return_gradient(policy, task, params), atol=1e-14)
+    np.testing.assert_allclose(found, SHRINK * tree_values.return_gradient(policy, task, params), atol=1e-14)
 
 
 def test_token_ratios_are_the_gradient_of_the_local_surrogate():
     """[C] C1: shift-only, unclipped, no 1/len: (1 − 1/G) times the local surrogate's gradient at θ."""
     policy, task, params = made(3, contexts=2)
     found = expected_gradient(config_of(TOKEN, policy, task), params, old=policy.logits)
-    local = tree.local_gradient(policy, task, params, old=policy.logits)
+    local = tree_values.local_gradient(policy, task, params, old=policy.logits)
     np.testing.assert_allclose(found, SHRINK * local, atol=1e-14)
-    assert jnp.abs(local - tree.return_gradient(policy, task, params)).max() > 1e-3
-    assert jnp.abs(local - tree.return_gradient(policy, task, policy.logits)).max() > 1e-3
+    assert jnp.abs(local - tree_values.return_gradient(policy, task, params)).max() > 1e-3
+    assert jnp.abs(local - tree_values.return_gradient(policy, task, policy.logits)).max() > 1e-3
 
 
 def test_score_at_the_current_policy_weighs_log_likelihood():
@@ -174,13 +175,13 @@ def test_length_corrections():
     table = np.asarray(task.table)
 
     def of(values):
-        return jax.grad(lambda p: tree.expectation(policy, p, values))(old)
+        return jax.grad(lambda p: tree_values.expectation(policy, p, values))(old)
 
-    mean = tree.expectation(policy, old, table)
+    mean = tree_values.expectation(policy, old, table)
     grpo = dataclasses.replace(TOKEN, reduction=reductions.PerSequence())
     found = expected_gradient(config_of(grpo, policy, task), old)
     np.testing.assert_allclose(found, SHRINK * (of(table / length) - mean * of(1 / length[None])), atol=1e-14)
-    tic = dataclasses.replace(TIC, shaping=shaping.PerToken())
+    tic = dataclasses.replace(TIC, shaping=shaping.DivideByLength())
     found = expected_gradient(config_of(tic, policy, task), old)
     np.testing.assert_allclose(found, SHRINK * of(table / length), atol=1e-14)
 
@@ -188,6 +189,6 @@ def test_length_corrections():
 def test_shared_logits_have_no_blocks():
     policy = TreePolicy(space=SPACE, logits=np.zeros((1, 1, 3)), tie=(0,) * 7)
     with pytest.raises(ValueError, match="states share logits"):
-        tree.state_curvature(policy, made()[1], policy.logits)
-    flat, _ = ravel_pytree(tree.return_gradient(policy, made()[1], jnp.zeros((1, 1, 3))))
+        tree_values.state_curvature(policy, made()[1], policy.logits)
+    flat, _ = ravel_pytree(tree_values.return_gradient(policy, made()[1], jnp.zeros((1, 1, 3))))
     assert flat.shape == (3,)

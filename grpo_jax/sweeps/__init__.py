@@ -1,6 +1,6 @@
 """Sweeps: grids of settings times seeds, one compile per tree structure, labelled results."""
 
-from grpo_jax.sweep.runner import sweep
-from grpo_jax.sweep.storage import load
+from grpo_jax.sweeps.runner import sweep
+from grpo_jax.sweeps.storage import load
 
 __all__ = ["load", "sweep"]

@@ -16,8 +16,8 @@ from grpo_jax import train
 from grpo_jax.config import Config
 from grpo_jax.part import put_all
 from grpo_jax.runtime import compiler_options
-from grpo_jax.sweep.axes import Axis
-from grpo_jax.sweep.layout import Shape
+from grpo_jax.sweeps.axes import Axis
+from grpo_jax.sweeps.layout import Shape
 from grpo_jax.types import Array
 
 
