@@ -13,7 +13,7 @@ from benchmarks.case import Case, Shape
 from benchmarks.implementations.ours import configuration
 from benchmarks.implementations.with_numpy import log_softmax
 
-RECORD = ("expected_reward", "entropy", "kl_ref", "clip_high", "clip_low", "finite")
+RECORD = ("expected_reward", "entropy", "kl_ref", "clip_fraction_high", "clip_fraction_low", "finite")
 CASE = Case(Shape(8, 4, 8, 2), runs=5120, iterations=10)
 
 

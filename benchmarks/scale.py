@@ -29,7 +29,7 @@ def measured(runs: int, record_every: int, stream: bool) -> dict[str, float]:
     from grpo_jax.sweeps import sweep
 
     config = configuration(Case(Shape(8, 4, 8, 2), runs=runs, iterations=100))
-    record = ("expected_reward", "entropy", "kl_ref", "clip_high")
+    record = ("expected_reward", "entropy", "kl_ref", "clip_fraction_high")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         data = sweep(

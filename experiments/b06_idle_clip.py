@@ -20,12 +20,12 @@ from experiments.verdict import Number, judge, mean
 from grpo_jax import optimizers, train
 from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, Loop
+from grpo_jax.measures import clip_fractions
 from grpo_jax.methods import grpo
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.part import aligned, put_all
 from grpo_jax.parts.gains import Clip
 from grpo_jax.policies import ActionPolicy
-from grpo_jax.recording import clip_fractions
 from grpo_jax.tasks import Bernoulli, Questions
 from grpo_jax.types import Array, Evaluation
 

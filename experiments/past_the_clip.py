@@ -57,7 +57,7 @@ def ratios(rate: Array, b1: Array, b2: Array, eps: Array, seed: Array, *, root: 
     )
     batch, path = inner_path(config, state, steps=PASSES[-1] + 1)
     live, advantage = batch.rollout.mask > 0, batch.advantages
-    log_ratio, held = path.log_ratio[np.array(PASSES)], path.held[np.array(PASSES)]
+    log_ratio, held = path.log_ratio[np.array(PASSES)], path.clipped[np.array(PASSES)]
     high = jnp.max(jnp.where(live & (advantage > 0), log_ratio, 0), (1, 2, 3))
     low = jnp.min(jnp.where(live & (advantage < 0), log_ratio, 0), (1, 2, 3))
     share = jnp.sum(held * live, (1, 2, 3)) / jnp.sum(live)

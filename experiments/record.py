@@ -50,7 +50,7 @@ def run_claim(job: dict[str, Any]) -> None:
     """
     start = time.perf_counter()
     jax.config.update("jax_enable_x64", job["precision"] == "float64")
-    runtime.start(devices=1)
+    runtime.keep_compilations()
     script, folder = load_script(Path(job["script"])), Path(job["folder"])
     data = script.simulate(jax.random.key(job["seed"]), job["size"])
     data = data.assign_attrs(claim=job["claim"], size=job["size"], seed=job["seed"])

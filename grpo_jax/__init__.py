@@ -12,10 +12,11 @@
 True
 """
 
-from grpo_jax import methods, presets, theory, train
+from grpo_jax import diagnostics, measures, methods, presets, theory, train
 from grpo_jax.collectors import Counts, Sampled
 from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact
+from grpo_jax.measures import measure
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
 from grpo_jax.part import number, part, static
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
@@ -50,7 +51,10 @@ __all__ = [
     "SequenceTable",
     "Sequences",
     "TreePolicy",
+    "diagnostics",
     "load",
+    "measure",
+    "measures",
     "methods",
     "number",
     "part",

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import optimizers
 from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState
 from grpo_jax.diagnostics import log_support
+from grpo_jax.measures import StepView
 from grpo_jax.part import aligned
-from grpo_jax.parts.gains import clip_mask
 from grpo_jax.statistics import divide
-from grpo_jax.surrogate import Method, advantages, objective_terms, sanitized
+from grpo_jax.surrogate import Method, advantages, objective_terms
+from grpo_jax.train import optimizer_steps
 from grpo_jax.types import Array, Params, Policy, Rollout, require_support
 
 
@@ -36,7 +36,7 @@ class InnerPath(NamedTuple):
     """What the optimizer added to the parameters."""
     log_ratio: Array
     """[steps, P, N, T(, R)] the method's log ratio."""
-    held: Array
+    clipped: Array
     """[steps, P, N, T(, R)] 1 where the clip holds the token's gradient at zero."""
 
 
@@ -44,35 +44,22 @@ class InnerPath(NamedTuple):
 def inner_path(config: Config, state: TrainState, *, steps: int) -> tuple[Batch, InnerPath]:
     """Collect one batch with the old policy and take ``steps`` optimizer steps on it, watching every one.
 
-    The same arithmetic as an iteration of ``train.run`` with ``inner_steps`` = steps and one minibatch.
+    An iteration of ``train.run`` with ``inner_steps`` = steps and one minibatch.
 
     Returns:
-      The batch, and the path; leaves of the path have the step as first axis.
+      The batch, and the path; leaves of the path have the step as first axis. ValueError for ``Exact()``,
+      which draws no batch.
     """
     config = choose(aligned(config) if state.seed.ndim else config)
-    expectation = config.expectation
-    assert expectation is not None
-    batch = expectation.collect(config, state)
+    assert config.expectation is not None
+    batch = config.expectation.collect(config, state)
 
-    def body(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], InnerPath]:
-        params, opt_state = carry
+    def watch(view: StepView) -> InnerPath:
+        mask, log_ratio = view.clip_mask, view.log_ratio
+        clipped = (mask.high | mask.low).astype(log_ratio.dtype)
+        return InnerPath(view.params, view.grads, view.updates, log_ratio, clipped)
 
-        def negated(point: Params) -> tuple[Array, Array]:
-            value, logp = expectation.objective(config, batch, point)
-            return -jnp.sum(value), logp
-
-        grads, logp = jax.grad(negated, has_aux=True)(params)
-        updates, opt_state = optimizers.update(
-            config.optimizer, grads, opt_state, params, runs=bool(state.seed.ndim)
-        )
-        rollout, logp = sanitized(batch.rollout, logp)
-        log_ratio = config.method.ratio(rollout, logp)
-        out = clip_mask(config.method.gain, log_ratio, batch.advantages)
-        seen = InnerPath(params, grads, updates, log_ratio, (out.high | out.low).astype(log_ratio.dtype))
-        return (jax.tree.map(jnp.add, params, updates), opt_state), seen
-
-    _, path = jax.lax.scan(body, (state.params, state.opt_state), length=steps)
-    return batch, path
+    return batch, optimizer_steps(config, state, batch, watch, passes=steps)[1]
 
 
 def live_steps(path: InnerPath, *, runs: bool) -> Array:

@@ -55,6 +55,13 @@ def expected_reward(policy: Policy, task: Task, params: Params, prompts: Array) 
     return _over_prompts(jnp.exp(logp) * means)
 
 
+def prompt_reward(policy: Policy, task: Task, params: Params, prompts: Array) -> Array:
+    """[P(, R)] Σ_o π_θ(o|q) E[r|o] of every prompt, by enumeration."""
+    logp = log_support(policy, params, prompts)
+    means = support_means(policy, task, prompts, logp)
+    return total(jnp.exp(logp) * means, (1,))[:, 0]
+
+
 def entropy(policy: Policy, params: Params, prompts: Array) -> Array:
     """Entropy in nats of the distribution over whole outputs, mean over prompts."""
     logp = log_support(policy, params, prompts)
@@ -97,6 +104,18 @@ def batch_length(rollout: Rollout) -> Array:
     """Mean number of tokens of the batch's outputs."""
     weight = rollout.multiplicity
     return jnp.sum(weight * jnp.sum(rollout.mask, 2), (0, 1)) / jnp.sum(weight, (0, 1))
+
+
+def length_where(rollout: Rollout, *, right: bool) -> Array:
+    """Mean number of tokens of the batch's outputs whose total reward is positive (right), or is not.
+
+    NaN where the batch has none.
+    """
+    positive = jnp.sum(rollout.rewards, 2) > 0
+    weight = jnp.where(positive == right, rollout.multiplicity, 0)
+    count = jnp.sum(weight, (0, 1))
+    tokens = jnp.sum(weight * jnp.sum(rollout.mask, 2), (0, 1))
+    return jnp.where(count > 0, tokens / jnp.where(count > 0, count, 1), jnp.nan)
 
 
 def _token_weight(rollout: Rollout) -> Array:

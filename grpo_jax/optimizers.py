@@ -233,3 +233,11 @@ def update(
         axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, optimizer)
         return jax.vmap(one, in_axes=(axes, -1, -1, -1), out_axes=-1)(optimizer, grads, state, params)
     return one(optimizer, grads, state, params)
+
+
+def step(
+    optimizer: Optimizer, grads: Params, state: Any, params: Params, *, runs: bool
+) -> tuple[Params, Any, Params]:
+    """(new parameters, new state, updates) after one step on the gradients of the *loss*; see ``init``."""
+    updates, state = update(optimizer, grads, state, params, runs=runs)
+    return jax.tree.map(jnp.add, params, updates), state, updates

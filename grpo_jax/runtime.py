@@ -1,8 +1,7 @@
-"""The process: every core a device, compilations that outlive it, and what they ask of the compiler."""
+"""The process: its cores, compilations that outlive it, and what they ask of the compiler."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import warnings
@@ -26,43 +25,23 @@ def cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo_jax" / "jax"
 
 
-def start(*, devices: int | None = None, cache: bool = True) -> None:
-    """Make each CPU core a device, if no computation has run yet, and switch the persistent cache on.
-
-    For programs, not for libraries: the command line and the experiments call it, importing does not.
-    Settings that the environment or the caller made already are left as they are.
-
-    Args:
-      devices: CPU devices; None is the number of cores this process may use.
-      cache: keep compilations on disk. A folder that cannot be written warns, and work goes on without.
-    """
-    if not _devices_chosen():
-        with contextlib.suppress(RuntimeError):  # a computation has run already: the devices are settled
-            jax.config.update("jax_num_cpu_devices", devices or _cores())
-    if cache:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        if not _setting("jax_compilation_cache_dir"):
-            _keep_compilations()
-
-
-def _cores() -> int:
+def cores() -> int:
+    """The CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
 
 
-def _devices_chosen() -> bool:
-    named = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    return named or _setting("jax_num_cpu_devices") > 0
+@functools.cache
+def keep_compilations() -> None:
+    """Switch JAX's persistent compilation cache on, once a process, so that programs compile once a machine.
 
-
-def _setting(name: str) -> Any:
-    return getattr(jax.config, name)
-
-
-def _keep_compilations() -> None:
+    The first run or sweep calls it. A cache that the environment or the caller chose is left as it is; a
+    folder that cannot be written warns, and work goes on without.
+    """
+    if _setting("jax_compilation_cache_dir"):
+        return
     folder = cache_folder()
     if folder is None:
         return
@@ -75,6 +54,12 @@ def _keep_compilations() -> None:
         warnings.warn(f"compilations are not kept: {folder} cannot be written ({error})", stacklevel=3)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
 
 
 @functools.cache
@@ -82,7 +67,7 @@ def compiler_options() -> dict[str, Any]:
     """What programs of small elementwise kernels want of the compiler, on the default backend; {} elsewhere.
 
     On a CPU: ``kernels.settled`` keeps what it says, no splitting of one kernel over threads (the runs are
-    already spread over devices, and a kernel of microseconds loses more by the hand-over than it gains), and
+    already spread over threads, and a kernel of microseconds loses more by the hand-over than it gains), and
     512-bit vectors where it has them. An option that this compiler does not know is left out.
     """
     if jax.default_backend() != "cpu":

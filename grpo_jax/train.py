@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import diagnostics, optimizers, recording
+from grpo_jax import optimizers, runtime
 from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState, check_runs, prompt_count, validate
 from grpo_jax.kernels import materialize
-from grpo_jax.part import aligned
+from grpo_jax.measures import Measure, Recording, StepView, View, recording
+from grpo_jax.part import aligned, put
 from grpo_jax.random import Stream, uniforms
-from grpo_jax.recording import DIAGNOSTICS, Inner, View
-from grpo_jax.runtime import compiler_options, staged
 from grpo_jax.types import Array, Params, evaluated_at_old
 
 Info = dict[str, Array]
-"""Diagnostic name -> its value, runs last."""
+"""Name -> what was recorded, runs last."""
 UNROLLED = 4
 """The most optimizer steps of an iteration that are compiled one after the other instead of as a loop."""
 
@@ -37,23 +36,29 @@ def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
     validate(config)
     seed = _coordinate(seed)
     check_runs(config, seed)
-    runs = bool(seed.ndim)
-    if runs and not config.policy.trailing:
+    if seed.ndim and not config.policy.trailing:
         raise ValueError(
             f"{type(config.policy).__name__} takes one run at a time; vmap over runs, or use sweep"
         )
-    key = jax.random.key(root) if runs else jax.random.fold_in(jax.random.key(root), seed)
+    return start(config, seed, root)
+
+
+def start(config: Config, seed: Array, root: Any) -> TrainState:
+    """``init`` of a configuration that was validated; ``seed`` and ``root`` may be traced."""
+    runs = bool(seed.ndim)
+    key = jax.random.key(root)
+    key = key if runs else jax.random.fold_in(key, seed)
 
     def spread_out(leaf: Array, like: Array) -> Array:
         leaf = jnp.asarray(leaf, like.dtype)
         if not runs:
             return leaf
-        leaf = leaf if _has_runs(config, leaf) else leaf[..., None]
+        leaf = leaf if leaf.ndim > config.policy.rank else leaf[..., None]
         return jnp.broadcast_to(leaf, (*leaf.shape[:-1], seed.shape[0]))
 
-    start = config.policy.init(key)
-    params = jax.tree.map(lambda leaf: spread_out(leaf, leaf), start)
-    ref = params if config.reference is None else jax.tree.map(spread_out, config.reference, start)
+    begin = config.policy.init(key)
+    params = jax.tree.map(lambda leaf: spread_out(leaf, leaf), begin)
+    ref = params if config.reference is None else jax.tree.map(spread_out, config.reference, begin)
     return TrainState(
         params=params,
         old_params=params,
@@ -72,10 +77,6 @@ def _coordinate(seed: Any) -> Array:
         if not whole or given.min() < 0 or given.max() >= 2**32:
             raise ValueError(f"seed is {seed!r}; it must be a whole number in [0, 2^32), or [R] of them")
     return jnp.asarray(seed, jnp.uint32)
-
-
-def _has_runs(config: Config, leaf: Array) -> bool:
-    return leaf.ndim > config.policy.rank
 
 
 def _minibatches(config: Config, state: TrainState) -> Array | None:
@@ -103,92 +104,252 @@ def _take(batch: Batch, rows: Array) -> Batch:
     return jax.tree.map(pick, batch)
 
 
-def step(
-    config: Config, state: TrainState, *, record: Iterable[str] | None = None
-) -> tuple[TrainState, Info]:
-    """One iteration: collect groups with θ_old, then μ passes of optimizer steps on the surrogate.
+def optimizer_steps(
+    config: Config,
+    state: TrainState,
+    batch: Batch,
+    watch: Callable[[StepView], Any],
+    *,
+    passes: int | None = None,
+) -> tuple[TrainState, Any]:
+    """μ passes of optimizer steps on one batch, ``watch`` looking at each.
 
-    Returns the next state and the diagnostics that ``run`` records; under ``jit`` unread ones are free.
+    Args:
+      config: with its expectation chosen, and aligned where runs are present.
+      state: where the steps start; θ_old stays.
+      batch: of the configuration's expectation.
+      watch: a function of a ``StepView``; its results are stacked along a first axis of steps.
+      passes: μ; None is the loop's.
+
+    Returns:
+      The state with new parameters and optimizer state, and what was watched.
     """
-    config = choose(aligned(config) if state.seed.ndim else config)
-    assert config.expectation is not None
-    batch = config.expectation.collect(config, state)
-    (params, opt_state), inner = _optimize(config, state, batch)
-    done = state.step + 1
-    refresh = done % config.loop.refresh_every == 0
-    after = state._replace(
-        params=params,
-        old_params=jax.tree.map(lambda new, old: jnp.where(refresh, new, old), params, state.old_params),
-        opt_state=opt_state,
-        step=done,
-    )
-    view = View(config, after, batch, inner)
-    measured = {
-        name: materialize(DIAGNOSTICS[name].measure(view)) for name in recording.names(record, config)
-    }
-    return after, {name: _every_run(value, state.seed) for name, value in measured.items()}
-
-
-def _every_run(value: Array, seed: Array) -> Array:
-    """[..., R]: what all runs share is recorded for each of them."""
-    return jnp.broadcast_to(value, (*value.shape[:-1], *seed.shape)) if seed.ndim else value
-
-
-def _optimize(config: Config, state: TrainState, batch: Batch) -> tuple[tuple[Params, Any], Inner]:
     runs = bool(state.seed.ndim)
     expectation = config.expectation
     assert expectation is not None
     at_old = evaluated_at_old(config.method.ratio)
+    if passes is not None:
+        config = put(config, "loop.inner_steps", passes)
 
-    def body(carry: tuple[Params, Any], rows: Array | None) -> tuple[tuple[Params, Any], Inner]:
+    def body(carry: tuple[Params, Any], rows: Array | None) -> tuple[tuple[Params, Any], Any]:
         params, opt_state = carry
         part = batch if rows is None else _take(batch, rows)
+        point = state.old_params if at_old else params
 
-        def negated(point: Params) -> tuple[Array, tuple[Array, Array]]:
-            value, logp = expectation.objective(config, part, point)
+        def negated(at: Params) -> tuple[Array, tuple[Array, Array]]:
+            value, logp = expectation.objective(config, part, at)
             return -jnp.sum(value), (value, logp)
 
-        grads, (value, logp) = jax.grad(negated, has_aux=True)(state.old_params if at_old else params)
-        updates, opt_state = optimizers.update(config.optimizer, grads, opt_state, params, runs=runs)
-        high, low = recording.clip_fractions(config, part, logp)
-        seen = Inner(
-            surrogate=value,
-            grad_norm=diagnostics.norm(grads, runs=runs),
-            update_norm=diagnostics.norm(updates, runs=runs),
-            clip_high=high,
-            clip_low=low,
-        )
-        return (jax.tree.map(jnp.add, params, updates), opt_state), jax.tree.map(materialize, seen)
+        grads, (value, logp) = jax.grad(negated, has_aux=True)(point)
+        after, opt_state, updates = optimizers.step(config.optimizer, grads, opt_state, params, runs=runs)
+        view = StepView(
+            config=config, batch=part, params=point, logp=logp, surrogate=value, grads=grads, updates=updates,
+            runs=runs,
+        )  # fmt: skip
+        return (after, opt_state), jax.tree.map(materialize, watch(view))
 
     steps = config.loop.inner_steps * config.loop.minibatches
-    carry, seen = jax.lax.scan(
+    (params, opt_state), watched = jax.lax.scan(
         body,
         (state.params, state.opt_state),
         _minibatches(config, state),
         length=steps,
         unroll=steps if steps <= UNROLLED else 1,
     )
-    return carry, jax.tree.map(lambda x: jnp.mean(x, 0), seen)
+    return state._replace(params=params, opt_state=opt_state), watched
 
 
-def _run(
-    config: Config, state: TrainState, iterations: int, record_every: int, record: tuple[str, ...]
-) -> tuple[TrainState, Info]:
-    def stretch(state: TrainState, _: None) -> tuple[TrainState, Info]:
-        state, _ = jax.lax.scan(
-            lambda s, _: (step(config, s, record=())[0], None), state, length=record_every - 1
+def ready(config: Config, state: TrainState) -> Config:
+    """The configuration checked and its expectation chosen: what every public call does first, once."""
+    validate(config)
+    check_runs(config, state.seed)
+    return choose(config)
+
+
+def _steps_watched(
+    measures: Mapping[str, Measure], view: StepView, recorded: Array | None
+) -> dict[str, Array]:
+    """Measures per step; where ``recorded`` says that nobody will read them, zeros that cost nothing."""
+
+    def take() -> dict[str, Array]:
+        return {name: jnp.asarray(measure(view)) for name, measure in measures.items()}
+
+    if recorded is None or not measures:
+        return take()
+    blank = _zeros(jax.eval_shape(take))
+    return jax.lax.cond(recorded, take, lambda: blank)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def iterate(
+    config: Config, state: TrainState, plan: Recording, recorded: Array | None = None
+) -> tuple[TrainState, Batch, dict[str, Array]]:
+    """One iteration: groups from θ_old, optimizer steps on them, θ_old refreshed when it is time.
+
+    Returns:
+      The next state, the batch, and the plan's measures per step.
+    """
+    assert config.expectation is not None
+    batch = config.expectation.collect(config, state)
+    watched = functools.partial(_steps_watched, plan.named("step"), recorded=recorded)
+    after, steps = optimizer_steps(config, state, batch, watched)
+    done = state.step + 1
+    refresh = done % config.loop.refresh_every == 0
+    old = jax.tree.map(lambda new, old: jnp.where(refresh, new, old), after.params, state.old_params)
+    return after._replace(old_params=old, step=done), batch, steps
+
+
+def measured(config: Config, state: TrainState, batch: Batch, steps: Any, plan: Recording) -> Info:
+    """Every measure of the plan after an iteration; each [own axes...(, R)]."""
+    view = View(config, state, batch, steps)
+    found = {}
+    for name, measure in plan.measures:
+        if measure.per == "iteration":
+            value = jnp.asarray(measure(view))
+        else:
+            value = jnp.mean(steps[name], 0) if measure.mean else steps[name]
+        found[name] = materialize(_with_runs(name, measure, value, state.seed))
+    return found
+
+
+def _with_runs(name: str, measure: Measure, value: Array, seed: Array) -> Array:
+    """The measure's value with its runs; what all runs share is recorded for each of them."""
+    free = measure.dims is None
+    own = value.ndim - seed.ndim if free else len(measure.dims or ()) + measure.stacked
+    last = value.shape[own:]
+    if value.ndim != own + seed.ndim or (seed.ndim and last[0] not in (1, seed.shape[0])):
+        axes = ", ".join([*(("inner_step",) if measure.stacked else ()), *(measure.dims or ())])
+        raise ValueError(
+            f"the measure {name!r} gives shape {value.shape}; it must be [{axes}]"
+            + (f", then {seed.shape[0]} runs" if seed.ndim else "")
         )
-        return step(config, state, record=record)
+    return jnp.broadcast_to(value, value.shape[:own] + seed.shape)
 
-    return jax.lax.scan(stretch, state, length=iterations // record_every)
+
+def step(
+    config: Config,
+    state: TrainState,
+    *,
+    record: Iterable[str] | None = None,
+    measure: Mapping[str, Any] | None = None,
+) -> tuple[TrainState, Info]:
+    """One iteration: collect groups with θ_old, then μ passes of optimizer steps on the surrogate.
+
+    Returns the next state and what ``run`` would record of it; under ``jit`` unread values are free.
+    """
+    config = ready(config, state)
+    plan = recording(config, record, measure, iterations=1)
+    config = aligned(config) if state.seed.ndim else config
+    after, batch, steps = iterate(config, state, plan)
+    return after, measured(config, after, batch, steps, plan)
+
+
+_iterate = jax.jit(iterate, static_argnames="plan")
+"""``iterate``, traced once however often a program needs it or its shapes."""
+
+
+def advance(config: Config, state: TrainState, iterations: int, plan: Recording) -> tuple[TrainState, Info]:
+    """``run`` without its checks: the configuration is ``ready``. An iteration is lowered once.
+
+    Returns:
+      The state, and name -> [recorded, ...(, R)], or [...(, R)] where the plan averages.
+    """
+    config = aligned(config) if state.seed.ndim else config
+    if plan.average_from is not None:
+        return _averaged(config, state, iterations, plan)
+
+    def next_record(state: TrainState, _: None) -> tuple[TrainState, Info]:
+        if plan.every == 1:
+            state, batch, steps = _iterate(config, state, plan)
+            return state, measured(config, state, batch, steps, plan)
+        blank = _zeros(_shapes(config, state, plan)[0])
+        return _through(config, state, plan.every, plan, blank, lambda i: i == plan.every - 1, _newest)
+
+    after, kept = jax.lax.scan(next_record, state, length=iterations // plan.every)
+    if plan.start:
+        first = _at_start(config, state, plan)
+        kept = {name: jnp.concatenate([first[name][None], value]) for name, value in kept.items()}
+    return after, kept
+
+
+def shapes(config: Config, state: TrainState, plan: Recording) -> Info:
+    """What an iteration records, for ``jax.eval_shape``; the configuration is ``ready``."""
+    config = aligned(config) if state.seed.ndim else config
+    after, batch, steps = _iterate(config, state, plan)
+    return measured(config, after, batch, steps, plan)
+
+
+def _newest(old: Info, new: Info) -> Info:
+    return new
+
+
+def _shapes(config: Config, state: TrainState, plan: Recording) -> tuple[Info, dict[str, Array]]:
+    """Shapes of what is recorded, and of the measures per step."""
+
+    def one(state: TrainState) -> tuple[Info, dict[str, Array]]:
+        after, batch, steps = _iterate(config, state, plan, jnp.array(True))
+        return measured(config, after, batch, steps, plan), steps
+
+    return jax.eval_shape(one, state)
+
+
+def _through(
+    config: Config,
+    state: TrainState,
+    count: int,
+    plan: Recording,
+    info: Info,
+    recorded_at: Callable[[Array], Array],
+    merge: Callable[[Info, Info], Info],
+) -> tuple[TrainState, Info]:
+    """``count`` iterations; what is measured where ``recorded_at`` says so is merged into ``info``."""
+
+    def body(i: Array, carry: tuple[TrainState, Info]) -> tuple[TrainState, Info]:
+        state, info = carry
+        recorded = recorded_at(i)
+        state, batch, steps = _iterate(config, state, plan, recorded)
+
+        def taken() -> Info:
+            return merge(info, measured(config, state, batch, steps, plan))
+
+        return state, jax.lax.cond(recorded, taken, lambda: info)
+
+    return jax.lax.fori_loop(0, count, body, (state, info))
+
+
+def _averaged(config: Config, state: TrainState, iterations: int, plan: Recording) -> tuple[TrainState, Info]:
+    """Means over the recorded iterations from ``plan.average_from`` on; nothing is stored on the way."""
+    first, every = plan.average_from or 0, plan.every
+    means = {name for name, measure in plan.measures if measure.averaged}
+    blank = _zeros(_shapes(config, state, plan)[0])
+    sums = {name: value.astype(float) if name in means else value for name, value in blank.items()}
+
+    def add(old: Info, new: Info) -> Info:
+        return {name: old[name] + new[name] if name in means else new[name] for name in old}
+
+    def recorded_at(i: Array) -> Array:
+        return (i + 1 >= first) & ((i + 1) % every == 0)
+
+    after, sums = _through(config, state, iterations, plan, sums, recorded_at, add)
+    count = int(np.sum(plan.iterations(iterations) >= first))
+    return after, {name: value / count if name in means else value for name, value in sums.items()}
+
+
+def _at_start(config: Config, state: TrainState, plan: Recording) -> Info:
+    """What is recorded of the state before the first step; measures per step are NaN."""
+    assert config.expectation is not None
+    steps = {n: jnp.full(s.shape, jnp.nan, s.dtype) for n, s in _shapes(config, state, plan)[1].items()}
+    return measured(config, state, config.expectation.collect(config, state), steps, plan)
 
 
 @functools.cache
 def _compiled(inner: bool) -> Any:
-    """``_run`` under ``jit``; only an outermost program may choose how it is compiled."""
-    options = None if inner else compiler_options()
-    static = ("iterations", "record_every", "record")
-    return jax.jit(_run, static_argnames=static, compiler_options=options)
+    """``advance`` under ``jit``; only an outermost program may choose how it is compiled."""
+    options = None if inner else runtime.compiler_options()
+    return jax.jit(advance, static_argnames=("iterations", "plan"), compiler_options=options)
 
 
 def run(
@@ -198,6 +359,9 @@ def run(
     iterations: int,
     record_every: int = 1,
     record: Iterable[str] | None = None,
+    measure: Mapping[str, Any] | None = None,
+    average_from: float | None = None,
+    record_start: bool = False,
 ) -> tuple[TrainState, Info]:
     """``iterations`` steps in one compiled scan, recording every ``record_every``-th.
 
@@ -208,17 +372,23 @@ def run(
       config: one compile per tree structure; numbers are traced.
       state: from ``init`` or an earlier ``run``.
       iterations: a multiple of ``record_every``.
-      record: diagnostic names (``recording.DIAGNOSTICS``); None is ``recording.DEFAULT``.
+      record_every: record every n-th iteration.
+      record: names of diagnostics (``measures.DIAGNOSTICS``); None is ``measures.DEFAULT``.
+      measure: measures of one's own, name -> function of a ``measures.View`` (``measures.measure`` names its
+        axes).
+      average_from: record the mean over the recorded iterations from this one on (a whole number) or from
+        this share of the run on (a fraction), taken inside the program, instead of each iteration.
+      record_start: record the state before the first step, too.
 
     Returns:
-      The state, and name -> [iterations / record_every, ...(, R)].
+      The state, and name -> [recorded, ...(, R)]; [...(, R)] with ``average_from``.
     """
-    validate(config)
-    check_runs(config, state.seed)
-    if iterations < 1 or record_every < 1 or iterations % record_every:
-        raise ValueError(
-            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
-        )
-    names = recording.names(record, config)
-    program = _compiled(staged(config, state))
-    return program(choose(config), state, iterations, record_every, names)
+    traced = runtime.staged(config, state)
+    if not traced:
+        runtime.keep_compilations()
+    config = ready(config, state)
+    plan = recording(
+        config, record, measure, iterations=iterations, every=record_every, average_from=average_from,
+        start=record_start,
+    )  # fmt: skip
+    return _compiled(traced)(config, state, iterations, plan)

@@ -98,10 +98,12 @@ def test_correlation_is_pearsons_and_nan_where_nothing_varies():
 @pytest.mark.parametrize("passes", [1, 12])
 def test_traced_passes_are_those_of_the_engine(passes):
     config, state = idle.problem(2, "AdamW", np.arange(3), inner_steps=passes)
-    after, seen = train.run(config, state, iterations=24, record=("clip_high", "clip_low"))
+    after, seen = train.run(config, state, iterations=24, record=("clip_fraction_high", "clip_fraction_low"))
     params, held = idle.passed(config, state, passes, 24)
     np.testing.assert_allclose(params, after.params, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(held, (seen["clip_high"] + seen["clip_low"]).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(
+        held, (seen["clip_fraction_high"] + seen["clip_fraction_low"]).mean(0), rtol=1e-12
+    )
     assert (held[:3].max() > 0) == (passes == 12)
     np.testing.assert_array_equal(held[3:], 0)
 

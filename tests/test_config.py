@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import methods, recording, train
+from grpo_jax import methods, train
 from grpo_jax.collectors import Counts, Sampled, choose, reason
 from grpo_jax.config import Config, Loop, prompt_count, validate
+from grpo_jax.measures import DEFAULT, recording
 from grpo_jax.optimizers import SGD, AdamW, Custom
 from grpo_jax.part import put_all
 from grpo_jax.parts.gains import Clip
@@ -189,8 +190,9 @@ def test_an_unknown_diagnostic_names_the_nearest():
 
 def test_names_come_from_any_iterable_once_and_always_with_finite():
     given = (name for name in ("entropy", "reward", "entropy"))
-    assert recording.names(given, configured()) == ("entropy", "reward", "finite")
-    assert recording.names(None, configured()) == recording.DEFAULT
+    for record, names in ((given, ("entropy", "reward", "finite")), (None, DEFAULT)):
+        plan = recording(configured(), record, None, iterations=1)
+        assert tuple(name for name, _ in plan.measures) == names
 
 
 def test_the_expectation_is_chosen_by_what_the_reward_depends_on():

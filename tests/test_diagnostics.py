@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from grpo_jax import diagnostics, methods
+from grpo_jax.measures import DEFAULT, DIAGNOSTICS
 from grpo_jax.part import aligned
 from grpo_jax.parts.gains import Clip
 from grpo_jax.policies import ActionPolicy, TreePolicy
-from grpo_jax.recording import DEFAULT, DIAGNOSTICS
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
 from grpo_jax.tasks import Questions, SequenceTable

@@ -273,7 +273,7 @@ def test_dynamics_follow_the_expected_gradient():
         optimizer=SGD(learning_rate=rates),
         loop=Loop(group_size=3, inner_steps=2),
     )
-    record = ("tied", "clip_high", "surrogate")
+    record = ("tied", "clip_fraction_high", "surrogate")
     together, info = train.run(swept, train.init(swept, np.arange(2)), iterations=3, record=record)
     for r in range(2):
         alone = dataclasses.replace(

@@ -58,17 +58,18 @@ def test_a_network_is_swept_as_a_table_is(x64):
 
 
 def test_draws_are_shared_and_survive_a_larger_grid():
-    small = gj.sweep(config(), {"learning_rate": [0.01]}, seeds=2, width=2, devices=1, **SHORT)
-    large = gj.sweep(config(), {"learning_rate": [0.2, 0.01]}, seeds=4, width=2, devices=1, **SHORT)
+    small = gj.sweep(config(), {"learning_rate": [0.01]}, seeds=2, chunk_size=2, devices=1, **SHORT)
+    large = gj.sweep(config(), {"learning_rate": [0.2, 0.01]}, seeds=4, chunk_size=2, devices=1, **SHORT)
     np.testing.assert_array_equal(
         small.reward.sel(learning_rate=0.01), large.reward.sel(learning_rate=0.01, seed=[0, 1])
     )
 
 
-@pytest.mark.parametrize(("width", "devices"), [(2, 1), (4, 2), (6, 1)])
-def test_results_do_not_depend_on_chunks_or_devices(width, devices):
-    reference = gj.sweep(config(), {"kl_coef": [0.0, 0.1, 0.2]}, seeds=2, width=1, devices=1, **SHORT)
-    other = gj.sweep(config(), {"kl_coef": [0.0, 0.1, 0.2]}, seeds=2, width=width, devices=devices, **SHORT)
+@pytest.mark.parametrize(("chunk_size", "devices"), [(2, 1), (4, 2), (6, 1)])
+def test_results_do_not_depend_on_chunks_or_devices(chunk_size, devices):
+    asked = {"axes": {"kl_coef": [0.0, 0.1, 0.2]}, "seeds": 2, **SHORT}
+    reference = gj.sweep(config(), chunk_size=1, devices=1, **asked)
+    other = gj.sweep(config(), chunk_size=chunk_size, devices=devices, **asked)
     for name in reference.data_vars:
         np.testing.assert_allclose(reference[name], other[name], rtol=2e-5, atol=1e-6, err_msg=name)
 
@@ -115,7 +116,7 @@ def test_attributes_hold_the_configuration():
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
-    arguments = {"seeds": 7, "out": tmp_path, "width": 2, "devices": 1, **SHORT}
+    arguments = {"seeds": 7, "out": tmp_path, "chunk_size": 2, "devices": 1, **SHORT}
     monkeypatch.setattr(layout, "PART_RUNS", 2)
     whole = gj.sweep(config(), **{**arguments, "out": None})
     written = []
@@ -189,7 +190,7 @@ BAD = [
 
 @pytest.mark.parametrize(("axes", "variants", "error", "match"), BAD)
 def test_bad_sweeps_are_refused_before_compiling(axes, variants, error, match, monkeypatch):
-    monkeypatch.setattr(runner, "Program", None)
+    monkeypatch.setattr(runner, "program_of", None)
     if error is None:
         assert resolve(config(), next(iter(axes)), static=False) == "method.penalty.coef"
         return
@@ -204,7 +205,7 @@ def test_bad_sweeps_are_refused_before_compiling(axes, variants, error, match, m
         ({"seeds": [1, 1]}, "repeat"),
         ({"iterations": 5, "record_every": 2}, "multiple"),
         ({"devices": 99}, "this process has"),
-        ({"width": 3, "devices": 2, "seeds": 6}, "multiple of the 2 devices"),
+        ({"chunk_size": 3, "devices": 2, "seeds": 6}, "multiple of the 2 devices"),
         ({"record": ("entropi",)}, "did you mean entropy"),
     ],
 )

@@ -25,8 +25,8 @@ TABLE = np.array([[0.1, 0.9, 0.4], [1.0, 0.0, 0.0], [0.3, 0.2, 0.8], [0.5, 0.5, 
 LOW, HIGH, COEF, RATE = 0.15, 0.1, 0.3, 0.9
 ALL = (
     "expected_reward", "entropy", "kl_ref", "kl_ref_reverse", "reward", "length", "surrogate", "grad_norm",
-    "update_norm", "clip_high", "clip_low", "ratio_min", "ratio_max", "ratio_quantiles", "tied",
-    "probabilities",
+    "update_norm", "clip_fraction_high", "clip_fraction_low", "ratio_min", "ratio_max", "ratio_quantiles",
+    "tied", "probabilities",
 )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ class Simulation:
         self.step += 1
         if self.step % loop.refresh_every == 0:
             self.old = self.theta.copy()
-        names = ("surrogate", "grad_norm", "update_norm", "clip_high", "clip_low")
+        names = ("surrogate", "grad_norm", "update_norm", "clip_fraction_high", "clip_fraction_low")
         found = dict(zip(names, np.mean(seen, 0), strict=True))
         return found | self.measures() | {
             "reward": rewards.mean(), "length": 1.0, "tied": tied.mean(),
@@ -158,7 +158,7 @@ def test_training_and_every_diagnostic_follow_the_simulation(name, noisy):
         wanted = np.stack([np.asarray(e[measure]) for e in expected])
         np.testing.assert_allclose(info[measure], wanted, rtol=1e-9, atol=1e-11, err_msg=measure)
     if LOOPS[name].inner_steps > 1 or LOOPS[name].refresh_every > 1:
-        assert sum(e["clip_high"] + e["clip_low"] for e in expected) > 0
+        assert sum(e["clip_fraction_high"] + e["clip_fraction_low"] for e in expected) > 0
 
 
 @pytest.mark.usefixtures("x64")

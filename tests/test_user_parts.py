@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import grpo_jax as gj
-from grpo_jax import methods, recording, train
+from grpo_jax import methods, train
 from grpo_jax.collectors import choose
+from grpo_jax.measures import recording
 from grpo_jax.user_parts import keeps_runs_apart, respects_multiplicity
 
 SHORT = {"iterations": 4, "record_every": 4, "progress": False}
@@ -162,7 +163,7 @@ def test_a_sweep_says_what_is_wrong(axes, options, error, says):
 
 def test_one_string_is_no_list_of_diagnostics():
     with pytest.raises(TypeError, match="list of names"):
-        recording.names("entropy", configured())
+        recording(configured(), "entropy", None, iterations=1)
 
 
 def test_a_method_where_the_configuration_belongs_is_refused():

@@ -10,7 +10,7 @@ from benchmarks.case import Case, Result
 
 NAME = "grpo_jax"
 NOTE = "counts path, autodiff and optax, all local devices; also records whether every run is finite"
-RECORD = ("expected_reward", "entropy", "kl_ref", "clip_high", "clip_low", "finite")
+RECORD = ("expected_reward", "entropy", "kl_ref", "clip_fraction_high", "clip_fraction_low", "finite")
 
 
 def configuration(case: Case):
@@ -61,7 +61,7 @@ def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
         for first in range(0, case.runs, shape.runs):
             seeds = np.minimum(np.arange(first, first + shape.runs), case.runs - 1).astype(np.uint32)
             found = program(np.zeros((0, shape.runs), np.int32), seeds)
-            clipped = found["clip_high"] + found["clip_low"]
+            clipped = found["clip_fraction_high"] + found["clip_fraction_low"]
             values = (*(found[name] for name in RECORD[:3]), clipped)
             parts.append([value[:, : case.runs - first] for value in values])
         return Result(*(np.concatenate(p, 1) if len(p) > 1 else p[0] for p in zip(*parts, strict=True)))

@@ -162,7 +162,7 @@ def _step_law(
 
     def step(choice: Array) -> tuple[Array, Array]:
         grads = restore(-jnp.sum(slopes[choice, rows], 0))
-        update = optimizers.update(config.optimizer, grads, opt_state, params, runs=False)[0]
+        update = optimizers.step(config.optimizer, grads, opt_state, params, runs=False)[2]
         return ravel_pytree(update)[0], jnp.prod(weights[choice, rows])
 
     updates, chance = jax.vmap(step)(jnp.asarray(joint))

@@ -1,4 +1,4 @@
-"""How a sweep meets the machine: compiler options, runs in a chunk and a part, and whether it all fits."""
+"""How a sweep meets the machine: runs in a chunk and a part, threads and devices, and whether it all fits."""
 
 from __future__ import annotations
 
@@ -11,40 +11,44 @@ import jax
 import numpy as np
 
 from grpo_jax.config import Config, prompt_count
+from grpo_jax.runtime import cores
 
 CHUNK_NUMBERS = 8192
-"""Numbers in one array of a chunk on one device: what keeps a chunk's dozen arrays in a 1 MiB L2 cache."""
-LEAST_WIDTH = 80
-"""Runs that a chunk has on each device at least, so that every loop over them fills several vectors."""
+"""Numbers in one array of a chunk on one core: what keeps a chunk's dozen arrays in a 1 MiB L2 cache."""
+LEAST_CHUNK = 80
+"""Runs that a chunk has at least, so that every loop over them fills several vectors."""
 ARRAYS = 32
 """Arrays the size of a chunk's state that its program holds at once, roughly."""
 PART_RUNS = 65536
 """Runs of a part at most; an accelerator takes as many as fill it."""
+WORTH_SHARING = 32
+"""Runs for each thread from which on a sweep is shared among threads."""
 FILLING = 2**25
 """Numbers in one array of a chunk on an accelerator."""
 PART_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """How runs are laid out: ``chunks`` chunks of ``width`` runs in a part, over ``devices`` devices."""
+class Layout:
+    """A part is ``chunks`` chunks of ``chunk_size`` runs over ``devices``; threads take parts in turn."""
 
-    width: int
+    chunk_size: int
     chunks: int
-    devices: int
+    devices: int = 1
+    threads: int = 1
 
     @property
     def runs(self) -> int:
         """Runs in a part."""
-        return self.width * self.chunks
+        return self.chunk_size * self.chunks
 
 
-def odd_width(runs: float) -> int:
+def odd_multiple(runs: float) -> int:
     """The odd multiple of 16 next below ``runs``: whole vectors, rows spread over the cache's sets."""
     return 16 * (2 * max(0, (round(runs) - 16) // 32) + 1)
 
 
-def default_width(config: Config, runs: int, devices: int) -> int:
+def default_chunk(config: Config, runs: int, devices: int) -> int:
     """Runs in a chunk, all devices together.
 
     On a CPU as many as keep a chunk in the L2 cache; on an accelerator as many as fill it.
@@ -55,7 +59,23 @@ def default_width(config: Config, runs: int, devices: int) -> int:
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
     numbers = sum(int(np.prod(leaf.shape[: config.policy.rank])) for leaf in jax.tree.leaves(start))
     budget = CHUNK_NUMBERS if jax.default_backend() == "cpu" else FILLING
-    return min(odd_width(max(budget // max(numbers, 1), LEAST_WIDTH)), needed) * devices
+    return min(odd_multiple(max(budget // max(numbers, 1), LEAST_CHUNK)), needed) * devices
+
+
+def hands(runs: int, devices: int | None) -> tuple[int, int]:
+    """(devices, threads) that share ``runs`` runs.
+
+    A CPU is one device whose cores take parts in turn, each thread its own; of accelerators all local ones
+    share every chunk. ``devices`` given overrides that.
+    """
+    local = jax.local_device_count()
+    if devices is not None:
+        if not 1 <= devices <= local:
+            raise ValueError(f"devices is {devices}; this process has {local}")
+        return devices, 1
+    if jax.default_backend() == "cpu":
+        return 1, cores()
+    return min(local, runs), 1
 
 
 def layout(
@@ -63,36 +83,34 @@ def layout(
     runs: int,
     numbers: int,
     *,
-    width: int | None = None,
+    chunk_size: int | None = None,
     about: int | None = None,
     devices: int | None = None,
-) -> Shape:
+) -> Layout:
     """Chunks and parts for ``runs`` runs that record ``numbers`` numbers each, parts of about equal size.
 
     Args:
-      width: runs in a chunk, a multiple of ``devices``; None chooses.
-      about: what to choose near, so that chunks are of about equal size, too; None is ``default_width``.
-      devices: how many local devices share a chunk; None is all of them (no more than there are runs).
+      chunk_size: runs in a chunk, a multiple of ``devices``; None chooses.
+      about: what to choose near, so that chunks are of about equal size, too; None is ``default_chunk``.
+      devices: how many local devices share a chunk; None decides by the machine.
     """
-    local = jax.local_device_count()
-    if devices is not None and not 1 <= devices <= local:
-        raise ValueError(f"devices is {devices}; this process has {local}")
-    count = devices or min(local, runs)
-    most = PART_RUNS if jax.default_backend() == "cpu" else max(PART_RUNS, default_width(config, runs, count))
+    count, threads = hands(runs, devices)
+    most = PART_RUNS if jax.default_backend() == "cpu" else max(PART_RUNS, default_chunk(config, runs, count))
     most = min(most, max(PART_BYTES // (8 * numbers), 16 * count))
-    part = -(-runs // -(-runs // most))
-    if width is None:
-        near = about or default_width(config, runs, count)
+    sharing = threads if runs >= WORTH_SHARING * threads else 1
+    parts = sharing * -(-runs // (most * sharing))
+    part = -(-runs // parts)
+    if chunk_size is None:
+        near = about or default_chunk(config, runs, count)
         each = -(-part // -(-part // near) // count)
         wide = part > near >= 16 * count
-        width = count * (_odd_multiple(each) if wide else each)
-    if width < 1 or width % count:
-        raise ValueError(f"width is {width}; it must be a positive multiple of the {count} devices")
-    return Shape(width=width, chunks=max(1, -(-part // width)), devices=count)
+        chunk_size = count * (_odd_multiple_above(each) if wide else each)
+    if chunk_size < 1 or chunk_size % count:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be a positive multiple of the {count} devices")
+    return Layout(chunk_size, max(1, -(-part // chunk_size)), count, threads)
 
 
-def _odd_multiple(runs: int) -> int:
-    """The odd multiple of 16 next above."""
+def _odd_multiple_above(runs: int) -> int:
     return 16 * (2 * (-(-(runs - 16) // 32)) + 1)
 
 
@@ -108,25 +126,37 @@ class Estimate:
     """Bytes needed at once besides the results."""
     seconds: float | None = None
     """Of running: from a measured chunk, else from the pace of an earlier sweep; None without either."""
+    compile_seconds: float | None = None
+    """Of compiling what this process has not compiled, going by earlier compilations; None before any."""
 
     def sentence(self) -> str:
         """For people."""
         updates = f"{self.updates:,}" if self.updates < 1e6 else f"{self.updates / 1e6:.3g} million"
         sizes = f"{self.output / 2**20:.1f} MiB of results, about {self.memory / 2**20:.0f} MiB besides"
-        time = "" if self.seconds is None else f", about {self.seconds:.3g} s"
-        return f"{updates} updates, {sizes}{time}"
+        return f"{updates} updates, {sizes}{self._time()}"
+
+    def _time(self) -> str:
+        if self.seconds is None or self.compile_seconds is None:
+            known = self.seconds if self.seconds is not None else self.compile_seconds
+            if not known:
+                return "; no earlier sweep here tells how long it will take"
+            what = "running, after compiling" if self.seconds is not None else "compiling, then running"
+            return f", about {known:.3g} s {what}"
+        total = self.seconds + self.compile_seconds
+        return f", about {total:.3g} s ({self.compile_seconds:.2g} compiling)"
 
 
-def estimate(config: Config, shape: Shape, runs: int, *, iterations: int, numbers: int) -> Estimate:
+def estimate(config: Config, shape: Layout, runs: int, *, iterations: int, numbers: int) -> Estimate:
     """What ``runs`` runs of ``iterations`` iterations that record ``numbers`` numbers each will take."""
     item = np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
     drawn = prompt_count(config) * config.loop.group_size * config.policy.horizon
     state = drawn + sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start))
+    in_flight = (2 + shape.threads) * min(shape.runs, runs) * numbers
     return Estimate(
         updates=runs * iterations * config.loop.inner_steps * config.loop.minibatches,
         output=runs * numbers * item,
-        memory=item * (3 * shape.runs * numbers + ARRAYS * state * shape.width),
+        memory=item * (in_flight + ARRAYS * state * shape.chunk_size * shape.threads),
     )
 
 
@@ -138,7 +168,7 @@ def check_fits(wanted: Estimate, available: int | None, *, streamed: bool) -> No
     remedy = "" if streamed else ", or give out= a folder: large results then stay on disk"
     raise MemoryError(
         f"this sweep needs {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free: "
-        f"raise record_every, name fewer diagnostics in record{remedy}"
+        f"raise record_every, average with average_from, name fewer diagnostics in record{remedy}"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import numbers
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,27 +16,36 @@ import numpy as np
 
 from grpo_jax import train
 from grpo_jax.config import Config
+from grpo_jax.measures import Recording
 from grpo_jax.part import put_all
 from grpo_jax.runtime import compiler_options
 from grpo_jax.sweeps.axes import Axis
-from grpo_jax.sweeps.layout import Shape
+from grpo_jax.sweeps.layout import Layout
 from grpo_jax.types import Array
+
+KEPT = 128
+"""Programs that a process keeps, so that an equal sweep neither traces nor compiles again."""
+_kept: dict[Any, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What every run does."""
+    """What every run does; with the configuration's structure, a program's identity."""
 
     iterations: int
-    record_every: int
-    record: tuple[str, ...]
-    root: int
+    recording: Recording
 
 
 def chunk(
-    config: Config, axes: Sequence[Axis], values: Any, index: Array, seeds: Array, request: Request
+    config: Config,
+    axes: Sequence[Axis],
+    values: Any,
+    root: Array,
+    index: Array,
+    seeds: Array,
+    request: Request,
 ) -> Any:
-    """One chunk of runs [W]: index [axes, W] picks each run's settings; diagnostics come runs last."""
+    """One chunk of runs [W]: index [axes, W] picks each run's settings; what is recorded comes runs last."""
     picked = {
         path: jnp.moveaxis(column[index[i]], 0, -1)
         for i, axis in enumerate(axes)
@@ -42,14 +53,8 @@ def chunk(
     }
 
     def simulate(config: Config, seeds: Array) -> Any:
-        state = train.init(config, seeds, root=request.root)
-        return train.run(
-            config,
-            state,
-            iterations=request.iterations,
-            record_every=request.record_every,
-            record=request.record,
-        )[1]
+        state = train.start(config, seeds, root)
+        return train.advance(config, state, request.iterations, request.recording)[1]
 
     if config.policy.trailing:
         return simulate(put_all(config, picked), seeds)
@@ -60,14 +65,14 @@ def chunk(
 class Program:
     """A compiled part of a sweep; lowered first, so that its text can be hashed and its compilation timed."""
 
-    def __init__(self, config: Config, axes: Sequence[Axis], request: Request, shape: Shape) -> None:
-        self.config, self.axes, self.shape = config, axes, shape
-        self.values = [tuple(jnp.asarray(v, float) for v in axis.values) for axis in axes]
+    def __init__(self, config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> None:
+        self.axes, self.shape = axes, shape
         self._sharding = _sharding(shape.devices)
+        self._lock = threading.Lock()
 
-        def program(config: Config, values: Any, index: Array, seeds: Array) -> Any:
+        def program(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
             def simulated(i: Any) -> Any:
-                return chunk(config, axes, values, index[i], seeds[i], request)
+                return chunk(config, axes, values, root, index[i], seeds[i], request)
 
             def add(i: Any, whole: Any) -> Any:
                 return jax.tree.map(
@@ -81,36 +86,60 @@ class Program:
 
             return jax.lax.fori_loop(0, shape.chunks, add, jax.tree.map(empty, jax.eval_shape(simulated, 0)))
 
-        index, seeds = self._place(
-            np.zeros((len(axes), shape.runs), np.int32), np.zeros(shape.runs, np.uint32)
-        )
-        self._lowered = jax.jit(program).lower(config, self.values, index, seeds)
-        text = self._lowered.as_text()
-        self.hash = hashlib.sha256(text.encode()).hexdigest()
+        part = self.place(np.zeros((len(axes), shape.runs), np.int32), np.zeros(shape.runs, np.uint32))
+        self._lowered: Any = jax.jit(program).lower(*arguments(config, axes, 0), *part)
+        self.hash = hashlib.sha256(self._lowered.as_text().encode()).hexdigest()
         self.compiled: Any = None
-        self.compile_seconds = 0.0
 
-    def compile(self, known: dict[str, Any]) -> bool:
-        """Compile unless an equal program is known; True if it compiled."""
-        if self.hash in known:
-            self.compiled = known[self.hash]
-            return False
-        start = time.perf_counter()
-        self.compiled = known[self.hash] = self._lowered.compile(compiler_options=compiler_options())
-        self.compile_seconds = time.perf_counter() - start
-        return True
+    def compile(self) -> float:
+        """Compile unless that is done; the seconds it took. Threads that ask at once wait for one of them."""
+        with self._lock:
+            if self.compiled is not None:
+                return 0.0
+            start = time.perf_counter()
+            self.compiled = self._lowered.compile(compiler_options=compiler_options())
+            self._lowered = None
+            return time.perf_counter() - start
 
-    def __call__(self, index: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        """Diagnostics [records, ..., runs] of one part: index [axes, runs], seeds [runs]."""
-        result = jax.device_get(self.compiled(self.config, self.values, *self._place(index, seeds)))
+    def __call__(self, given: Any, index: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+        """What is recorded, [..., runs], of one part: ``arguments``, index [axes, runs], seeds [runs]."""
+        result = jax.device_get(self.compiled(*given, *self.place(index, seeds)))
         return {name: value.reshape((*value.shape[:-2], -1)) for name, value in result.items()}
 
-    def _place(self, index: np.ndarray, seeds: np.ndarray) -> tuple[Array, Array]:
-        n, w = self.shape.chunks, self.shape.width
+    def place(self, index: np.ndarray, seeds: np.ndarray) -> tuple[Array, Array]:
+        """Index and seeds of a part on its devices, a row for each chunk."""
+        n, w = self.shape.chunks, self.shape.chunk_size
         split = np.moveaxis(index.reshape(len(self.axes), n, w), 1, 0)
         return jax.device_put(split, self._sharding(3)), jax.device_put(
             seeds.reshape(n, w), self._sharding(2)
         )
+
+
+def arguments(config: Config, axes: Sequence[Axis], root: int) -> Any:
+    """What a program is called with besides index and seeds, made once: numbers as arrays."""
+    leaves = jax.tree.map(_array, config)
+    return leaves, [tuple(jnp.asarray(v, float) for v in axis.values) for axis in axes], jnp.uint32(root)
+
+
+def _array(leaf: Any) -> Array:
+    return jnp.asarray(leaf, float) if isinstance(leaf, numbers.Number) else jnp.asarray(leaf)
+
+
+def program_of(config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> Program:
+    """The program of a sweep, from an earlier one of this process where one of its structure is kept."""
+    made = arguments(config, axes, 0)
+    avals = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(made))
+    names = tuple(axis.paths for axis in axes)
+    key = (jax.tree.structure(config), avals, names, request, shape, jax.default_backend())
+    try:
+        hash(key)
+    except TypeError:  # a part of the user's holds structure that has no hash
+        return Program(config, axes, request, shape)
+    if key not in _kept:
+        if len(_kept) >= KEPT:
+            _kept.pop(next(iter(_kept)))
+        _kept[key] = Program(config, axes, request, shape)
+    return _kept[key]
 
 
 def _sharding(devices: int) -> Any:

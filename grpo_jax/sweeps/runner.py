@@ -6,30 +6,43 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
-from grpo_jax import recording
 from grpo_jax.collectors import choose, reason
 from grpo_jax.config import Config, check_slots, validate
-from grpo_jax.diagnostics import QUANTILES
+from grpo_jax.measures import recording
 from grpo_jax.part import describe, put
-from grpo_jax.recording import DIAGNOSTICS
+from grpo_jax.runtime import keep_compilations
+from grpo_jax.surrogate import Method
 from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size
-from grpo_jax.sweeps.layout import Estimate, Shape, check_fits, estimate, free_memory, layout
-from grpo_jax.sweeps.program import Program, Request
+from grpo_jax.sweeps.dataset import check_names, dataset, idle, own_labels, own_shapes
+from grpo_jax.sweeps.differences import differences
+from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, free_memory, layout
+from grpo_jax.sweeps.program import Program, Request, arguments, program_of
+from grpo_jax.sweeps.progress import Progress
 from grpo_jax.sweeps.storage import Store, held_width
-from grpo_jax.sweeps.tuning import foreseen, remember, tuned, worth_tuning
+from grpo_jax.sweeps.tuning import (
+    foreseen,
+    foreseen_compiling,
+    remember,
+    remember_compiling,
+    tuned,
+    worth_tuning,
+)
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
+QUICK = 0.1
+"""Seconds below which a sweep is over before a bar could be read."""
 
 
 def sweep(
@@ -41,16 +54,20 @@ def sweep(
     iterations: int,
     record_every: int = 1,
     record: Iterable[str] | None = None,
+    measure: Mapping[str, Any] | None = None,
+    average_from: float | None = None,
+    record_start: bool = False,
     root: int = 0,
     out: str | os.PathLike[str] | None = None,
-    width: int | None = None,
+    chunk_size: int | None = None,
     devices: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Train every setting of a grid with every seed.
 
     A run's draws depend on (root, its seed, iteration) alone: settings share them (common random numbers),
-    and a larger grid leaves the runs of a smaller one unchanged.
+    and a larger grid leaves the runs of a smaller one unchanged. Every core is used; a program is compiled
+    once a process and once a machine. A number that is swept and changes nothing is said with a warning.
 
     Args:
       config: the base configuration.
@@ -61,77 +78,140 @@ def sweep(
       seeds: how many, or which.
       iterations: training iterations of each run.
       record_every: record every n-th iteration.
-      record: diagnostic names; None is ``recording.DEFAULT``.
+      record: names of diagnostics; None is ``measures.DEFAULT``.
+      measure: measures of one's own: {name: function of a ``measures.View``}; ``measures.measure`` names and
+        labels their axes.
+      average_from: record means over the recorded iterations from this one on (a whole number), or from this
+        share of the run on (a fraction); nothing else is stored, and there is no dimension ``iteration``.
+      record_start: record the state before the first step, too, as iteration 0.
       root: the seed root.
       out: a folder for the parts; a sweep that was interrupted there goes on where it stopped. Results
         beyond 256 MiB are streamed there, and the dataset returned reads them when they are used.
-      width: runs in a chunk; must divide by the number of devices. None chooses.
-      devices: how many local devices share the runs; None is all.
+      chunk_size: runs in a chunk; must divide by the number of devices. None chooses.
+      devices: how many local devices share the runs; None is one CPU with all its cores, or all accelerators.
       progress: show a progress bar and a summary.
 
     Returns:
-      A dataset with dimensions (variants..., axes..., seed, iteration, ...), every diagnostic a variable,
-      and the whole configuration in its attributes.
+      A dataset with dimensions (variants..., axes..., seed, iteration, own axes of a measure...), every
+      diagnostic and measure a variable, and the whole configuration in its attributes.
     """
+    began = time.perf_counter()
+    keep_compilations()
     check_slots(config)
+    first_plan = recording(
+        config, record, measure, iterations=iterations, every=record_every, average_from=average_from,
+        start=record_start,
+    )  # fmt: skip
+    seed_values = _seeds(seeds)
     variant_axes = parse_variants(config, variants or {})
     varied = settings(config, variant_axes)
     run_axes = [parse_axes(c, axes or {}) for c in varied]
     configs = [_chosen(c, a) for c, a in zip(varied, run_axes, strict=True)]
     for c in configs:
         validate(c)
-    seed_values = _seeds(seeds)
-    names = recording.names(record, configs[0])
-    request = Request(iterations, record_every, names, root)
-    if iterations < 1 or record_every < 1 or iterations % record_every:
-        raise ValueError(
-            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
-        )
-    runs = size(run_axes[0]) * len(seed_values)
-    shape, wanted, streamed = _planned(configs, run_axes[0], request, runs, out, width, devices)
-    programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
-    store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
-    if progress:
-        print(wanted.sentence(), file=sys.stderr)
-    report = _Report(programs, runs * len(programs), iterations, progress)
-    results = [
-        _variant(i, program, seed_values, runs, store, report, disk=store if streamed else None)
-        for i, program in enumerate(programs)
-    ]
-    if report.updates >= wanted.updates:  # no part was read back
-        remember(configs[0], wanted, shape.devices, report.run_seconds)
-    data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
-    data.attrs |= {"config": json.dumps(describe(config)), "root": root}
-    data.attrs |= report.attributes(configs[0], shape, because=reason(varied[0]))
-    broken = int((~data["finite"].isel(iteration=-1)).sum())
-    if progress and broken:
-        print(f"{broken} of {runs * len(programs)} runs turned non-finite", file=sys.stderr)
+    request = Request(iterations, first_plan)
+    work = _Work(configs, run_axes, variant_axes, seed_values, request, root)
+    shape, wanted, streamed = _planned(work, out, chunk_size, devices)
+    programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
+    fresh = {p.hash: p for p in programs if p.compiled is None}
+    wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
+    store = Store(out, _manifest(work, shape, programs)) if out else None
+
+    told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
+    bar = Progress(work.runs * len(programs), iterations, work.updates_a_run, told)
+    bar.say(wanted.sentence())
+    unlike = _unlike(variant_axes, run_axes[0])
+    for line in unlike:
+        bar.say(f"the methods differ in more than their name: {line}")
+    results = _computed(work, programs, store, bar, disk=store if streamed else None)
+    bar.close()
+    running = bar.busy_seconds / shape.threads
+    if bar.computed == bar.runs:
+        remember(configs[0], wanted, shape, running)
+    data = dataset(
+        results, variant_axes, run_axes[0], seed_values, first_plan, iterations, work.shapes, work.labels
+    )
+    last = data["finite"].isel(iteration=-1) if "iteration" in data["finite"].dims else data["finite"]
+    broken = int((~last).sum()) if "finite" in data else 0
+    path, because = type(configs[0].expectation).__name__, reason(varied[0])
+    data.attrs |= {
+        "config": json.dumps(describe(config)), "root": root, "expectation": path, "because": because,
+        "chunk_size": shape.chunk_size, "devices": shape.devices, "threads": shape.threads,
+        "compilations": bar.compilations, "compile_seconds": round(bar.compile_seconds, 3),
+        "run_seconds": round(running, 3), "updates": bar.updates,
+    }  # fmt: skip
+    if unlike:
+        data.attrs["differences"] = "\n".join(unlike)
     if store:
         store.finish(data)
+    if not streamed and not broken:
+        _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
+    seconds = time.perf_counter() - began
+    where = f"in {store.folder}" if store else ""
+    bar.say(bar.closing(shape, path=path, because=because, seconds=seconds, broken=broken, where=where))
     return store.open() if store and streamed else data
 
 
+class _Work:
+    """What is to be computed: configurations by variant, grids and seeds, checked; shapes of the results."""
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        axes: Sequence[list[Axis]],
+        variants: Sequence[Axis],
+        seeds: np.ndarray,
+        request: Request,
+        root: int,
+    ) -> None:
+        self.configs, self.axes, self.seeds, self.request, self.root = configs, axes, seeds, request, root
+        plan = request.recording
+        shapes = [own_shapes(c, plan) for c in configs]
+        for name in shapes[0]:
+            if len({s[name] for s in shapes}) > 1:
+                raise ValueError(f"{name} has another shape in every variant; sweep them apart")
+        self.shapes = shapes[0]
+        self.labels = own_labels(configs[0], plan, self.shapes)
+        check_names([*variants, *axes[0]], plan, self.labels)
+        self.settings = size(axes[0])
+        self.runs = self.settings * len(seeds)
+
+    @property
+    def updates_a_run(self) -> int:
+        """Optimizer steps of one run."""
+        loop = self.configs[0].loop
+        return self.request.iterations * loop.inner_steps * loop.minibatches
+
+    @property
+    def numbers(self) -> int:
+        """Numbers that one run records."""
+        plan = self.request.recording
+        each = sum(int(np.prod(shape, dtype=int)) for shape in self.shapes.values())
+        return each * (len(plan.iterations(self.request.iterations)) if plan.average_from is None else 1)
+
+    def part(self, axes: Sequence[Axis], first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Index [axes, count] and seeds [count] of the runs from ``first`` on; the last run fills up."""
+        run = np.minimum(np.arange(first, first + count), self.runs - 1)
+        sizes = [axis.size for axis in axes]
+        place = np.unravel_index(run // len(self.seeds), sizes) if sizes else np.zeros((0, count))
+        return np.asarray(place, np.int32), self.seeds[run % len(self.seeds)]
+
+
 def _planned(
-    configs: Sequence[Config],
-    axes: Sequence[Axis],
-    request: Request,
-    runs: int,
-    out: str | os.PathLike[str] | None,
-    width: int | None,
-    devices: int | None,
-) -> tuple[Shape, Estimate, bool]:
+    work: _Work, out: str | os.PathLike[str] | None, chunk_size: int | None, devices: int | None
+) -> tuple[Layout, Estimate, bool]:
     """The layout, what the sweep will take, and whether its results go to disk as they come."""
-    first, numbers = configs[0], _numbers(request, configs[0])
-    width = held_width(out) if width is None else width
-    shape = layout(first, runs, numbers, width=width, devices=devices)
-    total = runs * len(configs)
+    first, numbers, request = work.configs[0], work.numbers, work.request
+    chunk_size = held_width(out) if chunk_size is None else chunk_size
+    shape = layout(first, work.runs, numbers, chunk_size=chunk_size, devices=devices)
+    total = work.runs * len(work.configs)
     wanted = estimate(first, shape, total, iterations=request.iterations, numbers=numbers)
     streamed = out is not None and wanted.output > STREAM_BYTES
     check_fits(wanted, free_memory(), streamed=streamed)
-    seconds = foreseen(first, wanted, shape.devices)
-    if width is None and worth_tuning(first, wanted):
-        found = tuned(first, axes, request, runs=runs, devices=shape.devices)
-        shape = layout(first, runs, numbers, about=found.width, devices=shape.devices)
+    seconds = foreseen(first, wanted, shape)
+    if chunk_size is None and worth_tuning(first, wanted):
+        found = tuned(first, work.axes[0], request, runs=work.runs, shape=shape)
+        shape = layout(first, work.runs, numbers, about=found.chunk_size, devices=devices)
         seconds = found.seconds * total * request.iterations
     return shape, dataclasses.replace(wanted, seconds=seconds), streamed
 
@@ -156,158 +236,115 @@ def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
     return values.astype(np.uint32)
 
 
-def _numbers(request: Request, config: Config) -> int:
-    """Numbers that one run records."""
-    each = sum(int(np.prod(_extra(name, config), dtype=int)) for name in request.record)
-    return each * (request.iterations // request.record_every)
-
-
-def _extra(name: str, config: Config) -> tuple[int, ...]:
-    sizes = {"quantile": len(QUANTILES), "context": config.policy.contexts or 1, "output": 64}
-    return tuple(sizes[d] for d in DIAGNOSTICS[name].dims)
-
-
-def _variant(
-    variant: int,
-    program: Program,
-    seeds: np.ndarray,
-    runs: int,
-    store: Store | None,
-    report: _Report,
-    *,
-    disk: Store | None,
-) -> dict[str, np.ndarray]:
-    """Every part of one variant, computed or read back: [records, ..., runs], held on ``disk`` if given."""
-    whole: dict[str, np.ndarray] = {}
-    sizes = [axis.size for axis in program.axes]
-    for part, first in enumerate(range(0, runs, program.shape.runs)):
-        done = store.read(variant, part) if store else None
-        if done is None:
-            run = np.minimum(np.arange(first, first + program.shape.runs), runs - 1)
-            place = np.unravel_index(run // len(seeds), sizes) if sizes else np.zeros((0, len(run)))
-            index = np.asarray(place, np.int32)
-            done = report.timed(program, index, seeds[run % len(seeds)])
-            done = {name: value[..., : runs - first] for name, value in done.items()}
-            if store:
-                store.write(variant, part, done)
+def _computed(
+    work: _Work, programs: Sequence[Program], store: Store | None, bar: Progress, *, disk: Store | None
+) -> list[dict[str, np.ndarray]]:
+    """Every part of every variant: name -> [recorded, ..., runs], held on ``disk`` if given."""
+    whole: list[dict[str, np.ndarray]] = [{} for _ in programs]
+    width = programs[0].shape.runs
+    for variant, first, done, computed in _parts(work, programs, store, bar):
+        count = min(width, work.runs - first)
+        if computed and store:
+            store.write(variant, first // width, done)
         for name, value in done.items():
-            if name not in whole:
-                size = (*value.shape[:-1], runs)
-                whole[name] = (
-                    disk.array(variant, name, size, value.dtype) if disk else np.empty(size, value.dtype)
+            held = whole[variant]
+            if name not in held:
+                full = (*value.shape[:-1], work.runs)
+                held[name] = (
+                    disk.array(variant, name, full, value.dtype) if disk else np.empty(full, value.dtype)
                 )
-            whole[name][..., first : first + value.shape[-1]] = value
+            held[name][..., first : first + count] = value
             if disk:
-                disk.release(whole[name])
-        report.advance(min(program.shape.runs, runs - first))
+                disk.release(held[name])
+        bar.advance(count, computed=computed)
     return whole
 
 
-class _Report:
-    """Progress, compilations and seconds."""
+def _parts(
+    work: _Work, programs: Sequence[Program], store: Store | None, bar: Progress
+) -> Iterator[tuple[int, int, dict[str, np.ndarray], bool]]:
+    """(variant, first run, what was recorded, whether it was computed now), in order; threads go ahead."""
+    shape = programs[0].shape
+    given = [arguments(c, a, work.root) for c, a in zip(work.configs, work.axes, strict=True)]
 
-    def __init__(self, programs: list[Program], runs: int, iterations: int, progress: bool) -> None:
-        self.compiled: dict[str, Any] = {}
-        self.compile_seconds = self.run_seconds = 0.0
-        self.updates = 0
-        self.iterations = iterations
-        self.spoken = progress
-        self.bar = tqdm(total=runs, unit="run", disable=not progress, file=sys.stderr)
-
-    def timed(self, program: Program, index: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        """Compile if needed, run, keep the clock."""
-        if program.compiled is None and program.compile(self.compiled):
-            self.compile_seconds += program.compile_seconds
+    def one(variant: int, first: int) -> tuple[dict[str, np.ndarray], bool, dict[str, float]]:
+        held = store.read(variant, first // shape.runs) if store else None
+        if held is not None:
+            return held, False, {}
+        program = programs[variant]
+        seconds = program.compile()
+        if seconds:
+            remember_compiling(program.hash, seconds)
         start = time.perf_counter()
-        result = program(index, seeds)
-        self.run_seconds += time.perf_counter() - start
-        loop = program.config.loop
-        self.updates += len(seeds) * self.iterations * loop.inner_steps * loop.minibatches
-        return result
+        found = program(given[variant], *work.part(work.axes[variant], first, shape.runs))
+        took = {"compiling": seconds, "running": time.perf_counter() - start}
+        return {name: value[..., : work.runs - first] for name, value in found.items()}, True, took
 
-    def advance(self, runs: int) -> None:
-        """Move the bar."""
-        self.bar.update(runs)
-
-    def attributes(self, config: Config, shape: Shape, *, because: str) -> dict[str, Any]:
-        """What the dataset says of its making; also printed."""
-        self.bar.close()
-        path = type(config.expectation).__name__
-        found = {
-            "expectation": path,
-            "because": because,
-            "width": shape.width,
-            "devices": shape.devices,
-            "compilations": len(self.compiled),
-            "compile_seconds": round(self.compile_seconds, 3),
-            "run_seconds": round(self.run_seconds, 3),
-            "updates": self.updates,
-        }
-        if self.spoken:
-            rate = self.updates / self.run_seconds / 1e6 if self.run_seconds else 0.0
-            print(
-                f"{path} path: {because} · chunks of {shape.width} runs on {shape.devices} device(s) · "
-                f"{len(self.compiled)} compilation(s) in {self.compile_seconds:.2f} s · "
-                f"{self.run_seconds:.2f} s running · "
-                f"{rate:.2f} million updates/s",
-                file=sys.stderr,
-            )
-        return found
+    todo = ((v, first) for v in range(len(programs)) for first in range(0, work.runs, shape.runs))
+    ahead: deque[tuple[int, int, Future]] = deque()
+    with ThreadPoolExecutor(shape.threads) as pool:
+        try:
+            for variant, first in todo:
+                ahead.append((variant, first, pool.submit(one, variant, first)))
+                if len(ahead) > shape.threads:
+                    yield _taken(*ahead.popleft(), bar)
+            while ahead:
+                yield _taken(*ahead.popleft(), bar)
+        finally:
+            for _, _, future in ahead:
+                future.cancel()
 
 
-def _manifest(
-    configs: list[Config],
-    axes: list[list[Axis]],
-    seeds: np.ndarray,
-    request: Request,
-    shape: Shape,
-    programs: Any,
-) -> dict[str, Any]:
+def _taken(
+    variant: int, first: int, future: Future, bar: Progress
+) -> tuple[int, int, dict[str, np.ndarray], bool]:
+    found, computed, took = future.result()
+    if computed:
+        bar.took(**took)
+    return variant, first, found, computed
+
+
+def _unlike(variants: Sequence[Axis], axes: Sequence[Axis]) -> list[str]:
+    """What else differs between the methods of a comparison."""
+    for axis in variants:
+        if axis.paths == ("method",) and all(isinstance(m, Method) for m in axis.values[0]):
+            labels = [str(label) for label in next(iter(axis.labels.values()))]
+            swept = [path for other in axes for path in other.paths]
+            return differences(dict(zip(labels, axis.values[0], strict=True)), swept)
+    return []
+
+
+def _say_idle(data: xr.Dataset, names: Sequence[str]) -> None:
+    for name in idle(data, [*names, "seed"]):
+        warnings.warn(
+            f"all runs are identical along {name!r}: what it varies changes nothing here (a clip, say, acts "
+            "only after the first inner step on a batch)",
+            stacklevel=3,
+        )
+
+
+def _manifest(work: _Work, shape: Layout, programs: Sequence[Program]) -> dict[str, Any]:
+    """What the parts on disk belong to; a folder that holds another is refused with the difference."""
+
     def digest(value: Any) -> str:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
+    plan = work.request.recording
     return {
-        "configurations": [digest(describe(c)) for c in configs],
+        "configurations": [digest(describe(c)) for c in work.configs],
         "axes": [
             {"name": a.name, "paths": a.paths, "values": digest([v.tolist() for v in a.values])}
-            for a in axes[0]
+            for a in work.axes[0]
         ],
-        "seeds": digest(seeds.tolist()),
-        "root": request.root,
-        "iterations": request.iterations,
-        "record_every": request.record_every,
-        "record": list(request.record),
-        "width": shape.width,
+        "seeds": digest(work.seeds.tolist()),
+        "root": work.root,
+        "iterations": work.request.iterations,
+        "record_every": plan.every,
+        "record": [name for name, _ in plan.measures],
+        "average_from": plan.average_from,
+        "record_start": plan.start,
+        "width": shape.chunk_size,
         "chunks": shape.chunks,
         "programs": [p.hash for p in programs],
         "precision": str(jax.dtypes.canonicalize_dtype(float)),
     }
-
-
-def _dataset(
-    results: list[dict[str, np.ndarray]],
-    variants: list[Axis],
-    axes: list[Axis],
-    seeds: np.ndarray,
-    request: Request,
-    config: Config,
-) -> xr.Dataset:
-    grid = [*variants, *axes]
-    lead = [axis.name for axis in grid] + ["seed", "iteration"]
-    shape = [axis.size for axis in grid] + [len(seeds)]
-    variables = {}
-    for name in request.record:
-        if len({r[name].shape for r in results}) > 1:
-            raise ValueError(f"{name} has another shape in every variant; sweep them apart")
-        value = results[0][name][None] if len(results) == 1 else np.stack([r[name] for r in results])
-        own = value.shape[1:-1]
-        value = value.reshape((*shape[: len(variants)], *own, *shape[len(variants) :]))
-        value = np.moveaxis(value, range(len(variants), len(variants) + len(own)), range(-len(own), 0))
-        variables[name] = ((*lead, *DIAGNOSTICS[name].dims), value, {"about": DIAGNOSTICS[name].about})
-    coordinates: dict[str, Any] = {"seed": seeds}
-    coordinates["iteration"] = np.arange(request.record_every, request.iterations + 1, request.record_every)
-    for axis in grid:
-        coordinates |= {label: (axis.name, values) for label, values in axis.labels.items()}
-    if "ratio_quantiles" in variables:
-        coordinates["quantile"] = np.array(QUANTILES)
-    return xr.Dataset(variables, coordinates)

@@ -1,6 +1,7 @@
-"""Chunk widths measured once for a program's structure and remembered beside the compiled programs.
+"""Chunk sizes measured once for a program's structure and remembered beside the compiled programs.
 
-Throughput against width has cliffs that no rule foresees, so a long sweep first times a few widths.
+Throughput against chunk size has cliffs that no rule foresees, so a long sweep first times a few. What
+running and compiling took is remembered, too, so that the next sweep can say how long it will take.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,21 +22,21 @@ import numpy as np
 from grpo_jax.config import Config
 from grpo_jax.runtime import cache_folder
 from grpo_jax.sweeps.axes import Axis
-from grpo_jax.sweeps.layout import Estimate, Shape, default_width, odd_width
-from grpo_jax.sweeps.program import Program, Request
+from grpo_jax.sweeps.layout import Estimate, Layout, default_chunk, odd_multiple
+from grpo_jax.sweeps.program import Program, Request, arguments
 
 LONG = 2e10
 """Optimizer steps times parameters of a sweep that is worth tuning: about a minute on two cores."""
 FACTORS = (0.5, 1, 2)
-"""Widths tried, over ``default_width``."""
+"""Chunk sizes tried, over ``default_chunk``."""
 PROBE = 16
 """Iterations timed for each."""
 ROUNDS = 10
-"""Times that each width is run."""
+"""Times that each chunk size is run."""
 TELLING = 0.5
 """Seconds from which on a sweep's pace is remembered."""
 GAIN = 0.9
-"""A width replaces the default where it needs less than this share of its time."""
+"""A chunk size replaces the default where it needs less than this share of its time."""
 
 
 def worth_tuning(config: Config, wanted: Estimate) -> bool:
@@ -48,79 +50,123 @@ def _work(config: Config, wanted: Estimate) -> int:
     return wanted.updates * sum(leaf.size for leaf in jax.tree.leaves(start))
 
 
-def foreseen(config: Config, wanted: Estimate, devices: int) -> float | None:
+def foreseen(config: Config, wanted: Estimate, shape: Layout) -> float | None:
     """Seconds of running, going by the pace of the last sweep on this machine; None before the first."""
-    pace = _read(_memory()).get(_pace(devices))
+    pace = _read(_memory()).get(_pace(shape))
     return None if pace is None else pace[0] * _work(config, wanted)
 
 
-def remember(config: Config, wanted: Estimate, devices: int, seconds: float) -> None:
+def remember(config: Config, wanted: Estimate, shape: Layout, seconds: float) -> None:
     """Keep the pace of a sweep that ran long enough to tell."""
     if seconds >= TELLING:
         path = _memory()
-        _write(path, _read(path) | {_pace(devices): [seconds / _work(config, wanted)]})
+        _write(path, _read(path) | {_pace(shape): [seconds / _work(config, wanted)]})
 
 
-def _pace(devices: int) -> str:
-    return f"pace: {' '.join(map(str, _machine(devices)))}"
+def _pace(shape: Layout) -> str:
+    return f"pace: {' '.join(map(str, _machine(shape)))}"
+
+
+COMPILED = "compiled: "
+COMPILATIONS = 512
+"""Programs whose compilation is remembered at most."""
+
+
+def foreseen_compiling(hashes: Sequence[str]) -> float | None:
+    """Seconds that compiling these programs will take; None where nothing was ever compiled here.
+
+    A program that was compiled on this machine is in the cache, and takes what it took there the last time;
+    any other takes the median of what programs took when they were new.
+    """
+    if not hashes:
+        return 0.0
+    held = {k.removeprefix(COMPILED): v for k, v in _read(_memory()).items() if k.startswith(COMPILED)}
+    new = [v[0] for v in held.values()]
+    if not new:
+        return None
+    return float(sum(held[h[:16]][1] if h[:16] in held else np.median(new) for h in hashes))
+
+
+def remember_compiling(program: str, seconds: float) -> None:
+    """Keep what compiling a program took: the first time, and the last."""
+    path = _memory()
+    held, key = _read(path), f"{COMPILED}{program[:16]}"
+    first = held.get(key, [seconds])[0]
+    known = [k for k in held if k.startswith(COMPILED)]
+    for old in known[: max(0, len(known) - COMPILATIONS)]:
+        del held[old]
+    _write(path, held | {key: [first, seconds if key in held else min(seconds, CACHED)]})
+
+
+CACHED = 0.3
+"""Seconds that a program takes to come from the cache, until one has been timed."""
 
 
 class Tuned(NamedTuple):
     """What was measured of a program's structure on this machine."""
 
-    width: int
+    chunk_size: int
     """Runs in a chunk, all devices together: the fastest of a few."""
     seconds: float
-    """Of one iteration of one run at that width, the whole machine at work."""
+    """Of one iteration of one run at that chunk size, the whole machine at work."""
 
 
-def tuned(config: Config, axes: Sequence[Axis], request: Request, *, runs: int, devices: int) -> Tuned:
-    """The fastest of a few widths for this structure on this machine; remembered, or measured now."""
-    path, key = _memory(), _key(config, request, devices)
-    held = _read(path)
+def tuned(config: Config, axes: Sequence[Axis], request: Request, *, runs: int, shape: Layout) -> Tuned:
+    """The fastest of a few chunk sizes for this structure on this machine; remembered, or measured now."""
+    path, key = _memory(), _key(config, request, shape)
+    held, devices = _read(path), shape.devices
     if key not in held:
-        base = default_width(config, runs, devices)
-        each = {devices * odd_width(base * f / devices) for f in FACTORS}
-        widths = sorted(width for width in each if width <= runs) or [base]
-        seconds = _seconds_a_run(config, axes, request, widths, devices)
+        base = default_chunk(config, runs, devices)
+        each = {devices * odd_multiple(base * f / devices) for f in FACTORS}
+        sizes = sorted(size for size in each if size <= runs) or [base]
+        seconds = _seconds_a_run(config, axes, request, sizes, shape)
         best = min(seconds, key=seconds.__getitem__)
         if base in seconds and seconds[best] >= GAIN * seconds[base]:
             best = base
         held[key] = [best, seconds[best] / PROBE]
         _write(path, held)
     found = Tuned(*held[key])
-    fits = found.width <= runs
-    return found if fits else found._replace(width=default_width(config, runs, devices))
+    fits = found.chunk_size <= runs
+    return found if fits else found._replace(chunk_size=default_chunk(config, runs, devices))
 
 
 def _seconds_a_run(
-    config: Config, axes: Sequence[Axis], request: Request, widths: Sequence[int], devices: int
+    config: Config, axes: Sequence[Axis], request: Request, sizes: Sequence[int], shape: Layout
 ) -> dict[int, float]:
-    """Width -> least seconds a run over interleaved rounds, so that a busy moment hits every width."""
-    probe = dataclasses.replace(request, iterations=PROBE, record_every=PROBE)
-    programs = [Program(config, axes, probe, Shape(width=w, chunks=4, devices=devices)) for w in widths]
+    """Chunk size -> least seconds a run over interleaved rounds, so that a busy moment hits every size.
+
+    All threads run a part each, as in a sweep.
+    """
+    plan = dataclasses.replace(request.recording, every=PROBE, average_from=None, start=False)
+    probe = Request(PROBE, plan)
+    layouts = [dataclasses.replace(shape, chunk_size=size, chunks=4) for size in sizes]
+    programs = [Program(config, axes, probe, layout) for layout in layouts]
     took: dict[int, float] = {}
-    for program in programs:
-        program.compile({})
-    for _ in range(ROUNDS):
-        for width, program in zip(widths, programs, strict=True):
-            index = np.zeros((len(axes), program.shape.runs), np.int32)
-            start = time.perf_counter()
-            program(index, np.arange(program.shape.runs, dtype=np.uint32))
-            seconds = (time.perf_counter() - start) / program.shape.runs
-            took[width] = min(took.get(width, seconds), seconds)
+    given = arguments(config, axes, 0)
+    with ThreadPoolExecutor(shape.threads) as pool:
+        list(pool.map(Program.compile, programs))
+        for _ in range(ROUNDS):
+            for size, program in zip(sizes, programs, strict=True):
+                index = np.zeros((len(axes), program.shape.runs), np.int32)
+                part = (given, index, np.arange(program.shape.runs, dtype=np.uint32))
+                start = time.perf_counter()
+                list(pool.map(lambda _, p=program, at=part: p(*at), range(shape.threads)))
+                seconds = (time.perf_counter() - start) / (program.shape.runs * shape.threads)
+                took[size] = min(took.get(size, seconds), seconds)
     return took
 
 
-def _key(config: Config, request: Request, devices: int) -> str:
+def _key(config: Config, request: Request, shape: Layout) -> str:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(config)]
-    parts = (str(jax.tree.structure(config)), shapes, request.record, _machine(devices))
+    names = [name for name, _ in request.recording.measures]
+    parts = (str(jax.tree.structure(config)), shapes, names, _machine(shape))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _machine(devices: int) -> tuple:
+def _machine(shape: Layout) -> tuple:
     kind = jax.local_devices()[0].device_kind
-    return jax.__version__, kind, os.cpu_count(), devices, str(jax.dtypes.canonicalize_dtype(float))
+    precision = str(jax.dtypes.canonicalize_dtype(float))
+    return jax.__version__, kind, os.cpu_count(), shape.devices, shape.threads, precision
 
 
 def _memory() -> Path | None:

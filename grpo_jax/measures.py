@@ -1,0 +1,421 @@
+"""What a run records: named diagnostics and measures of a user's own, each a function of a ``View``.
+
+A measure of one's own is three lines, and names its axes:
+
+    @gj.measure("context", "answer")
+    def policy(view):
+        return view.probabilities
+
+    gj.sweep(config, iterations=100, measure={"policy": policy})
+
+Own axes come first, runs last. A measure ``per="step"`` looks at one optimizer step (``StepView``) and is
+recorded along the dimension ``inner_step``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax import diagnostics
+from grpo_jax.config import Batch, Config, OwnStatistics, TrainState
+from grpo_jax.diagnostics import QUANTILES
+from grpo_jax.kernels import exponential
+from grpo_jax.part import nearest
+from grpo_jax.parts.gains import ClipMask, clip_mask
+from grpo_jax.surrogate import sanitized
+from grpo_jax.types import Array, Params, support_of
+
+TOKENS = ("prompt", "entry", "token")
+STEP = "inner_step"
+"""The dimension of what is recorded per optimizer step."""
+
+
+class StepView(NamedTuple):
+    """What a measure per optimizer step may look at, all where the step's gradient was taken."""
+
+    config: Config
+    batch: Batch
+    """What the step was taken on: the whole batch, or its minibatch."""
+    params: Params
+    """Before the step."""
+    logp: Array
+    """[P, N, T(, R)] log-probabilities of the batch's tokens."""
+    surrogate: Array
+    """J, a scalar or [R]."""
+    grads: Params
+    """Gradient of the loss −J."""
+    updates: Params
+    """What the optimizer adds to the parameters."""
+    runs: bool
+    """Whether a trailing axis of runs is present."""
+
+    @property
+    def log_ratio(self) -> Array:
+        """[P, N, T(, R)] the method's log ratio; 0 where masked."""
+        rollout, logp = sanitized(self.batch.rollout, self.logp)
+        return self.config.method.ratio(rollout, logp)
+
+    @property
+    def clip_mask(self) -> ClipMask:
+        """Where the clip holds a token's gain; ValueError where groups are summed over, not drawn."""
+        if isinstance(self.config.expectation, OwnStatistics):
+            name = type(self.config.expectation).__name__
+            raise ValueError(f"{name}() sums over groups, so no token has one clip mask; use clip fractions")
+        return clip_mask(self.config.method.gain, self.log_ratio, self.batch.advantages)
+
+    @property
+    def clip_fractions(self) -> tuple[Array, Array]:
+        """Share of the tokens that the clip holds, above and below."""
+        return clip_fractions(self.config, self.batch, self.logp)
+
+
+class View(NamedTuple):
+    """What a measure may look at after an iteration."""
+
+    config: Config
+    state: TrainState
+    """After the iteration."""
+    batch: Batch
+    """What the iteration was trained on; at iteration 0 what the first one will be."""
+    steps: Mapping[str, Array]
+    """Measures per step that were asked for, each [μ·minibatches, ...(, R)]; NaN at iteration 0."""
+
+    @property
+    def logp(self) -> Array:
+        """[P, N, T(, R)] log-probabilities of the batch under the parameters after the iteration."""
+        assert self.config.expectation is not None
+        return self.config.expectation.objective(self.config, self.batch, self.state.params)[1]
+
+    @property
+    def params(self) -> Params:
+        """The parameters after the iteration."""
+        return self.state.params
+
+    @property
+    def prompts(self) -> Any:
+        """Every context once."""
+        return diagnostics.all_prompts(self.config.policy)
+
+    @property
+    def probabilities(self) -> Array:
+        """[C, S(, R)] probability of every output; ValueError where outputs cannot be listed."""
+        return jnp.exp(diagnostics.log_support(self.config.policy, self.params, self.prompts))
+
+    @property
+    def runs(self) -> bool:
+        """Whether a trailing axis of runs is present."""
+        return bool(self.state.seed.ndim)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A function of a view, its own axes by name, their labels, and when it is taken."""
+
+    function: Callable[[Any], Array]
+    """``View`` (``StepView`` where ``per`` is "step") -> [own axes...(, R)]."""
+    dims: tuple[str, ...] | None = None
+    """Names of its own axes; None names them after the measure."""
+    labels: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    """(dimension, a label for each of its places)."""
+    about: str = ""
+    """What it is, in a few words; with its unit."""
+    per: Literal["iteration", "step"] = "iteration"
+    mean: bool = False
+    """Of a measure per step: recorded as the mean over the iteration's steps."""
+    enumerates: bool = False
+    """Whether it lists the policy's outputs."""
+    averaged: bool = True
+    """Whether ``average_from`` averages it; otherwise it is kept as it is in the end."""
+
+    def __call__(self, view: Any) -> Array:
+        return self.function(view)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is recorded along ``inner_step``."""
+        return self.per == "step" and not self.mean
+
+
+def measure(
+    *dims: str,
+    labels: Mapping[str, Sequence[Any]] | None = None,
+    about: str = "",
+    per: Literal["iteration", "step"] = "iteration",
+    mean: bool = False,
+) -> Callable[[Callable[[Any], Array]], Measure]:
+    """A decorator that makes a function of a view a measure with named axes.
+
+    >>> @measure("context", labels={"context": ["easy", "hard"]}, about="largest logit")
+    ... def peak(view):
+    ...     return jnp.max(view.state.params, 1)
+    >>> peak.dims
+    ('context',)
+
+    Args:
+      dims: names of the function's own axes, in order; none for one number a run.
+      labels: dimension -> a label for each of its places.
+      about: what it is, for the dataset's metadata.
+      per: "iteration" (the function takes a ``View``) or "step" (a ``StepView``, once an optimizer step).
+      mean: of a measure per step, record the mean over the iteration's steps.
+    """
+    if per not in ("iteration", "step"):
+        raise ValueError(f"per is {per!r}; it must be 'iteration' or 'step'")
+    if mean and per != "step":
+        raise ValueError("mean=True is for measures per step; average_from= averages over iterations")
+    for name in dims:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"the axis {name!r} of a measure must be a name, such as 'context'")
+    if len(set(dims)) < len(dims):
+        raise ValueError(f"the axes {dims} of a measure repeat a name")
+    for name in labels or {}:
+        if name not in dims:
+            raise ValueError(
+                f"labels are given for {name!r}, which is none of the axes; {nearest(name, dims)}"
+            )
+    fixed = tuple((name, tuple(values)) for name, values in (labels or {}).items())
+    return lambda function: Measure(function, dims, fixed, about, per, mean)
+
+
+def clip_fractions(config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
+    """Share of the batch's tokens that the clip holds, above and below; an expectation may have its own."""
+    if isinstance(config.expectation, OwnStatistics):
+        return config.expectation.clip_fractions(config, batch, logp)
+    return diagnostics.clip_fractions(config.method, batch.rollout, batch.advantages, logp)
+
+
+def _tied(view: View) -> Array:
+    if isinstance(view.config.expectation, OwnStatistics):
+        return view.config.expectation.tied(view.config, view.batch)
+    return diagnostics.tied_share(view.batch.rollout)
+
+
+def _prompt_reward(view: View) -> Array:
+    policy, task = view.config.policy, view.config.task
+    return diagnostics.prompt_reward(policy, task, view.state.params, view.prompts)
+
+
+def _kl(view: View) -> Array:
+    state = view.state
+    return diagnostics.kl(view.config.policy, state.params, state.ref_params, view.prompts)
+
+
+def _kl_reverse(view: View) -> Array:
+    state = view.state
+    return diagnostics.kl(view.config.policy, state.ref_params, state.params, view.prompts)
+
+
+def _ratio(view: View) -> diagnostics.RatioStatistics:
+    return diagnostics.ratio_statistics(view.config.method, view.batch.rollout, view.logp)
+
+
+def _finite(view: View) -> Array:
+    return diagnostics.finite(view.state.params, runs=view.runs)
+
+
+def _ratio_now(view: StepView) -> Array:
+    return exponential(view.log_ratio)
+
+
+def _held(view: StepView) -> Array:
+    mask = view.clip_mask
+    return mask.high.astype(float) - mask.low.astype(float)
+
+
+def _iteration(
+    function: Callable[[View], Array], about: str, *dims: str, enumerates: bool = False
+) -> Measure:
+    return Measure(function, dims, about=about, enumerates=enumerates)
+
+
+STEPS: dict[str, Measure] = {
+    "surrogate": Measure(lambda v: v.surrogate, (), about="surrogate J", per="step"),
+    "grad_norm": Measure(
+        lambda v: diagnostics.norm(v.grads, runs=v.runs), (), about="gradient norm", per="step"
+    ),
+    "update_norm": Measure(
+        lambda v: diagnostics.norm(v.updates, runs=v.runs), (), about="update norm", per="step"
+    ),
+    "clip_fraction_high": Measure(
+        lambda v: v.clip_fractions[0], (), about="share of tokens that the clip holds above", per="step"
+    ),
+    "clip_fraction_low": Measure(
+        lambda v: v.clip_fractions[1], (), about="share of tokens that the clip holds below", per="step"
+    ),
+}
+"""Recorded as means over an iteration's optimizer steps, and one by one as ``step_...``."""
+
+DIAGNOSTICS: dict[str, Measure] = {
+    "expected_reward": _iteration(
+        lambda v: diagnostics.expected_reward(v.config.policy, v.config.task, v.state.params, v.prompts),
+        "J = mean over contexts of E[r], exact",
+        enumerates=True,
+    ),
+    "entropy": _iteration(
+        lambda v: diagnostics.entropy(v.config.policy, v.params, v.prompts),
+        "entropy of whole outputs, nats, exact",
+        enumerates=True,
+    ),
+    "kl_ref": _iteration(_kl, "KL(policy || reference), nats, exact", enumerates=True),
+    "kl_ref_reverse": _iteration(_kl_reverse, "KL(reference || policy), nats, exact", enumerates=True),
+    "prompt_reward": _iteration(_prompt_reward, "E[r] of every context, exact", "context", enumerates=True),
+    "reward": _iteration(lambda v: diagnostics.batch_reward(v.batch.rollout), "mean sampled reward"),
+    "length": _iteration(lambda v: diagnostics.batch_length(v.batch.rollout), "mean sampled length, tokens"),
+    "length_right": _iteration(
+        lambda v: diagnostics.length_where(v.batch.rollout, right=True),
+        "mean sampled length of outputs with positive reward, tokens; NaN without any",
+    ),
+    "length_wrong": _iteration(
+        lambda v: diagnostics.length_where(v.batch.rollout, right=False),
+        "mean sampled length of outputs without positive reward, tokens; NaN without any",
+    ),
+    **{
+        name: dataclasses.replace(made, about=f"{made.about}, mean over inner steps", mean=True)
+        for name, made in STEPS.items()
+    },
+    **{
+        f"step_{name}": dataclasses.replace(made, about=f"{made.about}, per step")
+        for name, made in STEPS.items()
+    },
+    "step_ratio": Measure(
+        _ratio_now,
+        ("prompt", "entry", "token"),
+        about="ratio where each step's gradient was taken",
+        per="step",
+    ),
+    "step_clip_mask": Measure(
+        _held,
+        ("prompt", "entry", "token"),
+        about="1 held above, -1 held below by the clip, else 0",
+        per="step",
+    ),
+    "ratio_min": _iteration(lambda v: _ratio(v).low, "least ratio after the last inner step"),
+    "ratio_max": _iteration(lambda v: _ratio(v).high, "greatest ratio after the last inner step"),
+    "ratio_quantiles": Measure(
+        lambda v: _ratio(v).quantiles,
+        ("quantile",),
+        (("quantile", QUANTILES),),
+        "quantiles of the ratio after the last inner step",
+    ),
+    "tied": _iteration(_tied, "share of tied groups"),
+    "finite": Measure(_finite, (), about="all parameters are finite", averaged=False),
+    "probabilities": _iteration(
+        lambda v: v.probabilities,
+        "probability of every output",
+        "context",
+        "output",
+        enumerates=True,
+    ),
+}
+"""Name -> diagnostic."""
+
+DEFAULT = (
+    "expected_reward", "entropy", "kl_ref", "reward", "surrogate", "grad_norm", "update_norm",
+    "clip_fraction_high", "clip_fraction_low", "tied", "finite",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What is recorded, and of which iterations; part of a program's identity."""
+
+    measures: tuple[tuple[str, Measure], ...]
+    every: int = 1
+    """Every n-th iteration."""
+    average_from: int | None = None
+    """Recorded iterations from this one on are averaged inside the program; None keeps each of them."""
+    start: bool = False
+    """Whether the state before the first step is recorded, as iteration 0."""
+
+    def named(self, per: str) -> dict[str, Measure]:
+        """The measures taken per "iteration" or per "step"."""
+        return {name: made for name, made in self.measures if made.per == per}
+
+    def iterations(self, count: int) -> np.ndarray:
+        """The iterations recorded in a run of ``count``."""
+        kept = np.arange(self.every, count + 1, self.every)
+        return np.concatenate([[0], kept]) if self.start else kept
+
+
+def recording(
+    config: Config,
+    record: Iterable[str] | None,
+    measure: Mapping[str, Any] | None,
+    *,
+    iterations: int,
+    every: int = 1,
+    average_from: float | None = None,
+    start: bool = False,
+) -> Recording:
+    """What a run of ``config`` is asked to record; ValueError for unknown names and numbers out of range.
+
+    Args:
+      record: names of diagnostics; None is ``DEFAULT`` less what needs a support that the policy lacks.
+      measure: name -> ``Measure``, or a function of a ``View``.
+      iterations: of the run; a multiple of ``every``.
+      every: record every n-th iteration.
+      average_from: average what is recorded from this iteration on (whole), or from this share of the run on
+        (a fraction in [0, 1)).
+      start: record the state before the first step, too.
+    """
+    for name, value in (("iterations", iterations), ("record_every", every)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} is {value!r}; it must be a whole number")
+    if iterations < 1 or every < 1 or iterations % every:
+        raise ValueError(f"iterations ({iterations}) must be a positive multiple of record_every ({every})")
+    if average_from is not None and start:
+        raise ValueError(
+            "record_start=True keeps a state of its own; with average_from= nothing is kept apart"
+        )
+    found = _diagnostics(record, config) | _own(measure)
+    first = None if average_from is None else _first(average_from, iterations)
+    return Recording(tuple(found.items()), int(every), first, bool(start))
+
+
+def _diagnostics(record: Iterable[str] | None, config: Config) -> dict[str, Measure]:
+    if record is None:
+        contexts = config.policy.contexts
+        listable = contexts is not None and support_of(config.policy, np.arange(contexts)) is not None
+        return {n: DIAGNOSTICS[n] for n in DEFAULT if listable or not DIAGNOSTICS[n].enumerates}
+    if isinstance(record, (str, bytes)):
+        raise TypeError(f"record is {record!r}; it must be a list of names")
+    names = tuple(record)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"record names diagnostics; {name!r} is no name (measure= takes functions)")
+        if name not in DIAGNOSTICS:
+            raise ValueError(f"unknown diagnostic {name!r}; {nearest(name, DIAGNOSTICS)}")
+    return {name: DIAGNOSTICS[name] for name in dict.fromkeys([*names, "finite"])}
+
+
+def _own(measure: Mapping[str, Any] | None) -> dict[str, Measure]:
+    if measure is None:
+        return {}
+    if not isinstance(measure, Mapping):
+        raise TypeError(f"measure is {measure!r}; it must map names to functions of a view")
+    found = {}
+    for name, given in measure.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"the measure {name!r} must have a name that is an identifier, such as 'policy'")
+        if name in DIAGNOSTICS:
+            raise ValueError(f"a measure of one's own cannot be called {name!r}: a diagnostic has that name")
+        if not callable(given):
+            raise TypeError(f"the measure {name!r} is {given!r}; it must be a function of a view")
+        found[name] = given if isinstance(given, Measure) else Measure(given)
+    return found
+
+
+def _first(average_from: float, iterations: int) -> int:
+    whole = isinstance(average_from, (int, np.integer)) and not isinstance(average_from, bool)
+    if not whole and not isinstance(average_from, (float, np.floating)):
+        raise TypeError(f"average_from is {average_from!r}; it must be an iteration or a share of the run")
+    if not whole and not 0 <= average_from < 1:
+        raise ValueError(f"average_from is {average_from}; as a share of the run it must lie in [0, 1)")
+    first = int(average_from) if whole else int(np.floor(average_from * iterations)) + 1
+    if not 0 <= first <= iterations:
+        raise ValueError(f"average_from is {average_from}; it must lie in the {iterations} iterations")
+    return first

@@ -1,0 +1,167 @@
+"""From what the parts recorded to one labelled ``xarray.Dataset``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from grpo_jax import train
+from grpo_jax.config import Config
+from grpo_jax.measures import STEP, Measure, Recording
+from grpo_jax.sweeps.axes import Axis
+from grpo_jax.types import OverSequences, support_of
+
+TRIAL_RUNS = 97
+"""Runs that shapes are tried with: as many as no other axis has, so that a sum over the wrong axis shows."""
+
+
+def own_shapes(config: Config, plan: Recording) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a measure's own axes, before anything compiles; ValueError for a wrong shape."""
+    if all(m.dims == () and not m.stacked for _, m in plan.measures):
+        return {name: () for name, _ in plan.measures}
+    seed = np.zeros(TRIAL_RUNS if config.policy.trailing else (), np.uint32)
+
+    def recorded(seed: Any) -> Any:
+        state = train.start(config, seed, 0)
+        return train.shapes(config, state, plan)
+
+    found = jax.eval_shape(recorded, seed)
+    return {name: value.shape[: value.ndim - seed.ndim] for name, value in found.items()}
+
+
+def own_dims(name: str, measure: Measure, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of a measure's own axes in the dataset."""
+    if measure.dims is None:
+        rank = len(shape) - measure.stacked
+        given: tuple[str, ...] = tuple(f"{name}_{i}" for i in range(rank))
+    else:
+        given = measure.dims
+    return ((STEP,) if measure.stacked else ()) + given
+
+
+def own_labels(
+    config: Config, plan: Recording, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Dimension -> labels of its places, for the measures' own axes.
+
+    Labels come from the measures; outputs are labelled by their tokens, everything else by its number.
+    ValueError where two measures disagree about an axis.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    labels: dict[str, np.ndarray] = {}
+    for name, measure in plan.measures:
+        given = dict(measure.labels)
+        for dim, size in zip(own_dims(name, measure, shapes[name]), shapes[name], strict=True):
+            held, by = sizes.setdefault(dim, (size, name))
+            if held != size:
+                raise ValueError(
+                    f"the axis {dim!r} has {size} places in {name!r} and {held} in {by!r}; rename one"
+                )
+            if dim in given:
+                mine = np.asarray(given[dim])
+                if len(mine) != size:
+                    raise ValueError(
+                        f"{name!r} has {size} places along {dim!r} and {len(mine)} labels for them"
+                    )
+                if dim in labels and not np.array_equal(labels[dim], mine):
+                    raise ValueError(f"the labels that {name!r} and {by!r} give the axis {dim!r} differ")
+                labels[dim] = mine
+    for dim, (size, _) in sizes.items():
+        if dim not in labels:
+            labels[dim] = outputs(config, size) if dim == "output" else np.arange(size)
+    return labels
+
+
+def outputs(config: Config, size: int) -> np.ndarray:
+    """A label for every output of the support: an action's number, or a sequence's tokens ("0 1 <eos>")."""
+    policy = config.policy
+    support = support_of(policy, np.arange(policy.contexts or 0)[:1])
+    if support is None or not isinstance(policy, OverSequences) or support.tokens.shape[1] != size:
+        return np.arange(size)
+    eos = policy.space.eos
+    words = []
+    for tokens, mask in zip(np.asarray(support.tokens)[0], np.asarray(support.mask)[0], strict=True):
+        words.append(" ".join("<eos>" if t == eos else str(t) for t in tokens[mask > 0]))
+    return np.array(words)
+
+
+def check_names(grid: Sequence[Axis], plan: Recording, own: Mapping[str, np.ndarray]) -> None:
+    """ValueError, before anything compiles, where two things of the dataset would have one name."""
+    taken: dict[str, str] = {"seed": "the dimension of seeds"}
+    if plan.average_from is None:
+        taken["iteration"] = "the dimension of iterations"
+    for axis in grid:
+        for name in dict.fromkeys([axis.name, *axis.labels]):
+            _take(taken, name, f"the swept axis {axis.name!r}")
+    for name in own:
+        _take(taken, name, f"an axis of what is recorded ({name!r})")
+    for name, _ in plan.measures:
+        _take(taken, name, f"what is recorded as {name!r}")
+
+
+def _take(taken: dict[str, str], name: str, by: str) -> None:
+    if name in taken:
+        raise ValueError(
+            f"{name!r} would name both {taken[name]} and {by}; rename the measure or its axis, or spell the "
+            "swept path out (method.gain.high for clip_high)"
+        )
+    taken[name] = by
+
+
+def dataset(
+    results: Sequence[Mapping[str, np.ndarray]],
+    variants: Sequence[Axis],
+    axes: Sequence[Axis],
+    seeds: np.ndarray,
+    plan: Recording,
+    iterations: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    own: Mapping[str, np.ndarray],
+) -> xr.Dataset:
+    """Dimensions (variants..., axes..., seed, iteration, own axes...), a variable for every measure.
+
+    Args:
+      results: for each variant, name -> [recorded, own axes..., runs] (without ``recorded`` under averages).
+      own: dimension -> labels, of the measures' own axes.
+    """
+    grid = [*variants, *axes]
+    kept = ["iteration"] if plan.average_from is None else []
+    lead = [axis.name for axis in grid] + ["seed"]
+    shape = [axis.size for axis in grid] + [len(seeds)]
+    split = len(variants)
+    variables = {}
+    for name, measure in plan.measures:
+        value = results[0][name][None] if len(results) == 1 else np.stack([r[name] for r in results])
+        inner = value.shape[1:-1]  # recorded, own axes
+        value = value.reshape((*shape[:split], *inner, *shape[split:]))
+        value = (
+            np.moveaxis(value, range(split, split + len(inner)), range(-len(inner), 0)) if inner else value
+        )
+        dims = (*lead, *kept, *own_dims(name, measure, shapes[name]))
+        variables[name] = (dims, value, {"about": measure.about} if measure.about else {})
+    coordinates: dict[str, Any] = {"seed": seeds}
+    if kept:
+        coordinates["iteration"] = plan.iterations(iterations)
+    for axis in grid:
+        coordinates |= {label: (axis.name, values) for label, values in axis.labels.items()}
+    return xr.Dataset(variables, coordinates | dict(own))
+
+
+def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
+    """The dimensions of several places along which every run is the same to the bit: they change nothing."""
+    return [name for name in names if data.sizes[name] > 1 and _alike(data, name)]
+
+
+def _alike(data: xr.Dataset, name: str) -> bool:
+    for variable in data.data_vars.values():
+        values = variable.values
+        axis = variable.get_axis_num(name)
+        first = np.take(values, [0], axis)
+        same = (values == first) | ((values != values) & (first != first))
+        if not same.all():
+            return False
+    return True

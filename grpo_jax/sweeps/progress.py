@@ -1,0 +1,78 @@
+"""What a sweep says of itself: beforehand, on the way, and in a closing line."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+
+from tqdm.auto import tqdm
+
+from grpo_jax.sweeps.layout import Layout
+
+
+@dataclasses.dataclass
+class Progress:
+    """A bar over runs, and what to say at the end; silent where ``spoken`` is False."""
+
+    runs: int
+    iterations: int
+    updates_a_run: int
+    spoken: bool
+    computed: int = 0
+    """Runs that were computed, not read back."""
+    compilations: int = 0
+    compile_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    """Of running programs, all threads together."""
+
+    def __post_init__(self) -> None:
+        self.started = time.perf_counter()
+        self._bar = tqdm(total=self.runs, unit="run", disable=not self.spoken, file=sys.stderr)
+
+    def say(self, sentence: str) -> None:
+        """A line for people, above the bar."""
+        if self.spoken:
+            tqdm.write(sentence, file=sys.stderr)
+
+    def took(self, *, compiling: float, running: float) -> None:
+        """What a part took; compiling is 0 where its program was there."""
+        self.compilations += compiling > 0
+        self.compile_seconds += compiling
+        self.busy_seconds += running
+
+    def advance(self, runs: int, *, computed: bool) -> None:
+        """Some runs are done."""
+        self.computed += runs * computed
+        self._bar.update(runs)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that were taken."""
+        return self.computed * self.updates_a_run
+
+    def closing(
+        self, shape: Layout, *, path: str, because: str, seconds: float, broken: int, where: str
+    ) -> str:
+        """The closing line: how much, how long, how, and where it is."""
+        back = self.runs - self.computed
+        compiled = f"{self.compilations} program{'s' * (self.compilations != 1)} compiled"
+        wide = (
+            f"{shape.threads} thread{'s' * (shape.threads != 1)}"
+            if shape.devices == 1
+            else (f"{shape.devices} devices")
+        )
+        parts = [
+            f"{self.runs:,} runs x {self.iterations:,} iterations in {seconds:.2f} s",
+            f"{compiled}{f' in {self.compile_seconds:.2f} s' if self.compilations else ''}",
+            f"{back:,} runs read back" if back else "",
+            f"{path} ({because})",
+            f"chunks of {shape.chunk_size} runs on {wide}",
+            f"{broken} runs turned non-finite" if broken else "",
+            where,
+        ]
+        return " · ".join(part for part in parts if part)
