@@ -32,9 +32,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Parity, rounds, table, JSON, plot."""
-    from grpo_jax.runtime import start
+    from grpo_jax.runtime import keep_compilations
 
-    start()
+    keep_compilations()
     wanted = arguments()
     wanted.out.mkdir(parents=True, exist_ok=True)
     if wanted.general or wanted.scale:

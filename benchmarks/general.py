@@ -10,28 +10,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.case import Case, Shape
-from benchmarks.implementations.ours import configuration
+from benchmarks.implementations.ours import configuration, sweeping
 from benchmarks.implementations.with_numpy import log_softmax
 
-RECORD = ("expected_reward", "entropy", "kl_ref", "clip_fraction_high", "clip_fraction_low", "finite")
 CASE = Case(Shape(8, 4, 8, 2), runs=5120, iterations=10)
 
 
 def ours(case: Case) -> Callable[[], Any]:
     """Bernoulli rewards, so no histogram can stand for the samples."""
     from grpo_jax.collectors import Sampled
-    from grpo_jax.sweeps.layout import layout
-    from grpo_jax.sweeps.program import Program, Request
     from grpo_jax.tasks.noise import Bernoulli
     from grpo_jax.tasks.questions import Questions
 
     task = Questions(table=case.table, noise=Bernoulli())
     config = dataclasses.replace(configuration(case), task=task, expectation=Sampled())
-    shape = layout(config, case.runs, len(RECORD) * case.iterations)
-    program = Program(config, (), Request(case.iterations, 1, RECORD, 0), shape)
-    program.compile({})
-    seeds = np.arange(shape.runs, dtype=np.uint32)
-    return lambda: program(np.zeros((0, shape.runs), np.int32), seeds)
+    return sweeping(config, case, tune=False)
 
 
 def with_numpy(case: Case) -> Callable[[], Any]:

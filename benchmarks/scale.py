@@ -12,8 +12,6 @@ from benchmarks.case import Case, Shape
 RUNS = (1_000, 10_000, 100_000, 1_000_000)
 CHILD = """
 import json, sys
-from grpo_jax.runtime import start
-start()
 from benchmarks.scale import measured
 print(json.dumps(measured(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "stream")))
 """

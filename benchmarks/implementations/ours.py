@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from benchmarks.case import Case, Result
 
 NAME = "grpo_jax"
-NOTE = "counts path, autodiff and optax, all local devices; also records whether every run is finite"
+NOTE = "counts path, autodiff and optax, a thread a core; also records whether every run is finite"
 RECORD = ("expected_reward", "entropy", "kl_ref", "clip_fraction_high", "clip_fraction_low", "finite")
 
 
@@ -39,31 +40,46 @@ def configuration(case: Case):
     )
 
 
-def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
-    """The library draws the very numbers of ``case.draws()`` itself."""
-    import jax
-
-    from grpo_jax.collectors import choose
+def sweeping(config, case: Case, *, tune: bool = True) -> Callable[[], list[dict[str, np.ndarray]]]:
+    """What ``sweep`` does between its checks and its dataset: every part, by a thread a core."""
+    from grpo_jax.measures import recording
     from grpo_jax.sweeps.layout import layout
-    from grpo_jax.sweeps.program import Program, Request
+    from grpo_jax.sweeps.program import Program, Request, arguments
     from grpo_jax.sweeps.tuning import tuned
 
-    config = choose(configuration(case))
-    request = Request(case.iterations, 1, RECORD, 0)
-    devices = min(jax.local_device_count(), case.runs)
-    about = None if case.double else tuned(config, (), request, runs=case.runs, devices=devices).width
-    shape = layout(config, case.runs, len(RECORD) * case.iterations, about=about)
+    request = Request(case.iterations, recording(config, RECORD, None, iterations=case.iterations))
+    numbers = len(RECORD) * case.iterations
+    shape = layout(config, case.runs, numbers)
+    if tune:
+        about = tuned(config, (), request, runs=case.runs, shape=shape).chunk_size
+        shape = layout(config, case.runs, numbers, about=about)
     program = Program(config, (), request, shape)
-    program.compile({})
+    program.compile()
+    given = arguments(config, (), 0)
+
+    def part(first: int) -> dict[str, np.ndarray]:
+        seeds = np.minimum(np.arange(first, first + shape.runs), case.runs - 1).astype(np.uint32)
+        found = program(given, np.zeros((0, shape.runs), np.int32), seeds)
+        return {name: value[:, : case.runs - first] for name, value in found.items()}
+
+    def run() -> list[dict[str, np.ndarray]]:
+        with ThreadPoolExecutor(shape.threads) as pool:
+            return list(pool.map(part, range(0, case.runs, shape.runs)))
+
+    return run
+
+
+def prepare(case: Case, draws: np.ndarray | None) -> Callable[[], Result]:
+    """The library draws the very numbers of ``case.draws()`` itself."""
+    from grpo_jax.collectors import choose
+
+    swept = sweeping(choose(configuration(case)), case, tune=not case.double)
 
     def run() -> Result:
         parts = []
-        for first in range(0, case.runs, shape.runs):
-            seeds = np.minimum(np.arange(first, first + shape.runs), case.runs - 1).astype(np.uint32)
-            found = program(np.zeros((0, shape.runs), np.int32), seeds)
+        for found in swept():
             clipped = found["clip_fraction_high"] + found["clip_fraction_low"]
-            values = (*(found[name] for name in RECORD[:3]), clipped)
-            parts.append([value[:, : case.runs - first] for value in values])
+            parts.append([*(found[name] for name in RECORD[:3]), clipped])
         return Result(*(np.concatenate(p, 1) if len(p) > 1 else p[0] for p in zip(*parts, strict=True)))
 
     run()

@@ -64,9 +64,7 @@ def own_labels(
             if dim in given:
                 mine = np.asarray(given[dim])
                 if len(mine) != size:
-                    raise ValueError(
-                        f"{name!r} has {size} places along {dim!r} and {len(mine)} labels for them"
-                    )
+                    raise ValueError(f"{name!r} has {size} places along {dim!r}, and {len(mine)} labels")
                 if dim in labels and not np.array_equal(labels[dim], mine):
                     raise ValueError(f"the labels that {name!r} and {by!r} give the axis {dim!r} differ")
                 labels[dim] = mine
