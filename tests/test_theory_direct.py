@@ -140,7 +140,7 @@ def test_outer_roots_attract_and_the_middle_one_separates():
 
 def test_folds_bound_the_region_of_several_roots():
     beta, group_size = 0.5, 64
-    fold = theory.folds(beta, group_size=group_size)
+    fold = theory.bifurcations(beta, group_size=group_size)
     edges = jax.nn.sigmoid(jnp.array([fold.logit_reference_low, fold.logit_reference_high]))
     for edge, inward in zip(edges, (-1, 1), strict=True):
         inside = theory.direct_roots(edge * (1 + 1e-4 * inward), beta, group_size=group_size)
@@ -154,7 +154,7 @@ def test_folds_bound_the_region_of_several_roots():
 def test_infinite_groups_turn_where_the_paper_says():
     beta = np.array([0.3, 1.0, 4.0])
     turn = (1 + np.sqrt(1 - 1 / (1 + beta**2))) / 2
-    fold = theory.folds(beta, group_size=math.inf)
+    fold = theory.bifurcations(beta, group_size=math.inf)
     np.testing.assert_allclose(jax.nn.sigmoid(fold.z_low), turn, rtol=1e-12)
     roots = theory.direct_roots(0.1, jnp.array([0.3, 4.0]), group_size=math.inf)
     assert roots.number.tolist() == [0, 2]

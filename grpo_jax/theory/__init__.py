@@ -21,12 +21,12 @@ from grpo_jax.theory.convention import (
     stationary_binary_convention,
 )
 from grpo_jax.theory.direct import (
-    Folds,
+    Bifurcations,
     Roots,
+    bifurcations,
     critical_point,
     direct_roots,
     drive,
-    folds,
     odds_velocity,
     stationary_pair_direct,
 )
@@ -62,11 +62,12 @@ from grpo_jax.theory.stationary import (
 __all__ = [
     "LIBRARIES",
     "PAPER",
+    "Bifurcations",
     "Convention",
     "FixedPoint",
-    "Folds",
     "Rewards",
     "Roots",
+    "bifurcations",
     "convention_gap",
     "critical_point",
     "direct_roots",
@@ -75,7 +76,6 @@ __all__ = [
     "effective_penalty",
     "effective_penalty_binary",
     "fixed_point",
-    "folds",
     "frozen_surrogate",
     "group_preference",
     "jumps",

@@ -48,7 +48,7 @@ class Roots(NamedTuple):
     log_odds: Array
 
 
-class Folds(NamedTuple):
+class Bifurcations(NamedTuple):
     """Where two fixed points are born: log odds ``z_low <= z_high`` of the double roots and pi_ref there.
 
     Three roots iff ``reference_high < pi_ref < reference_low`` (log odds alike); the policy drops off the
@@ -145,7 +145,7 @@ def _critical_point(group_size: int) -> tuple[Array, Array]:
     return z, _slope(z, group_size)
 
 
-def folds(beta: ArrayLike, *, group_size: float) -> Folds:
+def bifurcations(beta: ArrayLike, *, group_size: float) -> Bifurcations:
     """The boundaries of the region with several fixed points: double roots of h, ``d psi_G / dz = beta``.
 
     Args:
@@ -153,18 +153,18 @@ def folds(beta: ArrayLike, *, group_size: float) -> Folds:
       group_size: G >= 2 or ``math.inf``: then z_low = 2 asinh(beta), the x* of [A], and z_high = inf.
 
     Returns:
-      `Folds` of [...] arrays; above beta_c(G) both coincide at the cusp's z and bound nothing.
+      `Bifurcations` of [...] arrays; above beta_c(G) both coincide at the cusp's z and bound nothing.
     """
     check_group_size(group_size)
     check_positive("beta", beta, "without a penalty the better answer takes all")
-    return _folds(*as_floats(beta), group_size)
+    return _bifurcations(*as_floats(beta), group_size)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _folds(beta: Array, group_size: float) -> Folds:
+def _bifurcations(beta: Array, group_size: float) -> Bifurcations:
     if math.isinf(group_size):
         z_low, z_high = 2 * jnp.arcsinh(beta), jnp.full_like(beta, jnp.inf)
-        return Folds(z_low, z_high, z_low - drive(z_low, group_size=math.inf) / beta, -z_high)
+        return Bifurcations(z_low, z_high, z_low - drive(z_low, group_size=math.inf) / beta, -z_high)
     peak, critical = critical_point(group_size=int(group_size))
     peak = jnp.full_like(beta, peak)
     end = peak + 4 * math.log(group_size) + jnp.maximum(0.0, -jnp.log(beta)) + 5
@@ -174,7 +174,7 @@ def _folds(beta: Array, group_size: float) -> Folds:
     z_low = increasing_root(lambda z: _slope(z, group_size) - safe, jnp.zeros_like(beta), peak)
     z_high = increasing_root(lambda z: safe - _slope(z, group_size), peak, end)
     z_low, z_high = jnp.where(several, z_low, peak), jnp.where(several, z_high, peak)
-    return Folds(z_low, z_high, *(z - drive(z, group_size=group_size) / beta for z in (z_low, z_high)))
+    return Bifurcations(z_low, z_high, *(z - drive(z, group_size=group_size) / beta for z in (z_low, z_high)))
 
 
 def direct_roots(reference: ArrayLike, beta: ArrayLike, *, group_size: float) -> Roots:
@@ -203,13 +203,13 @@ def direct_roots(reference: ArrayLike, beta: ArrayLike, *, group_size: float) ->
 @functools.partial(jax.jit, static_argnums=2)
 def _direct_roots(reference: Array, beta: Array, group_size: float) -> Roots:
     z_ref = jax.scipy.special.logit(reference)
-    fold = folds(beta, group_size=group_size)
+    fold = bifurcations(beta, group_size=group_size)
     if math.isinf(group_size):
         return _infinite(z_ref, beta, fold)
     return _finite(z_ref, beta, fold, int(group_size))
 
 
-def _finite(z_ref: Array, beta: Array, fold: Folds, group_size: int) -> Roots:
+def _finite(z_ref: Array, beta: Array, fold: Bifurcations, group_size: int) -> Roots:
     def ascent(z: Array) -> Array:
         return z - drive(z, group_size=group_size) / beta - z_ref
 
@@ -230,7 +230,7 @@ def _finite(z_ref: Array, beta: Array, fold: Folds, group_size: int) -> Roots:
     return Roots(low, middle, high, jnp.sum(~jnp.isnan(z), -1), z)
 
 
-def _infinite(z_ref: Array, beta: Array, fold: Folds) -> Roots:
+def _infinite(z_ref: Array, beta: Array, fold: Bifurcations) -> Roots:
     def ascent(z: Array) -> Array:
         return z - 2 * jnp.cosh(z / 2) / beta - z_ref
 
