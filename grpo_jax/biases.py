@@ -18,6 +18,7 @@ import numpy as np
 from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState
 from grpo_jax.diagnostics import log_support
+from grpo_jax.kernels import trailing
 from grpo_jax.measures import StepView
 from grpo_jax.part import aligned
 from grpo_jax.statistics import divide
@@ -69,7 +70,7 @@ def live_steps(path: InnerPath, *, runs: bool) -> Array:
         return jnp.any(leaf != 0, tuple(range(1, leaf.ndim - runs)))
 
     live = functools.reduce(jnp.logical_or, [any_of(leaf) for leaf in jax.tree.leaves(path.grads)])
-    count = jnp.arange(1, live.shape[0] + 1).reshape((-1,) + (1,) * runs)
+    count = trailing(jnp.arange(1, live.shape[0] + 1), 1 + runs)
     return jnp.max(jnp.where(live, count, 0), 0)
 
 
@@ -82,7 +83,7 @@ def coasted(path: InnerPath, *, runs: bool) -> tuple[Params, Params]:
     last = live_steps(path, runs=runs)
 
     def total(leaf: Array, *, after: bool) -> Array:
-        step = jnp.arange(1, leaf.shape[0] + 1).reshape((-1,) + (1,) * (leaf.ndim - 1))
+        step = trailing(jnp.arange(1, leaf.shape[0] + 1), leaf.ndim)
         return jnp.sum(jnp.where(step > last if after else step == last, leaf, 0), 0)
 
     after = jax.tree.map(functools.partial(total, after=True), path.updates)
@@ -130,10 +131,9 @@ def length_moments(policy: Policy, params: Params, prompts: Any, group: np.ndarr
     """
     support = require_support(policy, prompts, instead="record the sampled length instead")
     probability = jnp.exp(log_support(policy, params, prompts))
-    extra = (1,) * (probability.ndim - 2)
-    lengths = jnp.asarray(support.mask).sum(2).reshape(support.mask.shape[:2] + extra)
+    lengths = trailing(jnp.asarray(support.mask).sum(2), probability.ndim)
     moments = []
     for value in range(int(group.max()) + 1):
-        inside = jnp.where(jnp.asarray(group == value).reshape((1, -1) + extra), probability, 0)
+        inside = jnp.where(trailing(group[None] == value, probability.ndim), probability, 0)
         moments.append(divide(jnp.sum(inside * lengths, (0, 1)), jnp.sum(inside, (0, 1))))
     return jnp.stack(moments)

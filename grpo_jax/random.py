@@ -13,7 +13,7 @@ import enum
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.kernels import materialize
+from grpo_jax.kernels import materialize, trailing
 from grpo_jax.types import Array
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -69,7 +69,7 @@ def uniforms(
     if size >= 2**_STREAM_BITS:
         raise ValueError(f"{size} draws at one step; at most {2**_STREAM_BITS - 1}")
     wide = dtype == jnp.float64
-    position = jnp.arange(size, dtype=jnp.uint32).reshape((size,) + (1,) * seed.ndim)
+    position = trailing(jnp.arange(size, dtype=jnp.uint32), 1 + seed.ndim)
     position = position + jnp.uint32(int(stream) << _STREAM_BITS)
     key, counter = (root.astype(jnp.uint32), seed), (jnp.asarray(step, jnp.uint32), position)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.kernels import at, count, cumulative, materialize
+from grpo_jax.kernels import at, count, cumulative, materialize, per_prompt, trailing
 from grpo_jax.types import Array
 
 MAX_SUPPORT = 2_000_000
@@ -27,7 +27,7 @@ def lookup(table: Array, index: Array) -> Array:
     """
     size = table.shape[1]
     if size <= 32:
-        hit = index[:, :, None] == jnp.arange(size).reshape((size,) + (1,) * (index.ndim - 2))
+        hit = index[:, :, None] == trailing(jnp.arange(size), index.ndim - 1)
         return jnp.sum(jnp.where(hit, table[:, None], 0), 2)
     runs = jnp.broadcast_shapes(table.shape[2:], index.shape[2:])
     table = jnp.broadcast_to(table, table.shape[:2] + runs)
@@ -197,5 +197,5 @@ def at_prompts(table: Array, prompts: Array) -> Array:
         return table[prompts.reshape(-1)]
     runs = prompts.shape[1]
     table = jnp.broadcast_to(table, (*table.shape[:-1], runs))
-    index = prompts.reshape((prompts.shape[0],) + (1,) * (table.ndim - 2) + (runs,))
+    index = per_prompt(prompts, table.ndim)
     return jnp.take_along_axis(table, jax.lax.stop_gradient(index), axis=0)

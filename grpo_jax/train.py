@@ -13,7 +13,7 @@ import numpy as np
 from grpo_jax import optimizers, runtime
 from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState, check_runs, prompt_count, validate
-from grpo_jax.kernels import materialize
+from grpo_jax.kernels import materialize, per_prompt
 from grpo_jax.measures import Measure, Recording, StepView, View, recording
 from grpo_jax.part import aligned, put
 from grpo_jax.random import Stream, uniforms
@@ -98,7 +98,7 @@ def _take(batch: Batch, rows: Array) -> Batch:
         if rows.ndim == 1 or leaf.ndim == 1:
             return leaf[rows]
         leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], rows.shape[1]))
-        index = rows.reshape((rows.shape[0],) + (1,) * (leaf.ndim - 2) + (rows.shape[1],))
+        index = per_prompt(rows, leaf.ndim)
         return jnp.take_along_axis(leaf, index, axis=0)
 
     return jax.tree.map(pick, batch)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.kernels import trailing
 from grpo_jax.part import number, part, static
 from grpo_jax.sequences import Sequences, at_prompts, inverse_cdf
 from grpo_jax.types import Array, Scores, Support
@@ -72,9 +73,7 @@ class TreePolicy:
         table = at_prompts(params, prompts)
         if self.tie is not None:
             table = table[:, np.array(self.tie)]
-        allowed = self.space.allowed[self.space.depths].reshape(
-            (1, -1, self.space.vocab) + (1,) * (table.ndim - 3)
-        )
+        allowed = trailing(self.space.allowed[self.space.depths][None], table.ndim)
         return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, table, _NEVER), axis=2), _NEVER)
 
     def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
@@ -113,14 +112,14 @@ class TreePolicy:
         table = self.log_probabilities(params, prompts)
         tokens, mask = self.space.support
         node = support_nodes(self.space)
-        live = (mask > 0).reshape((1, *mask.shape) + (1,) * (table.ndim - 3))
+        live = trailing((mask > 0)[None], table.ndim)
         logp = jnp.where(live, table[:, node, tokens], 0)
         return Scores(logp=logp, entropy=jnp.where(live, _entropy(table)[:, node], 0))
 
     def counts(self, params: Array, prompts: Array, uniforms: Array) -> Array:
         """[P, S] histogram over the support of what ``sample`` draws from the same uniforms."""
         place = self.space.place(*self.sample(params, prompts, uniforms))
-        rows = np.arange(len(self.space.support[0])).reshape((-1,) + (1,) * (place.ndim - 2))
+        rows = trailing(np.arange(len(self.space.support[0])), place.ndim - 1)
         return jnp.sum(place[:, :, None] == rows, 1, dtype=uniforms.dtype)
 
 
