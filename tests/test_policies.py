@@ -1,5 +1,6 @@
 """Policies against brute force: scores, sums, samples, histograms, runs and gradients."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import grpo_jax as gj
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy, share_rows
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.sequences import Sequences
@@ -257,3 +259,20 @@ def test_probabilities_are_taken_as_given():
 def test_bad_policies_are_refused(build, says):
     with pytest.raises(ValueError, match=says):
         build()
+
+
+def test_a_network_whose_outputs_cannot_be_listed_trains_and_says_what_needs_a_list():
+    space = Sequences(vocab=40, horizon=8, eos=0)
+    policy = MLPPolicy(space=space, width=4)
+    assert policy.support(np.arange(1)) is None
+    task = gj.SequenceReward(function=lambda prompts, tokens, mask: jnp.sum(tokens == 1, 2) / 8)
+    config = gj.Config(policy=policy, task=task, loop=gj.Loop(group_size=4))
+    data = gj.sweep(config, seeds=2, iterations=2, progress=False)
+    assert "reward" in data
+    assert "expected_reward" not in data
+    for asked in ({"record": ["entropy"]}, {"measure": {"mine": lambda view: view.probabilities}}):
+        with pytest.raises(ValueError, match="MLPPolicy has more outputs than can be listed"):
+            gj.sweep(config, iterations=2, progress=False, **asked)
+    exact = dataclasses.replace(config, expectation=gj.Exact())
+    with pytest.raises(ValueError, match=r"more outputs than can be listed.*Sampled"):
+        gj.sweep(exact, iterations=2, progress=False)

@@ -119,8 +119,22 @@ def test_a_space_without_meaning_is_refused(options, says):
 
 def test_a_support_too_large_to_list_is_refused(monkeypatch):
     monkeypatch.setattr("grpo_jax.sequences.MAX_SUPPORT", 100)
-    with pytest.raises(ValueError, match="more than 100 sequences"):
+    with pytest.raises(ValueError, match="625 sequences, more than 100"):
         _ = Sequences(vocab=5, horizon=4).support
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        Sequences(vocab=3, horizon=4),
+        Sequences(vocab=3, horizon=4, eos=1),
+        Sequences(vocab=4, horizon=3, eos=0, forbidden=((0, 0), (1, 2), (2, 0))),
+        Sequences(vocab=2, horizon=3, eos=1, forbidden=((0, 0),)),
+    ],
+)
+def test_sequences_are_counted_without_listing_them(space):
+    assert space.size == len(space.support[0])
+    assert Sequences(vocab=50_000, horizon=4000, eos=0).size > 1e300
 
 
 @pytest.mark.parametrize("size", [5, 40])
