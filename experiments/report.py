@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness import Outcome, claim_order, find_claims, replace_text
+from experiments.verdict import VERDICTS
 
 Ledger = dict[str, dict[str, Any]]
 
@@ -65,44 +66,54 @@ def write_index(out: Path) -> Path:
 
 def _row(claim: str, record: dict[str, Any] | None, *, crashed: bool) -> str:
     verdict = "crashed" if crashed or record is None else record["verdict"]
-    title, size, seconds = (record["title"], record["size"], record["seconds"]) if record else ("", "", "")
-    cells = [f'<a href="#{claim}">{claim}</a>', html.escape(title), _badge(verdict), size, str(seconds)]
+    about = [_text(record[key]) if record else "" for key in ("title", "size", "seconds")]
+    name = _text(claim)
+    return _table_row(f'<a href="#{name}">{name}</a>', about[0], _badge(verdict), *about[1:])
+
+
+def _text(data: Any) -> str:
+    """What comes from a record, a script or a folder's name, as text of the page: never as markup."""
+    return html.escape(str(data))
+
+
+def _table_row(*cells: str) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
 
 
 def _badge(verdict: str) -> str:
-    return f'<span class="verdict {verdict.split()[0]}">{verdict}</span>'
+    style = verdict.partition(" ")[0] if verdict in (*VERDICTS, "crashed") else ""
+    return f'<span class="verdict {style}">{_text(verdict)}</span>'
 
 
 def _section(folder: Path, record: dict[str, Any] | None, crash: str | None) -> str:
-    crashed = f"{_badge('crashed')}<pre>{html.escape(crash)}</pre>" if crash else ""
+    crashed = f"{_badge('crashed')}<pre>{_text(crash)}</pre>" if crash else ""
+    name = _text(folder.name)
     if record is None:
-        return f'<h2 id="{folder.name}">{folder.name}</h2>{crashed}'
+        return f'<h2 id="{name}">{name}</h2>{crashed}'
     figure = base64.b64encode((folder / "figure.png").read_bytes()).decode()
     numbers = "".join(_number_row(name, number) for name, number in record["numbers"].items())
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     made = f"{record['device']} · size {record['size']} · seed {record['seed']} · commit {record['commit']}"
-    return f"""<h2 id="{folder.name}">{folder.name} · {html.escape(record["title"])}</h2>{crashed}
-<p>{_badge(record["verdict"])} {html.escape(record["because"])}</p>
-<img alt="{html.escape(record["title"])}" src="data:image/png;base64,{figure}">
+    return f"""<h2 id="{name}">{name} · {_text(record["title"])}</h2>{crashed}
+<p>{_badge(record["verdict"])} {_text(record["because"])}</p>
+<img alt="{_text(record["title"])}" src="data:image/png;base64,{figure}">
 <details class="numbers"><summary>numbers</summary><table><tr><th>name</th><th>value</th><th>interval</th>
 <th>expected</th><th>holds</th></tr>{numbers}</table></details>
-<p><small>{html.escape(record["paper"])}<br>{html.escape(f"{made} · {versions}")}</small></p>
+<p><small>{_text(record["paper"])}<br>{_text(f"{made} · {versions}")}</small></p>
 """
 
 
 def _number_row(name: str, number: dict[str, Any]) -> str:
     def text(key: str) -> str:
         value = number.get(key)
-        return f"{value:.5g}" if isinstance(value, float) else "-"
+        return f"{value:.5g}" if isinstance(value, float) else "not finite" if value is None else str(value)
 
     interval = f"[{text('low')}, {text('high')}]" if "low" in number else ""
     margin = f" ± {text('tolerance')}" if "tolerance" in number else ""
     relation = number.get("relation", "")
     expected = f"{relation} {text('expected')}{margin}" if "expected" in number else ""
-    holds = {True: "yes", False: "no", None: "undecided"}[number["holds"]] if "holds" in number else ""
-    cells = (html.escape(name), text("value"), interval, expected, holds)
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    holds = {True: "yes", False: "no"}.get(number["holds"], "undecided") if "holds" in number else ""
+    return _table_row(*map(_text, (name, text("value"), interval, expected, holds)))
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,48 @@ def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
     assert page.count("data:image/png;base64,") == 3  # A2, B10 and the old figure of B9
     assert "&lt;no &amp; luck&gt;" in page
     assert page.index('id="A2"') < page.index('id="B9"') < page.index('id="B10"') < page.index('id="C1"')
+
+
+class Elements(HTMLParser):
+    """What a browser would see: every element's name, and every text between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.texts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.texts += [value for _, value in attrs if value]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_nothing_that_comes_from_data_is_markup(tmp_path):
+    """A record, a crash and a folder's name whose every text is an element of its own name."""
+
+    def mark(where: str) -> str:
+        return f'"{where}&<evil-{where}>'
+
+    texts = ("title", "paper", "verdict", "because", "size", "seed", "seconds", "device", "commit")
+    found = {key: mark(key) for key in texts}
+    found["versions"] = {mark("package"): mark("version")}
+    number = {key: mark(key) for key in ("value", "expected", "low", "high", "tolerance", "relation")}
+    found["numbers"] = {mark("number"): number | {"holds": True}}
+    folder = tmp_path / mark("folder")
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps(found))
+    (folder / "figure.png").write_bytes(b"picture")
+    (folder / "crash.txt").write_text(mark("crash"))
+    (tmp_path / mark("empty")).mkdir()
+    (tmp_path / mark("empty") / "crash.txt").write_text(mark("crash"))
+    page = Elements()
+    page.feed(report.write_index(tmp_path).read_text())
+    assert not [name for name in page.names if name.startswith("evil")]
+    said = "\n".join(page.texts)
+    shown = [*texts, "package", "version", "number", "value", "expected", "low", "high", "tolerance"]
+    for where in (*shown, "relation", "folder", "empty", "crash"):
+        assert mark(where) in said, where
 
 
 def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
