@@ -33,7 +33,7 @@ def ledger_text(outcomes: Iterable[Outcome]) -> str:
     for outcome in sorted(outcomes, key=lambda outcome: claim_order(outcome.job.claim.id)):
         claim, record = outcome.job.claim, outcome.record
         verdict = record["verdict"] if record else "crashed"
-        because = record["because"] if record else (outcome.crash or "").strip().splitlines()[-1]
+        because = record["because"] if record else outcome.reason
         seconds = f"{record['seconds']:.1f}" if record else "-"
         rows.append(f"{claim.id:6} {verdict:18} {seconds:>7}  {claim.title}")
         rows += textwrap.wrap(because, 100, initial_indent=" " * 7, subsequent_indent=" " * 7)

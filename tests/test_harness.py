@@ -1,5 +1,7 @@
 """The harness runs claims apart from each other, publishes whole results, and never hides a crash."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -66,17 +68,19 @@ def cli(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Four claims run once: two that end well, one that raises, one that is killed."""
+    """Five claims run once: two that end well, two that raise, one of them within JAX, one that is killed."""
     scripts, out = tmp_path_factory.mktemp("scripts"), tmp_path_factory.mktemp("out")
     write_claim(scripts, "A2", precision="float64")
     write_claim(scripts, "B10", tolerance=1e-6, paper="B")
     write_claim(scripts, "B9", check="raise ValueError('<no & luck>')")
+    write_claim(scripts, "B11", check="jax.jit(lambda x: x + np.ones(3))(np.ones(2))")
     write_claim(scripts, "C1", check="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     (out / "B9").mkdir()
     (out / "B9" / "record.json").write_text(json.dumps(OLD))
     (out / "B9" / "figure.png").write_bytes(b"old")
-    status = cli("--scripts", scripts, "--out", out, "--seed", "3")
-    return scripts, out, status
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = cli("--scripts", scripts, "--out", out, "--seed", "3")
+    return scripts, out, status, said.getvalue()
 
 
 OLD = {
@@ -85,12 +89,31 @@ OLD = {
 }  # fmt: skip
 
 
+def line_of(scripts: Path, name: str, words: str) -> int:
+    lines = (scripts / name).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if words in line)
+
+
+def test_the_reason_of_a_crash_is_the_exception_s_own_and_the_claim_s_line(ran):
+    """JAX ends a traceback with a note on its internal frames, which says nothing of the mistake."""
+    scripts, out, _, said = ran
+    whole = " ".join(said.split())
+    here = f"(b09_noun.py, line {line_of(scripts, 'b09_noun.py', 'raise')})"
+    assert f"ValueError: <no & luck> {here}" in whole
+    assert f"(b11_noun.py, line {line_of(scripts, 'b11_noun.py', 'jit')})" in whole
+    assert "incompatible shapes for broadcasting: (2,), (3,)" in whole.split("B11", 1)[1]
+    assert "ended by signal 9" in whole
+    table = said[said.index("claim  verdict") :]
+    assert "internal frames" not in table
+    assert "internal frames" in (out / "B11" / "crash.txt").read_text()
+
+
 def read(out: Path, claim: str) -> dict:
     return json.loads((out / claim / "record.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 def test_a_run_publishes_data_figure_and_record(ran):
-    _, out, _ = ran
+    _, out, *_ = ran
     found = read(out, "A2")
     assert list(found)[:3] == ["claim", "title", "paper"]
     assert set(found) == set(OLD)
@@ -110,7 +133,7 @@ def test_a_run_publishes_data_figure_and_record(ran):
 def test_each_claim_has_its_own_precision_and_the_seed_that_was_asked_for(ran, x64):
     import jax
 
-    _, out, _ = ran
+    _, out, *_ = ran
     for claim, dtype in (("A2", "float64"), ("B10", "float32")):
         data = xr.load_dataset(out / claim / "data.nc", engine="h5netcdf")
         assert data.x.dtype == dtype
@@ -118,7 +141,7 @@ def test_each_claim_has_its_own_precision_and_the_seed_that_was_asked_for(ran, x
 
 
 def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
-    _, out, status = ran
+    _, out, status, _ = ran
     assert status == 1
     assert read(out, "B10")["verdict"] == "not testable here"
     raised, killed = ((out / claim / "crash.txt").read_text() for claim in ("B9", "C1"))
@@ -176,7 +199,7 @@ def test_nothing_that_comes_from_data_is_markup(tmp_path):
 
 
 def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
-    scripts, out, _ = ran
+    scripts, out, *_ = ran
     before = (out / "A2" / "record.json").read_bytes()
     assert cli("A2", "--scripts", scripts, "--out", out, "--size", "smoke") == 2
     assert "quick run of A2" in capsys.readouterr().err
@@ -184,7 +207,7 @@ def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
 
 
 def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_path, capsys):
-    scripts, _, _ = ran
+    scripts, *_ = ran
     smoke = cli("A2", "--scripts", scripts, "--out", tmp_path / "smoke", "--size", "smoke", "--update-ledger")
     assert smoke == 2
     both = ["A2", "B9", "--scripts", scripts, "--out", tmp_path]
@@ -213,7 +236,7 @@ def test_differences_name_what_is_new_and_what_crashed(ran):
 def test_claims_are_listed_in_the_papers_order_without_running(ran, capsys):
     assert cli("--list", "--scripts", ran[0]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{claim:5} Title of {claim}" for claim in ("A2", "B9", "B10", "C1")]
+    assert lines == [f"{claim:5} Title of {claim}" for claim in ("A2", "B9", "B10", "B11", "C1")]
 
 
 def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):
