@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import Outcome, claim_order, find_claims, replace_text
+from experiments.harness import Job, Outcome, claim_order, find_claims, replace_text
 from experiments.verdict import VERDICTS
 
 Ledger = dict[str, dict[str, Any]]
@@ -116,20 +116,72 @@ def _number_row(name: str, number: dict[str, Any]) -> str:
     return _table_row(*map(_text, (name, text("value"), interval, expected, holds)))
 
 
+def ledger_path(scripts: Path, size: str) -> Path:
+    """The committed verdicts of this size: smoke runs, which decide less, have a file of their own."""
+    return scripts / ("ledger_smoke.json" if size == "smoke" else "ledger.json")
+
+
 def read_ledger(path: Path) -> Ledger:
     """The committed ledger, empty where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def committed(ledger: Ledger, job: Job) -> dict[str, Any]:
+    """The ledger's entry for a claim if it is of the job's size; empty if there is none."""
+    entry = ledger.get(job.claim.id, {})
+    return entry if entry.get("size") == job.size else {}
+
+
+def verdict_of(outcome: Outcome) -> str:
+    """The verdict as a ledger holds it: of a smoke run that decides nothing it says that the size is why."""
+    if outcome.record is None:
+        return "crashed"
+    verdict = outcome.record["verdict"]
+    undecided = verdict == "not testable here" and outcome.job.size == "smoke"
+    return "not testable at smoke size" if undecided else verdict
+
+
 def update_ledger(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """Enter the verdicts of these outcomes into the ledger; a crash leaves its claim's entry as it was."""
+    """Enter the verdicts of these outcomes into the ledger; a crash leaves its claim's entry as it was.
+
+    Smoke runs are entered without title and reason: their numbers serve as an alarm, not as findings.
+    """
     ledger = read_ledger(path)
     for outcome in outcomes:
-        if outcome.record:
-            keys = ("title", "verdict", "because", "size", "seed")
-            ledger[outcome.record["claim"]] = {key: outcome.record[key] for key in keys}
+        if record := outcome.record:
+            smoke = outcome.job.size == "smoke"
+            keys = ("verdict", "size", "seed") if smoke else ("title", "verdict", "because", "size", "seed")
+            entry = {key: record[key] for key in keys} | {"verdict": verdict_of(outcome)}
+            ledger[record["claim"]] = entry | {"seconds": round(record["seconds"])}
     ordered = {claim: ledger[claim] for claim in sorted(ledger, key=claim_order)}
     replace_text(path, json.dumps(ordered, indent=2, ensure_ascii=False) + "\n")
+
+
+def announcement(planned: Sequence[Job], ledger: Ledger, out: Path, at_once: int) -> str:
+    """What is going to run and, where a run of the same size is on record or committed, how long it took."""
+    took = [_seconds(job, ledger, out) for job in planned]
+    names = [
+        job.claim.id + ("" if seconds is None else f" ({seconds:.0f} s)")
+        for job, seconds in zip(planned, took, strict=True)
+    ]
+    sizes = " and ".join(sorted({job.size for job in planned}))
+    known = [seconds for seconds in took if seconds is not None]
+    count = "1 claim" if len(planned) == 1 else f"{len(planned)} claims"
+    start = f"Running {count} at size {sizes}, {at_once} at once: {', '.join(names)}."
+    if not known:
+        end = "How long they take is not known yet."
+    else:
+        which = "" if len(known) == len(planned) else f" of {len(known)} of them"
+        wait = max(sum(known) / at_once, *known)
+        end = f"The last runs{which} took {sum(known):.0f} s in all; so many at once, about {wait:.0f} s."
+    return textwrap.fill(f"{start} {end}", 100)
+
+
+def _seconds(job: Job, ledger: Ledger, out: Path) -> float | None:
+    path = out / job.claim.id / "record.json"
+    if path.exists() and (last := json.loads(path.read_text(encoding="utf-8")))["size"] == job.size:
+        return last["seconds"]
+    return committed(ledger, job).get("seconds")
 
 
 def ledger_table(ledger: Ledger, scripts: Path) -> str:
@@ -154,12 +206,11 @@ def update_readme(path: Path, table: str) -> None:
 
 
 def differences(ledger: Ledger, outcomes: Sequence[Outcome]) -> list[str]:
-    """What these outcomes say otherwise than the ledger, a sentence each."""
+    """What these outcomes say otherwise than the ledger at their size, a sentence each."""
     found = []
     for outcome in outcomes:
-        claim = outcome.job.claim.id
-        now = outcome.record["verdict"] if outcome.record else "crashed"
-        committed = ledger.get(claim, {}).get("verdict", "not in the ledger")
-        if now != committed:
-            found.append(f"{claim}: committed {committed}, now {now}")
+        now = verdict_of(outcome)
+        before = committed(ledger, outcome.job).get("verdict", f"nothing at size {outcome.job.size}")
+        if now != before:
+            found.append(f"{outcome.job.claim.id}: committed {before}, now {now}")
     return found

@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -208,8 +210,6 @@ def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
 
 def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_path, capsys):
     scripts, *_ = ran
-    smoke = cli("A2", "--scripts", scripts, "--out", tmp_path / "smoke", "--size", "smoke", "--update-ledger")
-    assert smoke == 2
     both = ["A2", "B9", "--scripts", scripts, "--out", tmp_path]
     assert cli(*both, "--seed", "5", "--update-ledger") == 1  # B9 crashes
     path = scripts / "ledger.json"
@@ -225,12 +225,93 @@ def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_pat
     path.unlink()
 
 
+def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
+    """One claim decides at smoke size and one does not; a change of either is found."""
+    scripts = tmp_path / "experiments"
+    shutil.copytree(ran[0], scripts)
+    (tmp_path / "README.md").write_text("<!-- ledger -->\n<!-- /ledger -->")
+    both = ["A2", "B10", "--scripts", scripts, "--size", "smoke", "--out", tmp_path / "out"]
+    assert cli(*both, "--check") == 2
+    assert "committed at size smoke" in capsys.readouterr().err
+    assert cli(*both, "--seed", "4", "--update-ledger") == 0
+    assert not (scripts / "ledger.json").exists()
+    assert "A2" not in (tmp_path / "README.md").read_text()
+    path = scripts / "ledger_smoke.json"
+    smoke = json.loads(path.read_text(encoding="utf-8"))
+    assert {claim: entry["verdict"] for claim, entry in smoke.items()} == {
+        "A2": "reproduced",
+        "B10": "not testable at smoke size",
+    }
+    assert all(entry["seed"] == 4 and entry["size"] == "smoke" for entry in smoke.values())
+    (scripts / "ledger.json").write_text(json.dumps({"A2": {"verdict": "refuted", "size": "quick"}}))
+    capsys.readouterr()
+    assert cli(*both, "--check") == 0
+    assert "The verdicts are those of ledger_smoke.json." in capsys.readouterr().out
+    smoke["A2"]["verdict"], smoke["B10"]["verdict"] = "refuted", "reproduced"
+    path.write_text(json.dumps(smoke))
+    assert cli(*both, "--check") == 1
+    said = capsys.readouterr().out
+    assert "A2: committed refuted, now reproduced" in said
+    assert "B10: committed reproduced, now not testable at smoke size" in said
+
+
 def test_differences_name_what_is_new_and_what_crashed(ran):
     claims = harness.find_claims(ran[0])
     good = Outcome(Job(claims["A2"], "quick", 0), {"verdict": "reproduced"}, None)
     bad = Outcome(Job(claims["B9"], "quick", 0), None, "trace")
-    found = report.differences({"B9": {"verdict": "refuted"}}, [good, bad])
-    assert found == ["A2: committed not in the ledger, now reproduced", "B9: committed refuted, now crashed"]
+    ledger = {"B9": {"verdict": "refuted", "size": "quick"}}
+    found = report.differences(ledger, [good, bad])
+    assert found == [
+        "A2: committed nothing at size quick, now reproduced",
+        "B9: committed refuted, now crashed",
+    ]
+    ledger["A2"] = {"verdict": "reproduced", "size": "full"}
+    assert report.differences(ledger, [good]) == found[:1]
+    ledger["A2"]["size"] = "quick"
+    assert report.differences(ledger, [good]) == []
+
+
+def test_what_runs_and_how_long_it_took_is_said_before_anything_ends(ran, tmp_path, monkeypatch):
+    """On a stream that shows only what is flushed. A record of this size counts, else what is committed."""
+    claims = harness.find_claims(ran[0])
+    jobs = [Job(claims[name], "quick", 0) for name in ("A2", "B9", "B10", "C1")]
+    for claim, size, seconds in (("A2", "quick", 40.2), ("B9", "full", 1000.0)):
+        (tmp_path / claim).mkdir()
+        (tmp_path / claim / "record.json").write_text(json.dumps(OLD | {"size": size, "seconds": seconds}))
+        (tmp_path / claim / "figure.png").write_bytes(b"old")
+    ledger = {
+        name: {"size": "quick", "seconds": seconds} for name, seconds in (("A2", 9), ("B9", 30), ("B10", 5))
+    }
+    told = report.announcement(jobs, ledger, tmp_path, 2)
+    assert "Running 4 claims at size quick, 2 at once: A2 (40 s), B9 (30 s), B10 (5 s), C1." in told
+    assert "of 3 of them took 75 s in all" in " ".join(told.split())
+    assert "about 40 s" in " ".join(told.split())  # no less than the longest
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer))
+    seen = []
+
+    def run_jobs(*_, **__):
+        seen.append(buffer.getvalue().decode())
+        return iter(())
+
+    monkeypatch.setattr(harness, "run_jobs", run_jobs)
+    cli("A2", "--scripts", ran[0], "--out", tmp_path)
+    assert "Running 1 claim at size quick" in seen[0]
+    assert "A2 (40 s)" in seen[0]
+
+
+@pytest.mark.parametrize("arguments", [["--list"], ["--help"]], ids=" ".join)
+def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback(arguments):
+    """As `head` does, but before anything is written, so that no race decides."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "experiments", *arguments]
+    done = subprocess.run(
+        command, cwd=harness.SCRIPTS.parent, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141
 
 
 def test_claims_are_listed_in_the_papers_order_without_running(ran, capsys):
