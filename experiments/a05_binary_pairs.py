@@ -113,6 +113,12 @@ def solved(references: np.ndarray) -> np.ndarray:
     return np.stack(found).reshape(len(GAMMAS), len(references), len(STRENGTHS))
 
 
+def sampled(optimizer: str, seeds: int, iterations: int, root: int) -> np.ndarray:
+    """[rate, setting, seed] time averages of pi(a), which start apart from pi_ref."""
+    made, rates, size = {"SGD": SGD, "AdamW": AdamW}[optimizer], RATES[optimizer], (seeds, iterations)
+    return sampled_binary(made, rates, SAMPLED, size, root=root, group_size=2, start=binary(START))
+
+
 def placebo(seeds: int, iterations: int, root: int) -> np.ndarray:
     """[rate, pi_ref, seed] time averages of pi(a) under rewards that are a fair coin for both answers.
 
@@ -153,12 +159,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     """Exact ascent, sampled time averages, the solver, the ends of the curve, and who maximises what."""
     root = int(jax.random.key_data(key)[-1])
     seeds, iterations = SIZES[size]
-    averages = [
-        sampled_binary(
-            optimizer, RATES[name], SAMPLED, (seeds, iterations), root=root, group_size=2, start=binary(START)
-        )
-        for name, optimizer in (("SGD", SGD), ("AdamW", AdamW))
-    ]
+    averages = [sampled(name, seeds, iterations, root) for name in RATES]
     r, b = np.meshgrid(np.geomspace(1e-4, 0.99, 160), np.linspace(0.025, 4, 160), indexing="ij")
     setting = np.array(["/".join(map(str, pair)) for pair in zip(*grid(*SAMPLED.values()), strict=True)])
     found = solved(np.append(TINY, REFERENCES))
@@ -239,11 +240,14 @@ def _sampled_numbers(data: xr.Dataset) -> dict[str, Number]:
         numbers[f"{name}: steepest slope, at pi_ref {r[steepest]:g}, beta/gamma {b[steepest]:g}"] = mean(
             slope[steepest]
         )
-    at_zero, _ = intercepts(RATES["SGD"], data.placebo)
-    numbers["placebo: sampled, extrapolated - pi_ref"] = furthest(
-        at_zero, SAMPLED["pi_ref"], tolerance=MARGIN
-    )
+    numbers["placebo: sampled, extrapolated - pi_ref"] = placebo_number(data.placebo)
     return numbers
+
+
+def placebo_number(average: xr.DataArray) -> Number:
+    """Of the pi_ref to which equal rewards [rate, pi_ref, seed] should lead, the one missed by most."""
+    at_zero, _ = intercepts(RATES["SGD"], average.values)
+    return furthest(at_zero, SAMPLED["pi_ref"], tolerance=MARGIN)
 
 
 def draw(figure, data: xr.Dataset) -> None:

@@ -153,7 +153,7 @@ def check(data: xr.Dataset):
     plain = np.array([[rlhf(r, REWARDS, b) for b in BETAS] for r in REFERENCES])
     ignored = float(abs(ended.values - np.moveaxis(plain, -1, 0)).max())
     numbers["mean, G = 2: distance from RLHF at beta itself"] = Number(ignored, 0.05, relation="at least")
-    numbers |= _sampled_numbers(data)
+    numbers |= sampled_numbers(data)
     judged = [name for name, number in numbers.items() if number.expected is not None]
     qualifies = {name: LINEAR for name in judged if "linear less quadratic" in name}
     return judge(numbers, refutes=[name for name in judged if name not in qualifies], qualifies=qualifies)
@@ -162,7 +162,7 @@ def check(data: xr.Dataset):
 LINEAR = "for the quadratic extrapolation to learning rate zero"
 
 
-def _sampled_numbers(data: xr.Dataset) -> dict[str, Number]:
+def sampled_numbers(data: xr.Dataset) -> dict[str, Number]:
     """For each variant and optimizer: both extrapolations, how they differ in every run, and the slope."""
     numbers = {}
     for variant in SAMPLED:

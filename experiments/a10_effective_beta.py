@@ -149,13 +149,19 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     )  # fmt: skip
 
 
-def check(data: xr.Dataset):
-    """beta sigma; the same trained policy; where concentration lowers the weight and where it does not."""
+def weight_numbers(data: xr.Dataset) -> dict[str, Number]:
+    """The weight against sigma at every point of every path, and how the two gradients align."""
     numbers = {}
     for name in PATHS:
         ratio = data.weight.sel(path=name).values / spread(name)
         numbers[f"{name}: weight / sigma"] = worst(ratio, expected=np.ones(ratio.shape), tolerance=0.02)
         numbers[f"{name}: least cosine of the gradients"] = Number(float(data.cosine.sel(path=name).min()))
+    return numbers
+
+
+def check(data: xr.Dataset):
+    """beta sigma; the same trained policy; where concentration lowers the weight and where it does not."""
+    numbers = weight_numbers(data)
     for rewards in FLIPS:
         ended = data.trained.sel(rewards=rewards)
         same, plain = ended.sel(trainer="shift-only at its weight"), ended.sel(trainer="shift-only at beta")
