@@ -1,5 +1,6 @@
 """Run the claims: `python -m experiments A5 B3 --size smoke --seed 1 --out results`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,28 +41,29 @@ def main(
       jobs: How many claims run at once.
       scripts: Folder of the claims' scripts and of ledger.json.
       list_: Only list the claims.
-      check: Compare the verdicts with the committed ledger.
-      update_ledger: Enter the verdicts into the committed ledger and the README beside it.
+      check: Compare the verdicts with the committed ones: ledger.json, of smoke runs ledger_smoke.json.
+      update_ledger: Enter the verdicts into the committed ledger and the README beside it; those of smoke
+        runs into ledger_smoke.json.
     """
     try:
         chosen = harness.choose(harness.find_claims(scripts), claims)
         if list_:
             print("\n".join(f"{claim.id:5} {claim.title}" for claim in chosen))
             return 0
-        ledger = report.read_ledger(scripts / "ledger.json")
+        path = report.ledger_path(scripts, size or "quick")
+        ledger = report.read_ledger(path)
         planned = plan(chosen, ledger if check else {}, size=size, seed=seed)
-        refuse(planned, out, jobs=jobs, check=check, update_ledger=update_ledger)
+        refuse(planned, out, ledger, jobs=jobs, check=check, update_ledger=update_ledger)
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
+    print(report.announcement(planned, ledger, out, jobs), flush=True)
     outcomes = run(planned, out, jobs)
     if update_ledger:
-        report.update_ledger(scripts / "ledger.json", outcomes)
+        report.update_ledger(path, outcomes)
         readme = scripts.parent / "README.md"
-        if readme.exists():
-            report.update_readme(
-                readme, report.ledger_table(report.read_ledger(scripts / "ledger.json"), scripts)
-            )
+        if readme.exists() and size != "smoke":
+            report.update_readme(readme, report.ledger_table(report.read_ledger(path), scripts))
     gone = (
         []
         if claims
@@ -69,7 +71,7 @@ def main(
     )
     found = [*report.differences(ledger, outcomes), *gone] if check else []
     if check:
-        print("\n".join(found) if found else "The verdicts are those of the ledger.")
+        print("\n".join(found) if found else f"The verdicts are those of {path.name}.")
     return int(bool(found) or any(outcome.record is None for outcome in outcomes))
 
 
@@ -82,7 +84,9 @@ def plan(chosen: list[Claim], committed: report.Ledger, *, size: Size | None, se
     ]
 
 
-def refuse(planned: list[Job], out: Path, *, jobs: int, check: bool, update_ledger: bool) -> None:
+def refuse(
+    planned: list[Job], out: Path, ledger: report.Ledger, *, jobs: int, check: bool, update_ledger: bool
+) -> None:
     """Raise `Refusal` where the request has no meaning, before anything runs."""
     if not planned:
         raise Refusal("there are no claims to run")
@@ -90,8 +94,10 @@ def refuse(planned: list[Job], out: Path, *, jobs: int, check: bool, update_ledg
         raise Refusal(f"--jobs is at least 1; got {jobs}")
     if check and update_ledger:
         raise Refusal("--check compares with the ledger and --update-ledger changes it: choose one")
-    if update_ledger and any(job.size == "smoke" for job in planned):
-        raise Refusal("the ledger holds no verdicts of smoke runs")
+    if check and not any(report.committed(ledger, job) for job in planned):
+        raise Refusal(
+            f"there is nothing to check: no verdict of these is committed at size {planned[0].size}"
+        )
     harness.refuse_to_overwrite(planned, out)
 
 
@@ -108,5 +114,20 @@ def run(planned: list[Job], out: Path, at_once: int) -> list[Outcome]:
     return outcomes
 
 
+def enter() -> int:
+    """`main` for the shell: a reader that leaves early, as `head` does, ends it as it ends other programs."""
+    try:
+        try:
+            return tyro.cli(main, prog="python -m experiments")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit has a place to go
+        return CLOSED_PIPE
+
+
+CLOSED_PIPE = 141
+"""The status that shells give to a program that wrote to a closed pipe: 128 + SIGPIPE."""
+
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m experiments"))
+    sys.exit(enter())

@@ -2,10 +2,10 @@
 
 Claim A10 of arXiv:2502.18548: in large groups the penalty acts on shift-only advantages with weight
 beta sigma(pi), so concentrated policies are regularised less. Refuted if the weight, measured from expected
-gradients, leaves beta sigma by 2 % where no level is rare, if training without the spread at the weight taken
-at GRPO's trained policy ends 1e-6 elsewhere (sampled, extrapolated to learning rate zero: not within 0.01),
-or if the weight grows while an answer of a certain reward that
-has half of the probability gets more. Qualified if it grows on the way to that half, or while a policy
+gradients, leaves beta sigma by 2 % anywhere on three paths that start at the uniform policy, if training
+without the spread at the weight taken at GRPO's trained policy ends 1e-6 elsewhere (sampled, extrapolated to
+learning rate zero: not within 0.01), or if the weight grows while an answer of a certain reward that has half
+of the probability gets more. Qualified if it grows on the way to that half, or while a policy
 concentrates on the best and the worst of three answers, or on an answer whose reward is a coin flip.
 Reported: how far it leaves beta sigma where an answer is rare; in a finite group it stays above
 beta gap sqrt(G - 1) / G.
@@ -149,13 +149,19 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     )  # fmt: skip
 
 
-def check(data: xr.Dataset):
-    """beta sigma; the same trained policy; where concentration lowers the weight and where it does not."""
+def weight_numbers(data: xr.Dataset) -> dict[str, Number]:
+    """The weight against sigma at every point of every path, and how the two gradients align."""
     numbers = {}
     for name in PATHS:
-        ratio = (data.weight.sel(path=name).values / spread(name))[path(name).min(0) > 0.1]
+        ratio = data.weight.sel(path=name).values / spread(name)
         numbers[f"{name}: weight / sigma"] = worst(ratio, expected=np.ones(ratio.shape), tolerance=0.02)
         numbers[f"{name}: least cosine of the gradients"] = Number(float(data.cosine.sel(path=name).min()))
+    return numbers
+
+
+def check(data: xr.Dataset):
+    """beta sigma; the same trained policy; where concentration lowers the weight and where it does not."""
+    numbers = weight_numbers(data)
     for rewards in FLIPS:
         ended = data.trained.sel(rewards=rewards)
         same, plain = ended.sel(trainer="shift-only at its weight"), ended.sel(trainer="shift-only at beta")

@@ -96,11 +96,13 @@ def _printed_error(name: str, rollout: Rollout, logp: jax.Array, hand: jax.Array
     return float(jnp.abs(hand * (factor - 1)).max() / jnp.maximum(jnp.abs(hand).max(), 1e-12))
 
 
-def prefix_sweep(rng: np.random.Generator, runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Uniform weights: W_agg over half the sum of alpha |A|, against the prefix's log ratio [ratio, R].
+def prefix_sweep(rng: np.random.Generator, runs: int) -> dict[str, np.ndarray]:
+    """What pushes the prefix under uniform weights and, shift-only, under 1/len.
 
-    NaN where a group ties. And under 1/len, shift-only, at the old policy: W_agg and the group's
-    Cov(A, 1/len), [prompt, R].
+    uniform: [ratio, R] under uniform weights W_agg over half the sum of alpha |A|, against the prefix's log
+      ratio; NaN where a group ties.
+    constant, net: [prompt, R] W_agg of the same groups at the old policy, under uniform weights and 1/len.
+    covariance: [prompt, R] the group's Cov(A, 1/len).
     """
     policy = TreePolicy.uniform(SPACE)
     start = jnp.zeros((*np.shape(policy.logits), runs))
@@ -118,9 +120,13 @@ def prefix_sweep(rng: np.random.Generator, runs: int) -> tuple[np.ndarray, np.nd
     half = 0.5 * np.abs(advantage[0]).sum(0) / (2 * GROUP)
     inverse = 1 / np.asarray(rollout.mask).sum(2)
     covariance = (advantage * (inverse - inverse.mean(1, keepdims=True))).mean(1) / 2
-    auto = token_gradients(methods.get("grpo_v32"), rollout, rollout.old_logp)
-    net = np.asarray(aggregate_weight(auto, prefix=1))[:, 0]
-    return np.array(pushes) / np.where(half > 1e-12, half, np.nan), net, covariance
+    at_old = {
+        name: aggregate_weight(token_gradients(methods.get(method), rollout, rollout.old_logp), prefix=1)
+        for name, method in (("constant", "dr_grpo"), ("net", "grpo_v32"))
+    }
+    uniform = np.array(pushes) / np.where(half > 1e-12, half, np.nan)
+    found = {name: np.asarray(push)[:, 0] for name, push in at_old.items()}
+    return found | {"uniform": uniform, "covariance": covariance}
 
 
 def simulate(key: jax.Array, size: str) -> xr.Dataset:
@@ -129,7 +135,7 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
     runs = SIZES[size]
     tree = {name: compared(rng, TreePolicy.uniform(SPACE), drift, runs) for name, drift in DRIFTS.items()}
     network = compared(rng, MLPPolicy(space=SPACE), DRIFTS["drifted"], runs)
-    uniform, net, covariance = prefix_sweep(rng, runs)
+    swept = prefix_sweep(rng, runs)
     errors, penalties = ([*(tree[d][of] for d in DRIFTS), network[of]] for of in ("error", "penalty"))
     return xr.Dataset(
         {
@@ -140,10 +146,9 @@ def simulate(key: jax.Array, size: str) -> xr.Dataset:
                 ("drift", "penalised", "seed"), np.stack([tree[d]["penalty_push"] for d in DRIFTS])
             ),
             "printed": (("drift", "row"), np.stack([tree[d]["printed"] for d in DRIFTS])),
-            "uniform": (("log_ratio", "seed"), uniform),
-            "net": (("prompt", "seed"), net),
-            "covariance": (("prompt", "seed"), covariance),
-        },
+            "uniform": (("log_ratio", "seed"), swept["uniform"]),
+        }
+        | {name: (("prompt", "seed"), swept[name]) for name in ("constant", "net", "covariance")},
         coords={
             "policy": [*(f"tree, {name}" for name in DRIFTS), "network, drifted"],
             "drift": list(DRIFTS),
@@ -168,6 +173,7 @@ def check(data: xr.Dataset):
     uniform = data.uniform.dropna("seed", how="all")
     inside = uniform.sel(log_ratio=slice(np.log(0.81), np.log(1.19)))
     numbers["uniform weights, nobody clipped: push"] = worst(inside, expected=0, tolerance=1e-9)
+    numbers["constant weights: W_agg at the old policy"] = worst(data.constant, expected=0, tolerance=1e-12)
     numbers["1/len: W_agg - Cov(A, 1/len)"] = worst(data.net, expected=data.covariance, tolerance=1e-12)
     above = uniform.sel(log_ratio=0.3, method="nearest")
     clipped = "uniform weights, prefix at ratio 1.35: push"
@@ -199,10 +205,11 @@ def draw(figure, data: xr.Dataset) -> None:
     left.plot(data.covariance.values.ravel(), data.net.values.ravel(), "o", ms=3, color="#d95f02", alpha=0.5)
     edge = float(abs(data.covariance).max())
     left.plot([-edge, edge], [-edge, edge], color="0.4", lw=1, zorder=0)
-    left.axhline(0, color="#7570b3", lw=2)
+    left.plot(data.covariance.values.ravel(), data.constant.values.ravel(), "o", ms=3, color="#7570b3")
     left.annotate(
-        "constant weights: 0", (-edge, 0), (0, 5), textcoords="offset points", color="#7570b3", fontsize=8
-    )
+        "the same groups, constant weights", (-edge, 0), (0, 5), textcoords="offset points", color="#7570b3",
+        fontsize=8,
+    )  # fmt: skip
     left.set(xlabel="Cov(A, 1/len) of the group", ylabel="push on the shared prefix, $W_{agg}$")
     left.locator_params(axis="x", nbins=5)
     left.set_title("Weights 1/len: every group pushes its prefix", fontsize=9)

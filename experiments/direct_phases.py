@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logit
+from scipy import optimize, stats
 
 from experiments.alignment import light
 from experiments.grid import grid
@@ -74,12 +75,42 @@ def counted(r: np.ndarray, b: np.ndarray, told: Mapping[float, Diagram]) -> tupl
     return np.stack(brute), np.stack(solved)
 
 
+def born(p: float) -> float:
+    """From which beta on h has two roots in large groups: there its least value, at x*, is zero.
+
+    x* has the log odds 2 asinh(beta), so that h is 2 sqrt(1 + beta^2) / beta - 2 asinh(beta) + logit pi_ref,
+    which falls in beta.
+    """
+
+    def least(beta: float) -> float:
+        return 2 * np.hypot(1, beta) / beta - 2 * np.arcsinh(beta) + np.log(p / (1 - p))
+
+    return optimize.brentq(least, 1e-3, 1e3, xtol=1e-12)
+
+
+def lower_root(p: float, beta: float, *, group_size: int) -> float:
+    """Log odds of the root of h next to pi_ref = p, from a plain sum over the successes in a group."""
+    anchor, k = np.log(p / (1 - p)), np.arange(group_size + 1)
+
+    def h(z: float) -> float:
+        x, others = odds(np.array([z, -z]))
+        spread = stats.binom.pmf(k, group_size, x) @ np.sqrt(k * (group_size - k)) / group_size
+        return spread / (beta * x * others) - z + anchor
+
+    return optimize.brentq(h, anchor, 2 * np.arcsinh(beta), xtol=1e-12)
+
+
 def wedges() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Double roots of h by log odds z: there beta = d psi_G / dz, and logit pi_ref = z - psi_G / beta."""
+    """Double roots of h by log odds z: there beta = d psi_G / dz, and logit pi_ref = z - psi_G / beta.
+
+    And the greatest such beta, the cusp, beyond which there is one root whatever pi_ref.
+    """
     z = jnp.linspace(0.05, 16, 800)
     lines = []
     for group in WEDGES:
         psi, slope = jax.vmap(jax.value_and_grad(lambda y, size=int(group): drive(y, group_size=size)))(z)
         lines.append([slope, z - psi / slope])
     beta, z_ref = np.moveaxis(np.array(lines), 1, 0)
-    return {"fold_beta": (("wedge", "z"), beta), "fold_reference": (("wedge", "z"), z_ref)}
+    cusps = np.array([critical_point(group_size=int(size))[1] for size in WEDGES])
+    found = {"fold_beta": (("wedge", "z"), beta), "fold_reference": (("wedge", "z"), z_ref)}
+    return found | {"cusp": (("wedge",), cusps)}

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -59,11 +60,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its record, or else how it crashed."""
+    """What became of a job: its record, or else all that was said as it crashed, and in short why."""
 
     job: Job
     record: dict[str, Any] | None
     crash: str | None
+    reason: str = ""
 
 
 def claim_order(claim: str) -> tuple[str, int, str]:
@@ -157,18 +159,32 @@ def run_job(job: Job, out: Path) -> Outcome:
         child = _processes().Process(target=_enter, args=(_job(job, aside), said, dict(os.environ)))
         child.start()
         child.join()
-        code = child.exitcode or 0
-        if code != 0:
-            end = "" if code > 0 else f"\nended by signal {-code}"
-            text = said.read_text(encoding="utf-8", errors="replace").strip() if said.exists() else ""
-            crash = f"{job.claim.id} at size {job.size}, seed {job.seed}\n{text}{end}\n"
+        if code := child.exitcode or 0:
+            short, text = (_read(Path(aside) / "reason.txt"), _read(said))
+            short = short or (f"ended by signal {-code}" if code < 0 else f"ended with status {code}")
+            crash = f"{job.claim.id} at size {job.size}, seed {job.seed}\n{short}\n\n{text}\n"
             replace_text(folder / "crash.txt", crash)
-            return Outcome(job, None, crash)
+            return Outcome(job, None, crash, short)
         record = json.loads((Path(aside) / "record.json").read_text(encoding="utf-8"))
         for name in FILES:
             (Path(aside) / name).replace(folder / name)
     (folder / "crash.txt").unlink(missing_ok=True)
     return Outcome(job, record, None)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+
+
+def reason(error: BaseException, script: Path) -> str:
+    """What an exception itself says, and the line of the script that it came through last.
+
+    Notes that others add to an exception, such as JAX's on its internal frames, are no part of the reason.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == script]
+    place = f" ({script.name}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 @functools.cache
@@ -192,7 +208,12 @@ def _enter(job: dict[str, Any], said: Path, environment: dict[str, str]) -> None
             stream.reconfigure(encoding="utf-8", errors="replace")
     from experiments.record import run_claim
 
-    run_claim(job)
+    try:
+        run_claim(job)
+    except Exception as error:
+        short = reason(error, Path(job["script"]))
+        (Path(job["folder"]) / "reason.txt").write_text(short, encoding="utf-8", errors="replace")
+        raise
 
 
 def _job(job: Job, folder: str) -> dict[str, Any]:

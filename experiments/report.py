@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import Outcome, claim_order, find_claims, replace_text
+from experiments.harness import Job, Outcome, claim_order, find_claims, replace_text
+from experiments.verdict import VERDICTS
 
 Ledger = dict[str, dict[str, Any]]
 
@@ -32,7 +33,7 @@ def ledger_text(outcomes: Iterable[Outcome]) -> str:
     for outcome in sorted(outcomes, key=lambda outcome: claim_order(outcome.job.claim.id)):
         claim, record = outcome.job.claim, outcome.record
         verdict = record["verdict"] if record else "crashed"
-        because = record["because"] if record else (outcome.crash or "").strip().splitlines()[-1]
+        because = record["because"] if record else outcome.reason
         seconds = f"{record['seconds']:.1f}" if record else "-"
         rows.append(f"{claim.id:6} {verdict:18} {seconds:>7}  {claim.title}")
         rows += textwrap.wrap(because, 100, initial_indent=" " * 7, subsequent_indent=" " * 7)
@@ -65,44 +66,59 @@ def write_index(out: Path) -> Path:
 
 def _row(claim: str, record: dict[str, Any] | None, *, crashed: bool) -> str:
     verdict = "crashed" if crashed or record is None else record["verdict"]
-    title, size, seconds = (record["title"], record["size"], record["seconds"]) if record else ("", "", "")
-    cells = [f'<a href="#{claim}">{claim}</a>', html.escape(title), _badge(verdict), size, str(seconds)]
+    about = [_text(record[key]) if record else "" for key in ("title", "size", "seconds")]
+    name = _text(claim)
+    return _table_row(f'<a href="#{name}">{name}</a>', about[0], _badge(verdict), *about[1:])
+
+
+def _text(data: Any) -> str:
+    """What comes from a record, a script or a folder's name, as text of the page: never as markup."""
+    return html.escape(str(data))
+
+
+def _table_row(*cells: str) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
 
 
 def _badge(verdict: str) -> str:
-    return f'<span class="verdict {verdict.split()[0]}">{verdict}</span>'
+    style = verdict.partition(" ")[0] if verdict in (*VERDICTS, "crashed") else ""
+    return f'<span class="verdict {style}">{_text(verdict)}</span>'
 
 
 def _section(folder: Path, record: dict[str, Any] | None, crash: str | None) -> str:
-    crashed = f"{_badge('crashed')}<pre>{html.escape(crash)}</pre>" if crash else ""
+    crashed = f"{_badge('crashed')}<pre>{_text(crash)}</pre>" if crash else ""
+    name = _text(folder.name)
     if record is None:
-        return f'<h2 id="{folder.name}">{folder.name}</h2>{crashed}'
+        return f'<h2 id="{name}">{name}</h2>{crashed}'
     figure = base64.b64encode((folder / "figure.png").read_bytes()).decode()
     numbers = "".join(_number_row(name, number) for name, number in record["numbers"].items())
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     made = f"{record['device']} · size {record['size']} · seed {record['seed']} · commit {record['commit']}"
-    return f"""<h2 id="{folder.name}">{folder.name} · {html.escape(record["title"])}</h2>{crashed}
-<p>{_badge(record["verdict"])} {html.escape(record["because"])}</p>
-<img alt="{html.escape(record["title"])}" src="data:image/png;base64,{figure}">
+    return f"""<h2 id="{name}">{name} · {_text(record["title"])}</h2>{crashed}
+<p>{_badge(record["verdict"])} {_text(record["because"])}</p>
+<img alt="{_text(record["title"])}" src="data:image/png;base64,{figure}">
 <details class="numbers"><summary>numbers</summary><table><tr><th>name</th><th>value</th><th>interval</th>
 <th>expected</th><th>holds</th></tr>{numbers}</table></details>
-<p><small>{html.escape(record["paper"])}<br>{html.escape(f"{made} · {versions}")}</small></p>
+<p><small>{_text(record["paper"])}<br>{_text(f"{made} · {versions}")}</small></p>
 """
 
 
 def _number_row(name: str, number: dict[str, Any]) -> str:
     def text(key: str) -> str:
         value = number.get(key)
-        return f"{value:.5g}" if isinstance(value, float) else "-"
+        return f"{value:.5g}" if isinstance(value, float) else "not finite" if value is None else str(value)
 
     interval = f"[{text('low')}, {text('high')}]" if "low" in number else ""
     margin = f" ± {text('tolerance')}" if "tolerance" in number else ""
     relation = number.get("relation", "")
     expected = f"{relation} {text('expected')}{margin}" if "expected" in number else ""
-    holds = {True: "yes", False: "no", None: "undecided"}[number["holds"]] if "holds" in number else ""
-    cells = (html.escape(name), text("value"), interval, expected, holds)
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    holds = {True: "yes", False: "no"}.get(number["holds"], "undecided") if "holds" in number else ""
+    return _table_row(*map(_text, (name, text("value"), interval, expected, holds)))
+
+
+def ledger_path(scripts: Path, size: str) -> Path:
+    """The committed verdicts of this size: smoke runs, which decide less, have a file of their own."""
+    return scripts / ("ledger_smoke.json" if size == "smoke" else "ledger.json")
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -110,15 +126,62 @@ def read_ledger(path: Path) -> Ledger:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def committed(ledger: Ledger, job: Job) -> dict[str, Any]:
+    """The ledger's entry for a claim if it is of the job's size; empty if there is none."""
+    entry = ledger.get(job.claim.id, {})
+    return entry if entry.get("size") == job.size else {}
+
+
+def verdict_of(outcome: Outcome) -> str:
+    """The verdict as a ledger holds it: of a smoke run that decides nothing it says that the size is why."""
+    if outcome.record is None:
+        return "crashed"
+    verdict = outcome.record["verdict"]
+    undecided = verdict == "not testable here" and outcome.job.size == "smoke"
+    return "not testable at smoke size" if undecided else verdict
+
+
 def update_ledger(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """Enter the verdicts of these outcomes into the ledger; a crash leaves its claim's entry as it was."""
+    """Enter the verdicts of these outcomes into the ledger; a crash leaves its claim's entry as it was.
+
+    Smoke runs are entered without title and reason: their numbers serve as an alarm, not as findings.
+    """
     ledger = read_ledger(path)
     for outcome in outcomes:
-        if outcome.record:
-            keys = ("title", "verdict", "because", "size", "seed")
-            ledger[outcome.record["claim"]] = {key: outcome.record[key] for key in keys}
+        if record := outcome.record:
+            smoke = outcome.job.size == "smoke"
+            keys = ("verdict", "size", "seed") if smoke else ("title", "verdict", "because", "size", "seed")
+            entry = {key: record[key] for key in keys} | {"verdict": verdict_of(outcome)}
+            ledger[record["claim"]] = entry | {"seconds": round(record["seconds"])}
     ordered = {claim: ledger[claim] for claim in sorted(ledger, key=claim_order)}
     replace_text(path, json.dumps(ordered, indent=2, ensure_ascii=False) + "\n")
+
+
+def announcement(planned: Sequence[Job], ledger: Ledger, out: Path, at_once: int) -> str:
+    """What is going to run and, where a run of the same size is on record or committed, how long it took."""
+    took = [_seconds(job, ledger, out) for job in planned]
+    names = [
+        job.claim.id + ("" if seconds is None else f" ({seconds:.0f} s)")
+        for job, seconds in zip(planned, took, strict=True)
+    ]
+    sizes = " and ".join(sorted({job.size for job in planned}))
+    known = [seconds for seconds in took if seconds is not None]
+    count = "1 claim" if len(planned) == 1 else f"{len(planned)} claims"
+    start = f"Running {count} at size {sizes}, {at_once} at once: {', '.join(names)}."
+    if not known:
+        end = "How long they take is not known yet."
+    else:
+        which = "" if len(known) == len(planned) else f" of {len(known)} of them"
+        wait = max(sum(known) / at_once, *known)
+        end = f"The last runs{which} took {sum(known):.0f} s in all; so many at once, about {wait:.0f} s."
+    return textwrap.fill(f"{start} {end}", 100)
+
+
+def _seconds(job: Job, ledger: Ledger, out: Path) -> float | None:
+    path = out / job.claim.id / "record.json"
+    if path.exists() and (last := json.loads(path.read_text(encoding="utf-8")))["size"] == job.size:
+        return last["seconds"]
+    return committed(ledger, job).get("seconds")
 
 
 def ledger_table(ledger: Ledger, scripts: Path) -> str:
@@ -143,12 +206,11 @@ def update_readme(path: Path, table: str) -> None:
 
 
 def differences(ledger: Ledger, outcomes: Sequence[Outcome]) -> list[str]:
-    """What these outcomes say otherwise than the ledger, a sentence each."""
+    """What these outcomes say otherwise than the ledger at their size, a sentence each."""
     found = []
     for outcome in outcomes:
-        claim = outcome.job.claim.id
-        now = outcome.record["verdict"] if outcome.record else "crashed"
-        committed = ledger.get(claim, {}).get("verdict", "not in the ledger")
-        if now != committed:
-            found.append(f"{claim}: committed {committed}, now {now}")
+        now = verdict_of(outcome)
+        before = committed(ledger, outcome.job).get("verdict", f"nothing at size {outcome.job.size}")
+        if now != before:
+            found.append(f"{outcome.job.claim.id}: committed {before}, now {now}")
     return found

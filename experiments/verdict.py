@@ -23,7 +23,8 @@ class Number:
     """A measured value and, where there is one, what it is expected to be.
 
     With an interval the whole of `[low, high]` must satisfy the relation, which makes `equals` a test of
-    equivalence with the margin `tolerance`; without one the value alone must.
+    equivalence with the margin `tolerance`; without one the value alone must. A value, an end or an
+    expectation that is NaN satisfies no relation: what could not be computed was not found to hold.
 
     Args:
       value: what was measured.
@@ -37,6 +38,8 @@ class Number:
     True
     >>> print(Number(0.503, expected=0.5, tolerance=0.01, low=0.45, high=0.55).holds)
     None
+    >>> Number(float("nan"), expected=0.5, tolerance=0.01).holds
+    False
     """
 
     value: float
@@ -58,12 +61,12 @@ class Number:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the relation holds; `None` if the interval reaches over the margin or something is NaN."""
+        """Whether the relation holds; `None` if the interval reaches over the margin. NaN does not hold."""
         if self.expected is None:
             return None
         low, high = (self.value if end is None else end for end in (self.low, self.high))
         if np.isnan([low, high, self.value, self.expected]).any():
-            return None
+            return False
         bottom, top = self.expected - (self.tolerance or 0.0), self.expected + (self.tolerance or 0.0)
         if self.relation == "at most":
             return _decide(high <= top, low > top)
@@ -73,15 +76,18 @@ class Number:
         return _decide(inside, outside) if self.relation == "equals" else _decide(outside, inside)
 
     def __str__(self) -> str:
-        text = f"{self.value:.4g}"
-        if self.low is not None:
-            text += f" in [{self.low:.4g}, {self.high:.4g}]"
+        text = _digits(self.value)
+        if self.low is not None and self.high is not None:
+            text += f" in [{_digits(self.low)}, {_digits(self.high)}]"
         if self.expected is not None:
             words = {"equals": "expected", "differs": "expected other than"}.get(self.relation, self.relation)
-            text += f" ({words} {self.expected:.4g}" + (
-                f" ± {self.tolerance:.2g})" if self.tolerance else ")"
-            )
+            margin = f" ± {self.tolerance:.2g}" if self.tolerance else ""
+            text += f" ({words} {_digits(self.expected)}{margin})"
         return text
+
+
+def _digits(number: float) -> str:
+    return "NaN" if np.isnan(number) else f"{number:.4g}"
 
 
 def _decide(true: bool, false: bool) -> bool | None:
@@ -110,7 +116,8 @@ def judge(
 
     Refuted if a number in `refutes` fails; else not testable here if one of them is undecided; else qualified
     if one in `qualifies` fails; else not testable here if one of those is undecided; else reproduced. Numbers
-    in neither are reported and judge nothing.
+    in neither are reported and judge nothing. The reason names every number that fails and every one that is
+    undecided, whatever the verdict, and the first of those that hold.
 
     Args:
       numbers: name to number.
@@ -126,16 +133,24 @@ def judge(
     """
     refutes, qualifies = tuple(refutes), dict(qualifies or {})
     _require_judgeable(numbers, refutes, tuple(qualifies))
-    if broken := [name for name in refutes if numbers[name].holds is False]:
-        return Verdict("refuted", _sentence("Fails", numbers, broken), numbers)
-    if open_ := [name for name in refutes if numbers[name].holds is None]:
-        return Verdict("not testable here", _sentence("Undecided at this size", numbers, open_), numbers)
-    if limits := [name for name in qualifies if numbers[name].holds is False]:
-        parts = [_sentence(f"Holds only {qualifies[name]}", numbers, [name]) for name in limits]
-        return Verdict("qualified", " ".join([*parts, _sentence("It holds in", numbers, refutes)]), numbers)
-    if open_ := [name for name in qualifies if numbers[name].holds is None]:
-        return Verdict("not testable here", _sentence("Undecided at this size", numbers, open_), numbers)
-    return Verdict("reproduced", _sentence("Holds", numbers, [*refutes, *qualifies]), numbers)
+
+    def pick(names: Iterable[str], holds: bool | None) -> list[str]:
+        return [name for name in names if numbers[name].holds is holds]
+
+    broken, unclear, limits = pick(refutes, False), pick(refutes, None), pick(qualifies, False)
+    undecided = [*unclear, *pick(qualifies, None)]
+    holds = "Holds" if not (broken or unclear) else "Would hold"
+    conditions = [_sentence(f"{holds} only {qualifies[name]}", numbers, [name]) for name in limits]
+    open_ = [_sentence("Undecided at this size", numbers, undecided)] if undecided else []
+    if broken:
+        said = [_sentence("Fails", numbers, broken), *conditions, *open_]
+        return Verdict("refuted", " ".join(said), numbers)
+    if unclear or (undecided and not limits):
+        return Verdict("not testable here", " ".join([*open_, *conditions]), numbers)
+    if limits:
+        said = [*conditions, *open_, _sentence("It holds in", numbers, refutes, most=4)]
+        return Verdict("qualified", " ".join(said), numbers)
+    return Verdict("reproduced", _sentence("Holds", numbers, [*refutes, *qualifies], most=4), numbers)
 
 
 def _require_judgeable(
@@ -152,10 +167,13 @@ def _require_judgeable(
             raise ValueError(f"{name!r} judges nothing: nothing is expected of it")
 
 
-def _sentence(start: str, numbers: Mapping[str, Number], names: Iterable[str], *, most: int = 4) -> str:
+def _sentence(
+    start: str, numbers: Mapping[str, Number], names: Iterable[str], *, most: int | None = None
+) -> str:
     names = list(names)
     told = "; ".join(f"{name} is {numbers[name]}" for name in names[:most])
-    return f"{start}: {told}{f'; and {len(names) - most} more' if len(names) > most else ''}."
+    more = len(names) - len(names[:most])
+    return f"{start}: {told}{f'; and {more} more' if more else ''}."
 
 
 def untestable(missing: str, numbers: Mapping[str, Number] | None = None) -> Verdict:

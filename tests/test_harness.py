@@ -1,8 +1,13 @@
 """The harness runs claims apart from each other, publishes whole results, and never hides a crash."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -65,17 +70,19 @@ def cli(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Four claims run once: two that end well, one that raises, one that is killed."""
+    """Five claims run once: two that end well, two that raise, one of them within JAX, one that is killed."""
     scripts, out = tmp_path_factory.mktemp("scripts"), tmp_path_factory.mktemp("out")
     write_claim(scripts, "A2", precision="float64")
     write_claim(scripts, "B10", tolerance=1e-6, paper="B")
     write_claim(scripts, "B9", check="raise ValueError('<no & luck>')")
+    write_claim(scripts, "B11", check="jax.jit(lambda x: x + np.ones(3))(np.ones(2))")
     write_claim(scripts, "C1", check="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     (out / "B9").mkdir()
     (out / "B9" / "record.json").write_text(json.dumps(OLD))
     (out / "B9" / "figure.png").write_bytes(b"old")
-    status = cli("--scripts", scripts, "--out", out, "--seed", "3")
-    return scripts, out, status
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = cli("--scripts", scripts, "--out", out, "--seed", "3")
+    return scripts, out, status, said.getvalue()
 
 
 OLD = {
@@ -84,12 +91,31 @@ OLD = {
 }  # fmt: skip
 
 
+def line_of(scripts: Path, name: str, words: str) -> int:
+    lines = (scripts / name).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if words in line)
+
+
+def test_the_reason_of_a_crash_is_the_exception_s_own_and_the_claim_s_line(ran):
+    """JAX ends a traceback with a note on its internal frames, which says nothing of the mistake."""
+    scripts, out, _, said = ran
+    whole = " ".join(said.split())
+    here = f"(b09_noun.py, line {line_of(scripts, 'b09_noun.py', 'raise')})"
+    assert f"ValueError: <no & luck> {here}" in whole
+    assert f"(b11_noun.py, line {line_of(scripts, 'b11_noun.py', 'jit')})" in whole
+    assert "incompatible shapes for broadcasting: (2,), (3,)" in whole.split("B11", 1)[1]
+    assert "ended by signal 9" in whole
+    table = said[said.index("claim  verdict") :]
+    assert "internal frames" not in table
+    assert "internal frames" in (out / "B11" / "crash.txt").read_text()
+
+
 def read(out: Path, claim: str) -> dict:
     return json.loads((out / claim / "record.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 def test_a_run_publishes_data_figure_and_record(ran):
-    _, out, _ = ran
+    _, out, *_ = ran
     found = read(out, "A2")
     assert list(found)[:3] == ["claim", "title", "paper"]
     assert set(found) == set(OLD)
@@ -109,7 +135,7 @@ def test_a_run_publishes_data_figure_and_record(ran):
 def test_each_claim_has_its_own_precision_and_the_seed_that_was_asked_for(ran, x64):
     import jax
 
-    _, out, _ = ran
+    _, out, *_ = ran
     for claim, dtype in (("A2", "float64"), ("B10", "float32")):
         data = xr.load_dataset(out / claim / "data.nc", engine="h5netcdf")
         assert data.x.dtype == dtype
@@ -117,7 +143,7 @@ def test_each_claim_has_its_own_precision_and_the_seed_that_was_asked_for(ran, x
 
 
 def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
-    _, out, status = ran
+    _, out, status, _ = ran
     assert status == 1
     assert read(out, "B10")["verdict"] == "not testable here"
     raised, killed = ((out / claim / "crash.txt").read_text() for claim in ("B9", "C1"))
@@ -132,8 +158,50 @@ def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
     assert page.index('id="A2"') < page.index('id="B9"') < page.index('id="B10"') < page.index('id="C1"')
 
 
+class Elements(HTMLParser):
+    """What a browser would see: every element's name, and every text between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.texts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.texts += [value for _, value in attrs if value]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_nothing_that_comes_from_data_is_markup(tmp_path):
+    """A record, a crash and a folder's name whose every text is an element of its own name."""
+
+    def mark(where: str) -> str:
+        return f'"{where}&<evil-{where}>'
+
+    texts = ("title", "paper", "verdict", "because", "size", "seed", "seconds", "device", "commit")
+    found = {key: mark(key) for key in texts}
+    found["versions"] = {mark("package"): mark("version")}
+    number = {key: mark(key) for key in ("value", "expected", "low", "high", "tolerance", "relation")}
+    found["numbers"] = {mark("number"): number | {"holds": True}}
+    folder = tmp_path / mark("folder")
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps(found))
+    (folder / "figure.png").write_bytes(b"picture")
+    (folder / "crash.txt").write_text(mark("crash"))
+    (tmp_path / mark("empty")).mkdir()
+    (tmp_path / mark("empty") / "crash.txt").write_text(mark("crash"))
+    page = Elements()
+    page.feed(report.write_index(tmp_path).read_text())
+    assert not [name for name in page.names if name.startswith("evil")]
+    said = "\n".join(page.texts)
+    shown = [*texts, "package", "version", "number", "value", "expected", "low", "high", "tolerance"]
+    for where in (*shown, "relation", "folder", "empty", "crash"):
+        assert mark(where) in said, where
+
+
 def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
-    scripts, out, _ = ran
+    scripts, out, *_ = ran
     before = (out / "A2" / "record.json").read_bytes()
     assert cli("A2", "--scripts", scripts, "--out", out, "--size", "smoke") == 2
     assert "quick run of A2" in capsys.readouterr().err
@@ -141,9 +209,7 @@ def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
 
 
 def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_path, capsys):
-    scripts, _, _ = ran
-    smoke = cli("A2", "--scripts", scripts, "--out", tmp_path / "smoke", "--size", "smoke", "--update-ledger")
-    assert smoke == 2
+    scripts, *_ = ran
     both = ["A2", "B9", "--scripts", scripts, "--out", tmp_path]
     assert cli(*both, "--seed", "5", "--update-ledger") == 1  # B9 crashes
     path = scripts / "ledger.json"
@@ -159,18 +225,99 @@ def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_pat
     path.unlink()
 
 
+def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
+    """One claim decides at smoke size and one does not; a change of either is found."""
+    scripts = tmp_path / "experiments"
+    shutil.copytree(ran[0], scripts)
+    (tmp_path / "README.md").write_text("<!-- ledger -->\n<!-- /ledger -->")
+    both = ["A2", "B10", "--scripts", scripts, "--size", "smoke", "--out", tmp_path / "out"]
+    assert cli(*both, "--check") == 2
+    assert "committed at size smoke" in capsys.readouterr().err
+    assert cli(*both, "--seed", "4", "--update-ledger") == 0
+    assert not (scripts / "ledger.json").exists()
+    assert "A2" not in (tmp_path / "README.md").read_text()
+    path = scripts / "ledger_smoke.json"
+    smoke = json.loads(path.read_text(encoding="utf-8"))
+    assert {claim: entry["verdict"] for claim, entry in smoke.items()} == {
+        "A2": "reproduced",
+        "B10": "not testable at smoke size",
+    }
+    assert all(entry["seed"] == 4 and entry["size"] == "smoke" for entry in smoke.values())
+    (scripts / "ledger.json").write_text(json.dumps({"A2": {"verdict": "refuted", "size": "quick"}}))
+    capsys.readouterr()
+    assert cli(*both, "--check") == 0
+    assert "The verdicts are those of ledger_smoke.json." in capsys.readouterr().out
+    smoke["A2"]["verdict"], smoke["B10"]["verdict"] = "refuted", "reproduced"
+    path.write_text(json.dumps(smoke))
+    assert cli(*both, "--check") == 1
+    said = capsys.readouterr().out
+    assert "A2: committed refuted, now reproduced" in said
+    assert "B10: committed reproduced, now not testable at smoke size" in said
+
+
 def test_differences_name_what_is_new_and_what_crashed(ran):
     claims = harness.find_claims(ran[0])
     good = Outcome(Job(claims["A2"], "quick", 0), {"verdict": "reproduced"}, None)
     bad = Outcome(Job(claims["B9"], "quick", 0), None, "trace")
-    found = report.differences({"B9": {"verdict": "refuted"}}, [good, bad])
-    assert found == ["A2: committed not in the ledger, now reproduced", "B9: committed refuted, now crashed"]
+    ledger = {"B9": {"verdict": "refuted", "size": "quick"}}
+    found = report.differences(ledger, [good, bad])
+    assert found == [
+        "A2: committed nothing at size quick, now reproduced",
+        "B9: committed refuted, now crashed",
+    ]
+    ledger["A2"] = {"verdict": "reproduced", "size": "full"}
+    assert report.differences(ledger, [good]) == found[:1]
+    ledger["A2"]["size"] = "quick"
+    assert report.differences(ledger, [good]) == []
+
+
+def test_what_runs_and_how_long_it_took_is_said_before_anything_ends(ran, tmp_path, monkeypatch):
+    """On a stream that shows only what is flushed. A record of this size counts, else what is committed."""
+    claims = harness.find_claims(ran[0])
+    jobs = [Job(claims[name], "quick", 0) for name in ("A2", "B9", "B10", "C1")]
+    for claim, size, seconds in (("A2", "quick", 40.2), ("B9", "full", 1000.0)):
+        (tmp_path / claim).mkdir()
+        (tmp_path / claim / "record.json").write_text(json.dumps(OLD | {"size": size, "seconds": seconds}))
+        (tmp_path / claim / "figure.png").write_bytes(b"old")
+    ledger = {
+        name: {"size": "quick", "seconds": seconds} for name, seconds in (("A2", 9), ("B9", 30), ("B10", 5))
+    }
+    told = report.announcement(jobs, ledger, tmp_path, 2)
+    assert "Running 4 claims at size quick, 2 at once: A2 (40 s), B9 (30 s), B10 (5 s), C1." in told
+    assert "of 3 of them took 75 s in all" in " ".join(told.split())
+    assert "about 40 s" in " ".join(told.split())  # no less than the longest
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer))
+    seen = []
+
+    def run_jobs(*_, **__):
+        seen.append(buffer.getvalue().decode())
+        return iter(())
+
+    monkeypatch.setattr(harness, "run_jobs", run_jobs)
+    cli("A2", "--scripts", ran[0], "--out", tmp_path)
+    assert "Running 1 claim at size quick" in seen[0]
+    assert "A2 (40 s)" in seen[0]
+
+
+@pytest.mark.parametrize("arguments", [["--list"], ["--help"]], ids=" ".join)
+def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback(arguments):
+    """As `head` does, but before anything is written, so that no race decides."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "experiments", *arguments]
+    done = subprocess.run(
+        command, cwd=harness.SCRIPTS.parent, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141
 
 
 def test_claims_are_listed_in_the_papers_order_without_running(ran, capsys):
     assert cli("--list", "--scripts", ran[0]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{claim:5} Title of {claim}" for claim in ("A2", "B9", "B10", "C1")]
+    assert lines == [f"{claim:5} Title of {claim}" for claim in ("A2", "B9", "B10", "B11", "C1")]
 
 
 def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):

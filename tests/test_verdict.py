@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.alignment import furthest
 from experiments.verdict import Number, Verdict, extrapolate, judge, mean, share, untestable, worst
 
 YES = Number(1.0, expected=1.0)
@@ -37,10 +38,44 @@ def test_relations_hold_for_the_whole_interval_or_fail_for_the_whole_of_it(ends,
         assert number.holds is (True if always else False if never else None), relation
 
 
-def test_a_number_without_expectation_or_value_decides_nothing():
+def test_a_number_without_expectation_decides_nothing():
     assert PLAIN.holds is None
-    assert NAN.holds is None
+    assert Number(math.nan).holds is None
     assert Number(math.inf, expected=1.0, tolerance=0.5).holds is False
+
+
+@pytest.mark.parametrize("relation", ["equals", "differs", "at most", "at least"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"value": math.nan},
+        {"expected": math.nan},
+        {"low": math.nan, "high": 2.0},
+        {"low": 0.0, "high": math.nan},
+        {"low": math.nan, "high": math.nan},
+    ],
+    ids=str,
+)
+def test_nan_satisfies_no_relation_and_is_called_nan(relation, where):
+    number = Number(**({"value": 1.0, "expected": 1.0, "tolerance": 5.0, "relation": relation} | where))
+    assert number.holds is False
+    assert "NaN" in str(number)
+    if where.keys() != {"expected"}:
+        assert "NaN" in judge({"lost": number}, refutes=["lost"]).because
+
+
+def test_the_mean_of_samples_with_nan_fails():
+    number = mean([1.0, math.nan, 1.0], expected=1.0, tolerance=5.0)
+    assert number.holds is False
+    assert judge({"mean": number}, refutes=["mean"]).verdict == "refuted"
+
+
+def test_of_many_settings_one_that_is_nan_comes_first():
+    """Whatever its place: NaN compares as neither more nor less, and a maximum may pass it over."""
+    for place in range(3):
+        samples = np.full((3, 4), 0.001) + np.arange(4) * 1e-6
+        samples[place, 2] = math.nan
+        assert furthest(samples, [0.0, 0.0, 0.0], tolerance=0.01).holds is False
 
 
 @pytest.mark.parametrize(
@@ -61,13 +96,43 @@ def test_numbers_without_meaning_are_refused(bad):
         (NO, OPEN, "refuted"),
         (OPEN, YES, "not testable here"),
         (OPEN, NO, "not testable here"),
-        (NAN, YES, "not testable here"),
+        (NAN, YES, "refuted"),
+        (YES, NAN, "qualified"),
+        (OPEN, NAN, "not testable here"),
+        (NAN, OPEN, "refuted"),
     ],
 )
 def test_the_rule_of_precedence(main, side, verdict):
     judged = judge({"main": main, "side": side}, refutes=["main"], qualifies={"side": "without noise"})
     assert judged.verdict == verdict
-    assert ("without noise" in judged.because) == (verdict == "qualified")
+    assert ("Holds only without noise" in judged.because) == (verdict == "qualified")
+    assert ("only without noise" in judged.because) == (side.holds is False)
+    assert ("NaN" in judged.because) == (main is NAN or side is NAN)
+
+
+@pytest.mark.parametrize("main", [YES, NO, OPEN])
+@pytest.mark.parametrize("limit", [YES, NO])
+def test_every_undecided_number_is_named_whatever_else_fails(main, limit):
+    """Six of them, so that none is dropped for brevity; of 500 numbers that hold only some are."""
+    numbers = {"main": main, "limit": limit} | {f"held{i}": YES for i in range(20)}
+    numbers |= {f"open{i}": Number(1.0, 1.0, 0.5, low=0.0, high=2.0 + i) for i in range(6)}
+    conditions = {"limit": "without noise"} | {f"open{i}": "on Sundays" for i in range(6)}
+    judged = judge(numbers, refutes=["main", *(f"held{i}" for i in range(20))], qualifies=conditions)
+    because = judged.because
+    assert "Undecided at this size: " in because
+    for i in range(6):
+        assert f"open{i} is 1 in [0, {2 + i}] (expected 1 ± 0.5)" in because
+    assert ("main is 1 in [0, 2]" in because) == (main is OPEN)
+    assert ("main is 2" in because) == (main is NO)
+    assert ("limit is 2" in because) == (limit is NO)
+    assert "on Sundays" not in because
+    assert "held19" not in because
+
+
+def test_every_number_that_fails_is_named():
+    numbers = {f"n{i}": NO for i in range(7)}
+    because = judge(numbers, refutes=list(numbers)).because
+    assert all(f"n{i} is 2" in because for i in range(7))
 
 
 def test_a_single_failure_among_many_refutes_and_is_named():
@@ -153,6 +218,6 @@ def test_the_worst_entry_is_the_one_that_comes_closest_to_breaking_the_relation(
         "at least": -0.5,
     }
     assert not any(number.holds for number in found.values())
-    assert worst([1.0, float("nan"), 9.0], expected=1.0).holds is None
+    assert worst([1.0, math.nan, 9.0], expected=1.0).holds is False
     with pytest.raises(ValueError, match="no values"):
         worst([], expected=[])
