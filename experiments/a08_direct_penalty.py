@@ -46,9 +46,9 @@ from experiments.verdict import Number, judge, mean, share, worst
 from grpo_jax.optimizers import SGD, AdamW
 from grpo_jax.tasks import Bernoulli
 from grpo_jax.theory import (
+    bifurcations,
     direct_roots,
     drive,
-    folds,
     group_preference,
     nlhf,
     odds_velocity,
@@ -353,7 +353,7 @@ def _draw_phases(axes, data: xr.Dataset) -> None:
         axes.fill(here.fold_beta, here.fold_reference, color=color, alpha=0.25, lw=0)
         axes.plot(here.fold_beta, here.fold_reference, color=color, lw=1.4, label=f"{group}")
     beta = np.linspace(0.1, 3, 300)
-    edge = folds(beta, group_size=np.inf).logit_reference_low
+    edge = bifurcations(beta, group_size=np.inf).logit_reference_low
     axes.plot(beta, edge, color="k", lw=1.4, ls="--", label="∞: two below,\nnone above")
     axes.legend(title="G: three roots inside", frameon=False, fontsize=8, loc="lower right")
     axes.set(xlim=(0, 3), ylim=(-12, 3), xlabel="β", ylabel="log odds of π_ref")
@@ -371,7 +371,7 @@ def _draw_basins(axes, data: xr.Dataset) -> None:
         axes.plot(
             z - drive(z, group_size=int(GROUPS[1])) / beta, z, style, color="#aa3377", lw=1.8, label=label
         )
-    turn = float(folds(beta, group_size=np.inf).z_low)
+    turn = float(bifurcations(beta, group_size=np.inf).z_low)
     for z, style in ((np.linspace(-9, turn, 200), "-"), (np.linspace(turn, 9, 200), "--")):
         label = "G → ∞" if style == "-" else None
         axes.plot(z - drive(z, group_size=np.inf) / beta, z, style, color="0.6", lw=1, label=label)

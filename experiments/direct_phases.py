@@ -12,11 +12,11 @@ from scipy import optimize, stats
 
 from experiments.alignment import light
 from experiments.grid import grid
-from grpo_jax.theory import Folds, critical_point, direct_roots, drive, folds
+from grpo_jax.theory import Bifurcations, bifurcations, critical_point, direct_roots, drive
 
 GROUPS = np.array([8, 32])
 LEVELS, PLACES = np.array([0.5, 0.8]), np.array([0.1, 0.5, 0.9])
-"""beta / beta_c(G), and where between the folds logit pi_ref lies."""
+"""beta / beta_c(G), and where between the bifurcations logit pi_ref lies."""
 COUNTED = (3, 8, 32, np.inf)
 WEDGES = np.array([8, 32, 128])
 
@@ -26,12 +26,12 @@ def odds(z: np.ndarray) -> np.ndarray:
 
 
 class Diagram(NamedTuple):
-    """beta and logit pi_ref [S] of basins, their roots [S, 3] and folds [S]; numbers of roots elsewhere."""
+    """beta and logit pi_ref [S] of basins, their roots [S, 3] and bifurcations [S]; numbers of roots elsewhere."""
 
     beta: Any
     z_ref: Any
     roots: Any
-    fold: Folds
+    fold: Bifurcations
     number: Any
 
 
@@ -40,7 +40,7 @@ def diagram(reference: jax.Array, beta: jax.Array, *, group_size: int) -> Diagra
     """One program for all that theory says of a group size."""
     level, place = grid(LEVELS, PLACES)
     here = level * critical_point(group_size=group_size)[1]
-    fold = folds(here, group_size=group_size)
+    fold = bifurcations(here, group_size=group_size)
     low, high = fold.logit_reference_high, fold.logit_reference_low
     z_ref = low + place * (high - low)
     both = (jnp.concatenate(pair) for pair in ((jax.nn.sigmoid(z_ref), reference), (here, beta)))
