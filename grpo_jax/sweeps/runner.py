@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,9 +24,10 @@ from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.part import describe, put
 from grpo_jax.recording import DIAGNOSTICS
 from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size
+from grpo_jax.sweeps.interrupt import Stop, interruptible
 from grpo_jax.sweeps.layout import Estimate, Shape, check_fits, estimate, free_memory, layout
 from grpo_jax.sweeps.program import Program, Request
-from grpo_jax.sweeps.storage import Store, held_width
+from grpo_jax.sweeps.storage import Store, check_space, held_width, prepare_folder
 from grpo_jax.sweeps.tuning import foreseen, remember, tuned, worth_tuning
 
 STREAM_BYTES = 2**28
@@ -88,26 +90,33 @@ def sweep(
             f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
         )
     runs = size(run_axes[0]) * len(seed_values)
-    shape, wanted, streamed = _planned(configs, run_axes[0], request, runs, out, width, devices)
+    folder = None if out is None else prepare_folder(out)
+    shape, wanted, streamed = _planned(configs, run_axes[0], request, runs, folder, width, devices)
+    if folder is not None:
+        check_space(folder, wanted.output, streamed=streamed)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
-    store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
-    if progress:
-        print(wanted.sentence(), file=sys.stderr)
-    report = _Report(programs, runs * len(programs), iterations, progress)
-    results = [
-        _variant(i, program, seed_values, runs, store, report, disk=store if streamed else None)
-        for i, program in enumerate(programs)
-    ]
-    if report.updates >= wanted.updates:  # no part was read back
-        remember(configs[0], wanted, shape.devices, report.run_seconds)
-    data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
-    data.attrs |= {"config": json.dumps(describe(config)), "root": root}
-    data.attrs |= report.attributes(configs[0], shape, because=reason(varied[0]))
-    broken = int((~data["finite"].isel(iteration=-1)).sum())
-    if progress and broken:
-        print(f"{broken} of {runs * len(programs)} runs turned non-finite", file=sys.stderr)
-    if store:
-        store.finish(data)
+    manifest = _manifest(configs, run_axes, seed_values, request, shape, programs)
+    with (
+        contextlib.nullcontext() if folder is None else Store(folder, manifest) as store,
+        interruptible(folder) as stop,
+    ):
+        if progress:
+            print(wanted.sentence(), file=sys.stderr)
+        report = _Report(programs, runs * len(programs), iterations, progress)
+        results = [
+            _variant(i, program, seed_values, runs, store, report, stop, disk=store if streamed else None)
+            for i, program in enumerate(programs)
+        ]
+        if report.updates >= wanted.updates:  # no part was read back
+            remember(configs[0], wanted, shape.devices, report.run_seconds)
+        data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
+        data.attrs |= {"config": json.dumps(describe(config)), "root": root}
+        data.attrs |= report.attributes(configs[0], shape, because=reason(varied[0]))
+        broken = int((~data["finite"].isel(iteration=-1)).sum())
+        if progress and broken:
+            print(f"{broken} of {runs * len(programs)} runs turned non-finite", file=sys.stderr)
+        if store:
+            store.finish(data)
     return store.open() if store and streamed else data
 
 
@@ -174,13 +183,16 @@ def _variant(
     runs: int,
     store: Store | None,
     report: _Report,
+    stop: Stop,
     *,
     disk: Store | None,
 ) -> dict[str, np.ndarray]:
     """Every part of one variant, computed or read back: [records, ..., runs], held on ``disk`` if given."""
     whole: dict[str, np.ndarray] = {}
     sizes = [axis.size for axis in program.axes]
+    parts = -(-runs // program.shape.runs)
     for part, first in enumerate(range(0, runs, program.shape.runs)):
+        stop.check(variant * parts + part, report.variants * parts)
         done = store.read(variant, part) if store else None
         if done is None:
             run = np.minimum(np.arange(first, first + program.shape.runs), runs - 1)
@@ -193,9 +205,7 @@ def _variant(
         for name, value in done.items():
             if name not in whole:
                 size = (*value.shape[:-1], runs)
-                whole[name] = (
-                    disk.array(variant, name, size, value.dtype) if disk else np.empty(size, value.dtype)
-                )
+                whole[name] = disk.array(size, value.dtype) if disk else np.empty(size, value.dtype)
             whole[name][..., first : first + value.shape[-1]] = value
             if disk:
                 disk.release(whole[name])
@@ -208,6 +218,7 @@ class _Report:
 
     def __init__(self, programs: list[Program], runs: int, iterations: int, progress: bool) -> None:
         self.compiled: dict[str, Any] = {}
+        self.variants = len(programs)
         self.compile_seconds = self.run_seconds = 0.0
         self.updates = 0
         self.iterations = iterations
