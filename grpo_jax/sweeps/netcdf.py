@@ -99,7 +99,7 @@ def check_storable(dtypes: Mapping[str, Any]) -> None:
         dtype = np.dtype(given)
         if not name or "/" in name or "\0" in name or name in (".", ".."):
             raise ValueError(f"{name!r} cannot name a variable in a file; leave out '/'")
-        if dtype.isbuiltin != 1 or dtype.kind not in "biufc":
+        if dtype.isbuiltin != 1 or dtype.kind not in "biuf":
             raise TypeError(f"{name} is of type {dtype}, which netCDF does not know; return float32 instead")
 
 
@@ -163,12 +163,12 @@ def _attribute(value: Any) -> Any:
 
 def _blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int | slice, ...]]:
     """Indices of pieces of at most ``BLOCK`` bytes (one item at least) that together are the whole array."""
-    axis = 0
-    while axis < len(shape) and math.prod(shape[axis + 1 :]) * itemsize > BLOCK:
-        axis += 1
     if not shape:
         yield ()
         return
+    axis = 0
+    while axis < len(shape) - 1 and math.prod(shape[axis + 1 :]) * itemsize > BLOCK:
+        axis += 1
     step = max(1, BLOCK // max(1, math.prod(shape[axis + 1 :]) * itemsize))
     for lead in np.ndindex(shape[:axis]):
         for start in range(0, shape[axis], step):
@@ -247,9 +247,18 @@ def _check_plain(path: Path) -> None:
         for name in file:
             direct = isinstance(file.get(name, getlink=True), h5py.HardLink)
             item = file[name] if direct else None
-            if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual or item.chunks:
+            if not isinstance(item, h5py.Dataset) or not _is_plain(item):
                 raise Damaged(f"{path} holds {name!r} in a form that no sweep writes")
             claimed = math.prod(item.shape) * item.dtype.itemsize
             empty = item.attrs.get("NAME", b"").startswith(b"This is a netCDF dimension but not")
             if claimed > size and not empty:
                 raise Damaged(f"{path} claims {claimed} bytes for {name!r} and has {size}")
+
+
+def _is_plain(item: Any) -> bool:
+    import h5py
+
+    elsewhere = item.external or item.is_virtual or item.chunks
+    known = item.dtype.kind in "biuf" or h5py.check_string_dtype(item.dtype) is not None
+    labelled = not item.ndim or item.is_scale or "DIMENSION_LIST" in item.attrs
+    return bool(known and labelled and not elsewhere)

@@ -132,7 +132,7 @@ class Store:
             self._refuse_other(held, f"{self.folder} holds")
         path = self.folder / MANIFEST
         try:
-            sound = held is not None and _read_manifest(path) == held
+            sound = _read_manifest(path) == held
         except FileNotFoundError:
             sound = False
         except Damaged as damage:
@@ -267,7 +267,7 @@ def held_width(folder: str | os.PathLike[str] | None) -> int | None:
     """The chunk width of the sweep that a folder holds, so that it goes on with the very same program."""
     held = held_manifest(_expanded(folder)) if folder is not None else None
     width = held.get("width") if held else None
-    return width if isinstance(width, int) and width > 0 else None
+    return width if type(width) is int and width > 0 else None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
