@@ -118,6 +118,7 @@ def test_commands_end_with_a_sentence_and_a_code(raised, code, said, monkeypatch
         raise raised
 
     monkeypatch.setattr(commands.app, "cli", fail)
+    monkeypatch.setattr(commands.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         commands.main()
     assert ended.value.code == code

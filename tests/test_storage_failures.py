@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from grpo_jax.sweeps import load, netcdf, storage
+import grpo_jax as gj
+from grpo_jax.sweeps import layout, load, netcdf, storage
 from grpo_jax.sweeps.storage import Store
 
 MINE = {"seeds": "0 to 6", "width": 2, "record": ["reward", "finite"]}
@@ -351,3 +352,49 @@ def test_a_kill_at_any_point_loses_only_the_part_in_flight(tmp_path):
         assert simulate(folder, streamed=True) == list(range(parts, 4))
         assert hidden(folder) == []
         xr.testing.assert_identical(load(folder), whole)
+
+
+def swept(out):
+    """Seven runs in parts of two."""
+    config = gj.Config(
+        policy=gj.ActionPolicy.uniform(contexts=2, actions=3),
+        task=gj.Questions(table=np.arange(6.0).reshape(2, 3) / 6),
+        loop=gj.Loop(group_size=4, inner_steps=2),
+    )
+    layout.PART_RUNS = 2
+    short = {"iterations": 6, "record_every": 3, "progress": False}
+    return gj.sweep(config, seeds=7, width=2, devices=1, out=out, **short)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """The same through the public call, each kill in a process that compiles for itself."""
+    script = "import os, signal\nfrom pathlib import Path\nimport numpy as np\nimport grpo_jax as gj\n"
+    script += "from grpo_jax.sweeps import layout, netcdf\n"
+    script += "".join(inspect.getsource(f) for f in (swept, kill))
+    script += textwrap.dedent(f"""
+        for name, point in {KILLS!r}.items():
+            if (child := os.fork()) == 0:
+                kill(*point)
+                swept({str(tmp_path)!r} + "/" + name)
+                os._exit(0)
+            print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["ended -9"] * len(KILLS), done.stderr
+    monkeypatch.setattr(layout, "PART_RUNS", 2)
+    whole, write, written = swept(None), Store.write, []
+    monkeypatch.setattr(Store, "write", lambda s, v, p, r: (written.append(p), write(s, v, p, r)))
+    for name, (*_, parts) in KILLS.items():
+        written.clear()
+        for found in (swept(tmp_path / name), load(tmp_path / name)):
+            for variable in whole.data_vars:
+                assert found[variable].values.tobytes() == whole[variable].values.tobytes(), variable
+        assert written == list(range(parts, 4))
+        assert hidden(tmp_path / name) == []

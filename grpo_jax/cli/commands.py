@@ -186,5 +186,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)
+        print(str(stop) or "stopped", file=sys.stderr, flush=True)
+        if isinstance(stop, Interrupted):
+            sys.exit(stop.exit_code)
+        os._exit(130)  # at once: an exit in order would wait for the computation in flight
