@@ -26,7 +26,7 @@ def odds(z: np.ndarray) -> np.ndarray:
 
 
 class Diagram(NamedTuple):
-    """beta and logit pi_ref [S] of basins, their roots [S, 3] and bifurcations [S]; numbers of roots elsewhere."""
+    """beta and logit pi_ref [S] of basins, their roots [S, 3], bifurcations [S]; root counts elsewhere."""
 
     beta: Any
     z_ref: Any

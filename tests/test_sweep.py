@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import signal
 
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +143,96 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     assert written == [0, 1, 2, 3]
     xr.testing.assert_equal(resumed, whole)
     xr.testing.assert_equal(gj.load(tmp_path), whole)
+    flipped = bytearray(store_path(tmp_path, 1).read_bytes())
+    flipped[-1000] ^= 1
+    store_path(tmp_path, 1).write_bytes(flipped)
+    store_path(tmp_path, 0).rename(tmp_path / "x")
+    store_path(tmp_path, 2).rename(store_path(tmp_path, 0))
+    (tmp_path / storage.RESULT).write_bytes(b"")
+    (tmp_path / storage.MANIFEST).write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged and (written|computed) again") as said:
+        mended = gj.sweep(config(), **arguments)
+    assert written[4:] == [0, 1, 2]
+    assert sorted(str(w.message).split(" ")[0].rsplit("/")[-1] for w in said) == [
+        "manifest.json",
+        "part-000-000000.nc",
+        "part-000-000001.nc",
+    ]
+    xr.testing.assert_equal(mended, whole)
+    xr.testing.assert_equal(gj.load(tmp_path), whole)
+
+
+def store_path(folder, part):
+    return folder / f"part-000-{part:06d}.nc"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_sweep_between_parts(tmp_path, monkeypatch, number):
+    arguments = {"seeds": 7, "out": tmp_path, "chunk_size": 2, "devices": 1, **SHORT}
+    monkeypatch.setattr(layout, "PART_RUNS", 2)
+    write = storage.Store.write
+
+    def signalled(store, variant, part, result):
+        if part == 1:
+            signal.raise_signal(number)
+        write(store, variant, part, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Store, "write", signalled)
+        sentence = rf"stopped after part 3 of 4; the same call with out='{tmp_path}' goes on there"
+        with pytest.raises(KeyboardInterrupt, match=sentence):
+            gj.sweep(config(), **arguments)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json"] + [
+        store_path(tmp_path, part).name
+        for part in range(3)  # the third was being computed
+    ]
+    written = []
+    monkeypatch.setattr(storage.Store, "write", lambda s, v, p, r: (written.append(p), write(s, v, p, r)))
+    resumed = gj.sweep(config(), **arguments)
+    assert written == [3]
+    xr.testing.assert_equal(resumed, gj.sweep(config(), **{**arguments, "out": None}))
+
+
+def test_results_on_disk_equal_those_in_memory_bit_for_bit(tmp_path, monkeypatch):
+    near = dataclasses.replace(methods.grpo, penalty=Penalty(divergence=K3(), coef=0.5))
+    arguments = {
+        "axes": {"learning_rate": [0.01, 0.2]},
+        "variants": {"method": {"grpo": methods.grpo, "near": near}},  # one program
+        "seeds": 5,
+        "chunk_size": 4,
+        "devices": 1,
+        "record": ["reward", "finite", "ratio_quantiles", "probabilities"],
+        **SHORT,
+    }
+    monkeypatch.setattr(layout, "PART_RUNS", 4)
+    memory = gj.sweep(config(), **arguments)
+    monkeypatch.setattr(runner, "STREAM_BYTES", 0)
+    streamed = gj.sweep(config(), out=tmp_path, **arguments)
+    for found in (streamed, gj.load(tmp_path)):
+        assert set(found.variables) == set(memory.variables)
+        for name in memory.data_vars:
+            assert found[name].dtype == memory[name].dtype
+            assert found[name].dims == memory[name].dims
+            assert found[name].values.tobytes() == memory[name].values.tobytes(), name
+        xr.testing.assert_equal(found, memory)
+    streamed.close()
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("part-")) == [
+        storage.MANIFEST,
+        storage.RESULT,
+    ]
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_compiling(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(runner, "Program", None)
+    for out in (tmp_path / "file", "~/file/below", ""):
+        with pytest.raises((OSError, ValueError), match=r"give a folder|path of a folder"):
+            gj.sweep(config(), out=out, **SHORT)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10))
+    with pytest.raises(OSError, match=r"needs about .* GiB of disk"):
+        gj.sweep(config(), out="~/new", **SHORT)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new"]
 
 
 def test_another_sweep_in_the_folder_is_refused(tmp_path):

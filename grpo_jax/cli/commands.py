@@ -18,6 +18,7 @@ from grpo_jax.cli.build import Setup, axes, build, traced, variants
 from grpo_jax.part import subparts
 from grpo_jax.sweeps import load
 from grpo_jax.sweeps import sweep as run_sweep
+from grpo_jax.sweeps.interrupt import Interrupted
 
 app = tyro.extras.SubcommandApp()
 
@@ -173,7 +174,7 @@ def diff(first: tyro.conf.Positional[str], second: tyro.conf.Positional[str]) ->
 
 
 def main() -> None:
-    """The entry point: errors in what was asked are one line, without a traceback; so is a closed pipe."""
+    """The entry point: an error in what was asked is one line, without a traceback; so are signals."""
     try:
         app.cli(
             prog="python -m grpo_jax",
@@ -181,6 +182,11 @@ def main() -> None:
         )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr, flush=True)
+        if isinstance(stop, Interrupted):
+            sys.exit(stop.exit_code)
+        os._exit(130)  # at once: an exit in order would wait for the computation in flight

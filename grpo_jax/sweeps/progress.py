@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
-
-from grpo_jax.sweeps.layout import Layout
 
 
 @dataclasses.dataclass
@@ -55,24 +56,22 @@ class Progress:
         """Optimizer steps that were taken."""
         return self.computed * self.updates_a_run
 
-    def closing(
-        self, shape: Layout, *, path: str, because: str, seconds: float, broken: int, where: str
-    ) -> str:
-        """The closing line: how much, how long, how, and where it is."""
-        back = self.runs - self.computed
-        compiled = f"{self.compilations} program{'s' * (self.compilations != 1)} compiled"
+    def say_closing(
+        self, made: Mapping[str, Any], *, seconds: float, broken: int, folder: Path | None
+    ) -> None:
+        """The closing line: how much, how long, how, where it is; ``made`` are the dataset's attributes."""
+        back, count, threads = self.runs - self.computed, self.compilations, made["threads"]
         wide = (
-            f"{shape.threads} thread{'s' * (shape.threads != 1)}"
-            if shape.devices == 1
-            else (f"{shape.devices} devices")
+            f"{threads} thread{'s' * (threads > 1)}" if made["devices"] == 1 else f"{made['devices']} devices"
         )
+        compiled = f" in {self.compile_seconds:.2f} s" if count else ""
         parts = [
             f"{self.runs:,} runs x {self.iterations:,} iterations in {seconds:.2f} s",
-            f"{compiled}{f' in {self.compile_seconds:.2f} s' if self.compilations else ''}",
+            f"{count} program{'s' * (count != 1)} compiled{compiled}",
             f"{back:,} runs read back" if back else "",
-            f"{path} ({because})",
-            f"chunks of {shape.chunk_size} runs on {wide}",
-            f"{broken} runs turned non-finite" if broken else "",
-            where,
+            f"{made['expectation']} ({made['because']})",
+            f"chunks of {made['chunk_size']} runs on {wide}",
+            f"{broken:,} runs turned non-finite" if broken else "",
+            f"in {folder}" if folder else "",
         ]
-        return " · ".join(part for part in parts if part)
+        self.say(" · ".join(part for part in parts if part))

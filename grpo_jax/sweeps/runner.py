@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,10 +28,11 @@ from grpo_jax.surrogate import Method
 from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size
 from grpo_jax.sweeps.dataset import check_names, dataset, idle, own_labels, own_shapes
 from grpo_jax.sweeps.differences import differences
+from grpo_jax.sweeps.interrupt import Stop, interruptible
 from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, free_memory, layout
 from grpo_jax.sweeps.program import Program, Request, arguments, program_of
 from grpo_jax.sweeps.progress import Progress
-from grpo_jax.sweeps.storage import Store, held_width
+from grpo_jax.sweeps.storage import Store, check_space, held_layout, prepare_folder
 from grpo_jax.sweeps.tuning import (
     foreseen,
     foreseen_compiling,
@@ -110,46 +113,60 @@ def sweep(
     for c in configs:
         validate(c)
     request = Request(iterations, first_plan)
-    work = _Work(configs, run_axes, variant_axes, seed_values, request, root)
-    shape, wanted, streamed = _planned(work, out, chunk_size, devices)
+    work = _Work(configs, run_axes, variant_axes, seed_values, request, root, because=reason(varied[0]))
+    folder = None if out is None else prepare_folder(out)
+    shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     fresh = {p.hash: p for p in programs if p.compiled is None}
     wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
-    store = Store(out, _manifest(work, shape, programs)) if out else None
-
     told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
     bar = Progress(work.runs * len(programs), iterations, work.updates_a_run, told)
     bar.say(wanted.sentence())
     unlike = _unlike(variant_axes, run_axes[0])
     for line in unlike:
         bar.say(f"the methods differ in more than their name: {line}")
-    results = _computed(work, programs, store, bar, disk=store if streamed else None)
-    bar.close()
-    running = bar.busy_seconds / shape.threads
+    manifest = _manifest(work, shape, programs)
+    with (
+        contextlib.nullcontext() if folder is None else Store(folder, manifest) as store,
+        interruptible(folder) as stop,
+        contextlib.closing(bar),
+    ):
+        results = _computed(work, programs, store, bar, stop, disk=store if streamed else None)
+        data = dataset(
+            results, variant_axes, run_axes[0], seed_values, first_plan, iterations, work.shapes, work.labels
+        )
+        data.attrs = _attributes(work, config, shape, bar, unlike)
+        if store:
+            store.finish(data)
     if bar.computed == bar.runs:
-        remember(configs[0], wanted, shape, running)
-    data = dataset(
-        results, variant_axes, run_axes[0], seed_values, first_plan, iterations, work.shapes, work.labels
-    )
-    last = data["finite"].isel(iteration=-1) if "iteration" in data["finite"].dims else data["finite"]
-    broken = int((~last).sum()) if "finite" in data else 0
-    path, because = type(configs[0].expectation).__name__, reason(varied[0])
-    data.attrs |= {
-        "config": json.dumps(describe(config)), "root": root, "expectation": path, "because": because,
-        "chunk_size": shape.chunk_size, "devices": shape.devices, "threads": shape.threads,
-        "compilations": bar.compilations, "compile_seconds": round(bar.compile_seconds, 3),
-        "run_seconds": round(running, 3), "updates": bar.updates,
-    }  # fmt: skip
-    if unlike:
-        data.attrs["differences"] = "\n".join(unlike)
-    if store:
-        store.finish(data)
+        remember(configs[0], wanted, shape, data.attrs["run_seconds"])
+    finite = data["finite"].isel(iteration=-1) if "iteration" in data.dims else data["finite"]
+    broken = int((~finite).sum())
     if not streamed and not broken:
         _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
-    seconds = time.perf_counter() - began
-    where = f"in {store.folder}" if store else ""
-    bar.say(bar.closing(shape, path=path, because=because, seconds=seconds, broken=broken, where=where))
+    bar.say_closing(data.attrs, seconds=time.perf_counter() - began, broken=broken, folder=folder)
     return store.open() if store and streamed else data
+
+
+def _attributes(
+    work: _Work, config: Config, shape: Layout, bar: Progress, unlike: Sequence[str]
+) -> dict[str, Any]:
+    """What the dataset says of its making."""
+    first = work.configs[0]
+    found = {
+        "config": json.dumps(describe(config)),
+        "root": work.root,
+        "expectation": type(first.expectation).__name__,
+        "because": work.because,
+        "chunk_size": shape.chunk_size,
+        "devices": shape.devices,
+        "threads": shape.threads,
+        "compilations": bar.compilations,
+        "compile_seconds": round(bar.compile_seconds, 3),
+        "run_seconds": round(bar.busy_seconds / shape.threads, 3),
+        "updates": bar.updates,
+    }
+    return found | ({"differences": "\n".join(unlike)} if unlike else {})
 
 
 class _Work:
@@ -163,8 +180,10 @@ class _Work:
         seeds: np.ndarray,
         request: Request,
         root: int,
+        because: str,
     ) -> None:
-        self.configs, self.axes, self.seeds, self.request, self.root = configs, axes, seeds, request, root
+        self.configs, self.axes, self.seeds, self.request = configs, axes, seeds, request
+        self.root, self.because = root, because
         plan = request.recording
         shapes = [own_shapes(c, plan) for c in configs]
         for name in shapes[0]:
@@ -198,16 +217,21 @@ class _Work:
 
 
 def _planned(
-    work: _Work, out: str | os.PathLike[str] | None, chunk_size: int | None, devices: int | None
+    work: _Work, folder: Path | None, chunk_size: int | None, devices: int | None
 ) -> tuple[Layout, Estimate, bool]:
     """The layout, what the sweep will take, and whether its results go to disk as they come."""
     first, numbers, request = work.configs[0], work.numbers, work.request
-    chunk_size = held_width(out) if chunk_size is None else chunk_size
     shape = layout(first, work.runs, numbers, chunk_size=chunk_size, devices=devices)
+    held = None if folder is None or chunk_size is not None else held_layout(folder)
+    if held is not None:  # go on with the very same program
+        shape = dataclasses.replace(shape, chunk_size=held[0], chunks=held[1])
+        chunk_size = held[0]
     total = work.runs * len(work.configs)
     wanted = estimate(first, shape, total, iterations=request.iterations, numbers=numbers)
-    streamed = out is not None and wanted.output > STREAM_BYTES
+    streamed = folder is not None and wanted.output > STREAM_BYTES
     check_fits(wanted, free_memory(), streamed=streamed)
+    if folder is not None:
+        check_space(folder, wanted.output, streamed=streamed)
     seconds = foreseen(first, wanted, shape)
     if chunk_size is None and worth_tuning(first, wanted):
         found = tuned(first, work.axes[0], request, runs=work.runs, shape=shape)
@@ -237,22 +261,26 @@ def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
 
 
 def _computed(
-    work: _Work, programs: Sequence[Program], store: Store | None, bar: Progress, *, disk: Store | None
+    work: _Work,
+    programs: Sequence[Program],
+    store: Store | None,
+    bar: Progress,
+    stop: Stop,
+    *,
+    disk: Store | None,
 ) -> list[dict[str, np.ndarray]]:
     """Every part of every variant: name -> [recorded, ..., runs], held on ``disk`` if given."""
     whole: list[dict[str, np.ndarray]] = [{} for _ in programs]
     width = programs[0].shape.runs
-    for variant, first, done, computed in _parts(work, programs, store, bar):
+    for variant, first, done, computed in _parts(work, programs, store, bar, stop):
         count = min(width, work.runs - first)
         if computed and store:
             store.write(variant, first // width, done)
         for name, value in done.items():
             held = whole[variant]
             if name not in held:
-                full = (*value.shape[:-1], work.runs)
-                held[name] = (
-                    disk.array(variant, name, full, value.dtype) if disk else np.empty(full, value.dtype)
-                )
+                full = ((*value.shape[:-1], work.runs), value.dtype)
+                held[name] = disk.array(*full) if disk else np.empty(*full)
             held[name][..., first : first + count] = value
             if disk:
                 disk.release(held[name])
@@ -260,48 +288,54 @@ def _computed(
     return whole
 
 
+Part = tuple[int, int, dict[str, np.ndarray], bool]
+"""Variant, first run, what was recorded, and whether it was computed now."""
+
+
 def _parts(
-    work: _Work, programs: Sequence[Program], store: Store | None, bar: Progress
-) -> Iterator[tuple[int, int, dict[str, np.ndarray], bool]]:
-    """(variant, first run, what was recorded, whether it was computed now), in order; threads go ahead."""
+    work: _Work, programs: Sequence[Program], store: Store | None, bar: Progress, stop: Stop
+) -> Iterator[Part]:
+    """Every part in order; threads compute ahead. After a signal only the parts in flight still come."""
     shape = programs[0].shape
     given = [arguments(c, a, work.root) for c, a in zip(work.configs, work.axes, strict=True)]
 
-    def one(variant: int, first: int) -> tuple[dict[str, np.ndarray], bool, dict[str, float]]:
-        held = store.read(variant, first // shape.runs) if store else None
-        if held is not None:
-            return held, False, {}
+    def computed(variant: int, first: int) -> tuple[dict[str, np.ndarray], float, float]:
         program = programs[variant]
-        seconds = program.compile()
-        if seconds:
-            remember_compiling(program.hash, seconds)
+        compiling = program.compile()
+        if compiling:
+            remember_compiling(program.hash, compiling)
         start = time.perf_counter()
         found = program(given[variant], *work.part(work.axes[variant], first, shape.runs))
-        took = {"compiling": seconds, "running": time.perf_counter() - start}
-        return {name: value[..., : work.runs - first] for name, value in found.items()}, True, took
+        running = time.perf_counter() - start
+        return {name: value[..., : work.runs - first] for name, value in found.items()}, compiling, running
 
-    todo = ((v, first) for v in range(len(programs)) for first in range(0, work.runs, shape.runs))
-    ahead: deque[tuple[int, int, Future]] = deque()
-    with ThreadPoolExecutor(shape.threads) as pool:
-        try:
-            for variant, first in todo:
-                ahead.append((variant, first, pool.submit(one, variant, first)))
-                if len(ahead) > shape.threads:
-                    yield _taken(*ahead.popleft(), bar)
-            while ahead:
+    todo = [(v, first) for v in range(len(programs)) for first in range(0, work.runs, shape.runs)]
+    ahead: deque[tuple[int, int, Any]] = deque()
+    finished = 0
+    pool = ThreadPoolExecutor(shape.threads)
+    try:
+        for variant, first in todo:
+            if stop():
+                break
+            done = store.read(variant, first // shape.runs) if store else None
+            ahead.append((variant, first, done or pool.submit(computed, variant, first)))
+            if len(ahead) > shape.threads:
                 yield _taken(*ahead.popleft(), bar)
-        finally:
-            for _, _, future in ahead:
-                future.cancel()
+                finished += 1
+        while ahead and not (stop() and isinstance(ahead[0][2], Future) and ahead[0][2].cancel()):
+            yield _taken(*ahead.popleft(), bar)
+            finished += 1
+    finally:  # nothing waits for what is in flight, so that a second Ctrl-C acts at once
+        pool.shutdown(wait=False, cancel_futures=True)
+    stop.check(finished, len(todo))
 
 
-def _taken(
-    variant: int, first: int, future: Future, bar: Progress
-) -> tuple[int, int, dict[str, np.ndarray], bool]:
-    found, computed, took = future.result()
-    if computed:
-        bar.took(**took)
-    return variant, first, found, computed
+def _taken(variant: int, first: int, done: Any, bar: Progress) -> Part:
+    if not isinstance(done, Future):
+        return variant, first, done, False
+    found, compiling, running = done.result()
+    bar.took(compiling=compiling, running=running)
+    return variant, first, found, True
 
 
 def _unlike(variants: Sequence[Axis], axes: Sequence[Axis]) -> list[str]:
@@ -343,7 +377,7 @@ def _manifest(work: _Work, shape: Layout, programs: Sequence[Program]) -> dict[s
         "record": [name for name, _ in plan.measures],
         "average_from": plan.average_from,
         "record_start": plan.start,
-        "width": shape.chunk_size,
+        "chunk_size": shape.chunk_size,
         "chunks": shape.chunks,
         "programs": [p.hash for p in programs],
         "precision": str(jax.dtypes.canonicalize_dtype(float)),
