@@ -49,8 +49,9 @@ class Batch(NamedTuple):
     """A rollout with the advantages that were computed where it was collected."""
 
     rollout: Rollout
-    advantages: Array
-    """[P, N, 1 or T]."""
+    advantages: Any
+    """[P, N, 1 or T]; None where the rollout is no group that was drawn (``Exact``): an outcome's advantage
+    depends on the group, and so does what a clip holds."""
 
 
 class Expectation(Protocol):

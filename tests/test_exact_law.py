@@ -20,7 +20,7 @@ from grpo_jax.exact import (
     groups,
     step_law,
 )
-from grpo_jax.optimizers import SGD, AdamW
+from grpo_jax.optimizers import SGD, Adam, AdamW
 from grpo_jax.parts.reductions import PerToken
 from grpo_jax.policies import ActionPolicy
 from grpo_jax.tasks import Bernoulli, Questions
@@ -55,21 +55,6 @@ def ordered_gradients(size):
     advantage = np.array([standardized(REWARDS[row]) for row in rows])
     score = np.eye(3)[rows] - OLD
     return chance, np.einsum("hi,hid->hd", advantage, score) / size
-
-
-def test_preference_by_hand():
-    for method, center in (
-        (methods.tic_grpo_unclipped, standardized),
-        (methods.dr_grpo, lambda r: r - r.mean()),
-    ):
-        expected = np.zeros(3)
-        for o in range(3):
-            for others in itertools.product(range(3), repeat=2):
-                expected[o] += OLD[list(others)].prod() * center(REWARDS[[o, *others]])[0]
-        for cells in (0, 3):
-            config = dataclasses.replace(question(method=method), expectation=Exact(cells=cells))
-            found = expected_preference(config, config.policy.logits)
-            np.testing.assert_allclose(found[0], expected, atol=1e-15)
 
 
 def test_preference_of_noisy_rewards_and_of_what_is_never_drawn():
@@ -116,17 +101,101 @@ def test_step_law_by_hand():
     )
 
 
-def test_prompts_scatter_independently():
-    config = question(prompts=2, group_size=2)
-    single, both = question(group_size=2), gradient_law(config, config.policy.logits)
-    block = gradient_law(single, single.policy.logits).covariance / 4
-    expected = np.block([[block, np.zeros((3, 3))], [np.zeros((3, 3)), block]])
-    np.testing.assert_allclose(both.covariance, expected, atol=1e-15)
-    moved = step_law(config, config.policy.logits)
-    np.testing.assert_allclose(moved.covariance, 0.25 * both.covariance, atol=1e-15)
-    np.testing.assert_allclose(moved.mean, config.policy.logits.ravel() + 0.5 * both.mean, atol=1e-15)
+UNEQUAL = np.array([[0.5, 0.2, 0.3], [0.6, 0.0, 0.4]])
+NOW = np.array([[0.35, 0.4, 0.25], [0.3, 0.0, 0.7]])
+ANCHOR = np.array([[0.2, 0.5, 0.3], [0.5, 0.2, 0.3]])
+"""θ_old, θ and θ_ref of two contexts; the second never draws its second answer."""
+TABLES = {"unequal": [[1.0, 0.0, 0.4], [0.3, 1.0, 0.9]], "one tied": [[1.0, 0.4, 0.4], [0.3, 0.3, 0.3]]}
+BETA = 0.3
+
+
+def logits_of(probabilities):
+    with np.errstate(divide="ignore"):
+        return jnp.log(jnp.asarray(probabilities))
+
+
+def two_contexts(table, size, optimizer=None):
+    """GRPO with its clip and a penalty, and where it is evaluated."""
+    method = dataclasses.replace(methods.grpo, penalty=dataclasses.replace(methods.grpo.penalty, coef=BETA))
+    config = Config(
+        policy=ActionPolicy(logits=np.asarray(logits_of(UNEQUAL))), task=Questions(table=np.array(table)),
+        method=method, optimizer=optimizer or SGD(learning_rate=0.5), loop=Loop(group_size=size),
+    )  # fmt: skip
+    return config, {"old": logits_of(UNEQUAL), "reference": logits_of(ANCHOR)}
+
+
+def joint_groups(table, size):
+    """Probability, J and gradient [H, 6] of every ordered joint group of both contexts, by hand."""
+    rows = np.array(list(itertools.product(range(3), repeat=2 * size))).reshape(-1, 2, size)
+    prompt = np.arange(2)[:, None]
+    chance = UNEQUAL[prompt, rows].prod((1, 2))
+    rows, chance = rows[chance > 0], chance[chance > 0]
+    rewards = np.array(table)[prompt, rows]
+    a = np.array([[standardized(context) for context in group] for group in rewards])
+    new, old, ref = (p[prompt, rows] for p in (NOW, UNEQUAL, ANCHOR))
+    ratio, gap = new / old, np.log(ref / new)
+    gain = np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a)
+    value = (gain - BETA * (np.exp(gap) - gap - 1)).sum((1, 2)) / (2 * size)
+    live = np.where(a > 0, ratio <= 1.2, ratio >= 0.8)
+    pull = live * ratio * a - BETA * (1 - ref / new)
+    score = np.eye(3)[rows] - NOW[:, None]
+    return chance, value, np.einsum("hpg,hpgd->hpd", pull, score).reshape(len(rows), 6) / (2 * size)
+
+
+@pytest.mark.parametrize(("table", "size", "chunk"), [("unequal", 3, None), ("one tied", 2, 24)])
+def test_laws_of_unequal_contexts(table, size, chunk, monkeypatch):
+    """Also where one context cannot draw what the other can, whole (10 groups) and in chunks (6 by 4)."""
+    if chunk:
+        monkeypatch.setattr("grpo_jax.exact.expectation.CHUNK", chunk)
+    chance, value, gradients = joint_groups(TABLES[table], size)
+    config, at = two_contexts(TABLES[table], size, Adam(learning_rate=0.1, eps=0.05))
+    now = logits_of(NOW)
+    mean = chance @ gradients
+    for cells in (0, 3):
+        way = dataclasses.replace(config, expectation=Exact(cells=cells))
+        np.testing.assert_allclose(expected_objective(way, now, **at), chance @ value, atol=1e-15)
+        np.testing.assert_allclose(expected_gradient(way, now, **at).ravel(), mean, atol=1e-15)
+    law = gradient_law(config, now, **at)
+    np.testing.assert_allclose(law.mean, mean, atol=1e-15)
+    spread = np.einsum("h,hd,he->de", chance, gradients - mean, gradients - mean)
+    np.testing.assert_allclose(law.covariance, spread, atol=1e-15)
+    moved = 0.1 * gradients / (np.abs(gradients) + 0.05)
+    away = moved - chance @ moved
+    law = step_law(config, now, **at)
+    start = np.asarray(now).ravel()
+    np.testing.assert_allclose(law.mean, start + chance @ moved, atol=1e-14)
+    np.testing.assert_allclose(law.covariance, np.einsum("h,hd,he->de", chance, away, away), atol=1e-15)
+
+
+def test_too_many_joint_groups():
+    config, at = two_contexts(TABLES["unequal"], 64)
     with pytest.raises(ValueError, match=r"joint groups of 2 prompts"):
-        step_law(question(prompts=2, group_size=64), config.policy.logits)
+        step_law(config, logits_of(NOW), **at)
+
+
+def test_preferences_of_unequal_contexts():
+    """What another context cannot draw, or which cells it lacks, is none of a prompt's business."""
+    for name, table in TABLES.items():
+        expected = np.zeros((2, 3))
+        for c, o in np.ndindex(2, 3):
+            for others in itertools.product(range(3), repeat=2):
+                rewards = np.array(table)[c, [o, *others]]
+                expected[c, o] += UNEQUAL[c, list(others)].prod() * standardized(rewards)[0]
+        config, _ = two_contexts(table, 3)
+        for cells in (None, 0, 3):
+            way = dataclasses.replace(config, expectation=Exact(cells=cells))
+            found = expected_preference(way, logits_of(UNEQUAL))
+            np.testing.assert_allclose(found, expected, atol=1e-15, err_msg=f"{name} {cells}")
+
+
+def test_preferences_that_couple_the_batch_are_refused():
+    config, _ = two_contexts(TABLES["unequal"], 2)
+    with pytest.raises(ValueError, match=r"^PerInformative couples the whole batch"):
+        expected_preference(dataclasses.replace(config, method=methods.gpg), logits_of(UNEQUAL))
+    shared = dataclasses.replace(config, method=dataclasses.replace(methods.dapo, advantage=methods.SHIFT))
+    found = expected_preference(shared, logits_of(UNEQUAL))
+    own = np.array(TABLES["unequal"])
+    np.testing.assert_allclose(found, (own - (UNEQUAL * own).sum(1, keepdims=True)) / 2, atol=1e-15)
 
 
 def test_batch_coupling_is_exact_for_one_prompt():
@@ -151,14 +220,3 @@ def test_weights_sum_to_one(size, chances):
 def test_a_weight_by_hand():
     found = groups.weights(jnp.array([2, 1, 1]), 4, jnp.array([[0.5, 0.2, 0.3], [1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(found, [12 * 0.25 * 0.2 * 0.3, 0], atol=1e-16)
-
-
-def test_long_sums_go_in_chunks(monkeypatch):
-    config = question(group_size=12)
-    theta = 0.3 * np.arange(3.0)[None]
-    whole = expected_gradient(config, theta, old=config.policy.logits)
-    value = expected_objective(config, theta, old=config.policy.logits)
-    monkeypatch.setattr("grpo_jax.exact.expectation.CHUNK", 40)
-    jax.clear_caches()
-    np.testing.assert_allclose(expected_objective(config, theta, old=config.policy.logits), value, atol=1e-15)
-    np.testing.assert_allclose(expected_gradient(config, theta, old=config.policy.logits), whole, atol=1e-15)

@@ -21,9 +21,10 @@ from grpo_jax.collectors import draw_prompts, with_entropy
 from grpo_jax.config import Batch, Config, TrainState, prompt_count
 from grpo_jax.exact import groups
 from grpo_jax.exact.outcomes import each_level, listed, outcomes
+from grpo_jax.kernels import per_prompt
 from grpo_jax.part import aligned, leaf_paths, part, static
-from grpo_jax.parts.gains import clip_mask
-from grpo_jax.statistics import GROUP_AXES, tied
+from grpo_jax.parts.gains import ClipMask, clip_mask
+from grpo_jax.statistics import GROUP_AXES, divide, tied
 from grpo_jax.surrogate import advantages, objective_terms, sanitized
 from grpo_jax.types import Array, HasLevels, Listable, Params, Rollout, Scores, support_of
 
@@ -96,7 +97,7 @@ def expect(config: Config, every: Enumeration, terms: Terms) -> Any:
 
 def _weighted(weight: Array, value: Array) -> Array:
     """weight [P(, R)] times value [P, ...(, R)], 0 where the weight is 0."""
-    weight = weight.reshape(weight.shape[:1] + (1,) * (value.ndim - weight.ndim) + weight.shape[1:])
+    weight = per_prompt(weight, value.ndim)
     return weight * jnp.where(weight == 0, 0, value)
 
 
@@ -110,35 +111,40 @@ class Exact:
     Args:
       cells: how many cells the outcomes of a prompt fall into at most: equal rewards, and equal lengths where
         a part reads lengths. 0 enumerates histograms of single outcomes. None takes cells wherever they are
-        fewer and the reward table is known (``train.run`` knows it; a sweep over reward tables knows its base
-        table only), else histograms. With more cells than said the result is NaN.
+        fewer and the numbers that they depend on (``moves_cells``) are known, else histograms. With more
+        cells than said: ValueError where the numbers are known, else the result is NaN.
     """
 
     cells: int | None = static(None, low=0)
 
     def resolved(self, config: Config) -> Exact:
-        """The same with ``cells`` decided, if the configuration's numbers are known."""
-        if self.cells is not None or any(isinstance(x, jax.core.Tracer) for x in leaf_paths(config).values()):
+        """The same with ``cells`` decided, if the configuration's numbers are known.
+
+        Numbers may carry runs as their last axis: the cells are enough for every run. A sweep gives every
+        combination of the values of those axes that ``moves_cells`` names, one a run.
+        """
+        if self.cells == 0 or any(isinstance(x, jax.core.Tracer) for x in leaf_paths(config).values()):
             return self
         if groups.cell_breakers(config.method):
-            return dataclasses.replace(self, cells=0)
-        bare = dataclasses.replace(config, expectation=None)
-        cell = _cells_of(bare)
-        if isinstance(cell, jax.core.Tracer):  # within a trace; there, constants are folded one by one
-            with jax.ensure_compile_time_eval():
-                cell = _cells_of(bare)
-        cell = np.asarray(cell)
-        width = int(cell.max()) + 1
-        return dataclasses.replace(self, cells=width if width < cell.shape[1] else 0)
+            return self if self.cells else dataclasses.replace(self, cells=0)
+        most, outcomes = _most_cells(dataclasses.replace(config, expectation=None))
+        if self.cells is None:
+            return dataclasses.replace(self, cells=most if most < outcomes else 0)
+        if most > self.cells:
+            raise ValueError(
+                f"Exact(cells={self.cells}), but outcomes of a prompt fall into {most} cells (unequal rewards"
+                f", and lengths where a part reads them); give cells={most} or more, or leave cells out"
+            )
+        return self
 
     def collect(self, config: Config, state: TrainState) -> Batch:
-        """Every outcome, with its expected multiplicity G·q and the advantages of that mean group."""
+        """Every outcome, with its expected multiplicity G·q: no group, so that it has no advantages."""
         if config.loop.minibatches > 1:
             raise ValueError("Exact() takes whole batches: minibatches must be 1")
         groups.require_couplings(config.method, prompt_count(config))
         rollout = outcomes(config, state, draw_prompts(config, state))
         rollout = rollout._replace(multiplicity=config.loop.group_size * rollout.multiplicity)
-        return Batch(rollout, advantages(config.method, rollout))
+        return Batch(rollout, None)
 
     def enumeration(self, config: Config, batch: Batch) -> Enumeration:
         """All groups of a collected batch."""
@@ -157,18 +163,31 @@ class Exact:
         value = expect(config, self.enumeration(config, batch), terms)
         return jnp.sum(value, 0), scores.logp
 
+    def clip_mask(self, config: Config, batch: Batch, logp: Array) -> ClipMask:
+        """[P, N, T] share of an outcome's expected draws that the clip holds at this token, above and below.
+
+        Where an outcome is held depends on the group that it is drawn in: there is a share, not a mask.
+        """
+        held = self._held(config, batch, logp)
+        drawn = batch.rollout.multiplicity[:, :, None]
+        return ClipMask(*(divide(side, drawn) for side in held))
+
     def clip_fractions(self, config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
         """Expected tokens whose gain the clip holds constant, above and below, over expected tokens."""
+        tokens = jnp.sum(batch.rollout.multiplicity[:, :, None] * batch.rollout.mask, (0, 1, 2))
+        high, low = (jnp.sum(side, (0, 1, 2)) / tokens for side in self._held(config, batch, logp))
+        return high, low
 
-        def terms(rollout: Rollout, advantage: Array) -> tuple[Array, Array, Array]:
+    def _held(self, config: Config, batch: Batch, logp: Array) -> ClipMask:
+        """[P, N, T] expected number of draws of each outcome that the clip holds, 0 where masked."""
+
+        def terms(rollout: Rollout, advantage: Array) -> ClipMask:
             weight = rollout.multiplicity[:, :, None] * rollout.mask
             clean, here = sanitized(rollout, logp)
             out = clip_mask(config.method.gain, config.method.ratio(clean, here), advantage)
-            high, low = (jnp.sum(jnp.where(side, weight, 0), (1, 2)) for side in out)
-            return high, low, jnp.sum(weight, (1, 2))
+            return ClipMask(*(jnp.where(side, weight, 0) for side in out))
 
-        high, low, total = expect(config, self.enumeration(config, batch), terms)
-        return jnp.sum(high, 0) / jnp.sum(total, 0), jnp.sum(low, 0) / jnp.sum(total, 0)
+        return expect(config, self.enumeration(config, batch), terms)
 
     def tied(self, config: Config, batch: Batch) -> Array:
         """Probability that all rewards of a group are equal, mean over prompts."""
@@ -186,6 +205,20 @@ def every_score(config: Config, rollout: Rollout, params: Params) -> Scores:
     scores = config.policy.score_support(params, rollout.prompts)
     width = rollout.tokens.shape[1] // scores.logp.shape[1]
     return Scores(logp=each_level(scores.logp, width), entropy=each_level(scores.entropy, width))
+
+
+def moves_cells(path: str) -> bool:
+    """Whether the number at this path of a configuration has a say in how many cells outcomes fall into."""
+    return path.startswith(("task.", "method.shaping."))
+
+
+def _most_cells(config: Config) -> tuple[int, int]:
+    """The most cells that a prompt's outcomes fall into in any run, and the number of outcomes."""
+    cell = _cells_of(config)
+    if isinstance(cell, jax.core.Tracer):  # within a trace; there, constants are folded one by one
+        with jax.ensure_compile_time_eval():
+            cell = _cells_of(config)
+    return int(np.asarray(cell).max(initial=0)) + 1, cell.shape[1]
 
 
 @jax.jit

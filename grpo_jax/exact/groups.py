@@ -5,6 +5,10 @@ reads lengths). Given the counts n_c of cells, outcome o of cell c occurs n_c·q
 everything a method computes is linear in that multiplicity. So C(G + L − 1, L − 1) groups of L cells give the
 same expectation as the C(G + N − 1, N − 1) histograms of N outcomes. A histogram is the case where every
 outcome is its own cell.
+
+One row of counts is laid upon all prompts at once. A prompt that cannot draw it (it lacks a cell, or has
+probability 0 there) gives it weight 0, but still stands in the batch by whose totals other prompts' terms are
+divided: so every prompt holds G entries in every row (``Split.multiplicity``).
 """
 
 from __future__ import annotations
@@ -15,21 +19,26 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.kernels import trailing
 from grpo_jax.part import subparts
 from grpo_jax.parts.shaping import lengths
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method
 from grpo_jax.theory.counts import deviance, histograms, number_of_histograms, stirling_remainder
 from grpo_jax.types import Array, CellSafe, Couples, Coupling, ReadsOldLogp, Rollout, coupling, reads_lengths
+from grpo_jax.user_parts import foreign_parts
 
 MAX_GROUPS = 300_000
 """The most groups that a sum may have."""
 
 
-def require_couplings(method: Method, prompts: int) -> None:
-    """ValueError, by name, for a part that couples the whole batch when there are several prompts."""
+def require_couplings(parts: Any, prompts: int) -> None:
+    """ValueError, by name, for a part that couples the whole batch when there are several prompts.
+
+    ``parts`` is a method, or those of its parts that are asked for.
+    """
     wide = [
-        type(p).__name__ for p in subparts(method) if isinstance(p, Couples) and p.couples == Coupling.BATCH
+        type(p).__name__ for p in subparts(parts) if isinstance(p, Couples) and p.couples == Coupling.BATCH
     ]
     if wide and prompts > 1:
         raise ValueError(
@@ -39,15 +48,33 @@ def require_couplings(method: Method, prompts: int) -> None:
 
 
 def cell_breakers(method: Method) -> list[str]:
-    """Names of the parts that cells would not serve: they read more than rewards and lengths."""
+    """Names of the parts that cells might not serve: they read more than rewards and lengths.
+
+    So may a statistic that is taken of what a part inside makes of each outcome: a shaping that couples a
+    group, around any other; an advantage that couples, around one from outside.
+    """
     found = [type(p).__name__ for p in subparts(method) if _breaks_cells(p)]
+    if coupling(method.shaping) != Coupling.NOTHING and len(list(subparts(method.shaping))) > 1:
+        found.append(type(method.shaping).__name__)
+    for part in subparts(method.advantage):
+        unknown = {type(p).__name__ for p in list(subparts(part))[1:] if not _cell_safe(p)}
+        if _couples(part) and unknown.intersection(foreign_parts(part)):
+            found.append(type(part).__name__)
     return list(dict.fromkeys(found))
 
 
+def _couples(part: Any) -> bool:
+    return isinstance(part, Couples) and part.couples != Coupling.NOTHING
+
+
+def _cell_safe(part: Any) -> bool:
+    return isinstance(part, CellSafe) and part.cell_safe
+
+
 def _breaks_cells(part: Any) -> bool:
-    apart = isinstance(part, Couples) and part.couples != Coupling.NOTHING
-    unsafe = apart and not (isinstance(part, CellSafe) and part.cell_safe)
-    return unsafe or (isinstance(part, ReadsOldLogp) and part.reads_old_logp)
+    return (_couples(part) and not _cell_safe(part)) or (
+        isinstance(part, ReadsOldLogp) and part.reads_old_logp
+    )
 
 
 def cells(method: Method, rollout: Rollout) -> Array:
@@ -100,7 +127,7 @@ def weights(counts: Array, group_size: int, probabilities: Array) -> Array:
     """
     dtype = probabilities.dtype
     table = jnp.asarray(stirling_remainder(group_size), dtype)
-    n = counts.reshape((1, -1) + (1,) * (probabilities.ndim - 2)).astype(dtype)
+    n = trailing(counts[None], probabilities.ndim).astype(dtype)
     distance = jnp.sum(deviance(n, group_size * probabilities), 1)
     return jnp.exp(table[group_size] - jnp.sum(table[counts]) - distance)
 
@@ -114,22 +141,30 @@ class Split(NamedTuple):
     """[P, N(, R)] q(o)/q(cell of o), 0 where q(o) is 0."""
     probabilities: Array
     """[P, C(, R)] probability of each cell."""
+    fallback: Array
+    """[P, N(, R)] ``fraction`` within the likeliest cell, 0 outside it; sums to one over N."""
 
     def multiplicity(self, counts: Array) -> Array:
-        """[P, N(, R)] mean multiplicity of every outcome given the counts [C] of cells."""
-        if self.cell is None:
-            row = counts.reshape((1, -1) + (1,) * (self.fraction.ndim - 2))
-            return row * self.fraction
-        return counts[self.cell] * self.fraction
+        """[P, N(, R)] mean multiplicity of every outcome given the counts [C] of cells; sums to G over N.
+
+        Draws from cells of probability 0 are counted in the likeliest cell: a prompt where there are any
+        gives the group weight 0, but other prompts' terms are divided by totals over the whole batch.
+        """
+        drawn = trailing(counts[None], self.probabilities.ndim)
+        lost = jnp.sum(jnp.where(self.probabilities > 0, 0, drawn), 1, keepdims=True)
+        return (drawn if self.cell is None else counts[self.cell]) * self.fraction + lost * self.fallback
 
 
 def split(probabilities: Array, cell: Array | None, width: int) -> Split:
     """Probabilities and cells of outcomes, [P, N(, R)] both -> ``Split``; NaN if ``width`` is too small."""
     if cell is None:
-        return Split(None, jnp.where(probabilities > 0, 1.0, 0.0), probabilities)
-    ids = jnp.arange(width).reshape((width,) + (1,) * (cell.ndim - 2))
-    inside = cell[:, :, None] == ids
-    mass = jnp.sum(jnp.where(inside, probabilities[:, :, None], 0), 1)
-    own = jnp.sum(jnp.where(inside, mass[:, None], 0), 2)
-    fits = jnp.all(cell < width, 1, keepdims=True)
-    return Split(cell, divide(probabilities, own), jnp.where(fits, mass, jnp.nan))
+        place, mass = trailing(jnp.arange(width)[None], probabilities.ndim), probabilities
+        fraction = jnp.where(probabilities > 0, 1.0, 0.0)
+    else:
+        inside = cell[:, :, None] == trailing(jnp.arange(width), cell.ndim - 1)
+        mass = jnp.sum(jnp.where(inside, probabilities[:, :, None], 0), 1)
+        own = jnp.sum(jnp.where(inside, mass[:, None], 0), 2)
+        place, fraction = cell, divide(probabilities, own)
+        mass = jnp.where(jnp.all(cell < width, 1, keepdims=True), mass, jnp.nan)
+    likeliest = jnp.argmax(mass, 1, keepdims=True)
+    return Split(cell, fraction, mass, jnp.where(place == likeliest, fraction, 0))

@@ -9,7 +9,9 @@ from grpo_jax.collectors import draw_prompts
 from grpo_jax.config import Config
 from grpo_jax.exact.expectation import Exact, enumeration, expect
 from grpo_jax.exact.gradient import decided, points, state_of
+from grpo_jax.exact.groups import require_couplings
 from grpo_jax.exact.outcomes import outcomes, support_levels
+from grpo_jax.kernels import trailing
 from grpo_jax.surrogate import advantages
 from grpo_jax.types import Array, Params, Rollout
 
@@ -23,7 +25,8 @@ def expected_preference(config: Config, old: Params, *, reference: Params | None
       reference: θ_ref, where advantages read it; None is ``old``.
 
     Returns:
-      [C, S(, R)], mean over the output's reward levels. ValueError for advantages that differ by token.
+      [C, S(, R)], mean over the output's reward levels. ValueError for advantages that differ by token, and
+      for those that couple the whole batch where there are several contexts.
     """
     _, old, reference = points(old, old, reference)
     return _preference(decided(config), old, reference)
@@ -34,12 +37,13 @@ def _preference(config: Config, old: Params, reference: Params) -> Array:
     config, state = state_of(config, old, reference)
     assert isinstance(config.expectation, Exact)
     every = outcomes(config, state, draw_prompts(config, state))
+    require_couplings((config.method.shaping, config.method.advantage), len(every.prompts))
     count, size = every.multiplicity.shape[1], config.loop.group_size
     others = enumeration(config, every, group_size=size - 1, cells=config.expectation.cells or 0)
 
     def terms(rollout: Rollout, _: Array) -> Array:
         def of(outcome: Array) -> Array:
-            here = jnp.arange(count).reshape((1, -1) + (1,) * (rollout.multiplicity.ndim - 2)) == outcome
+            here = trailing(jnp.arange(count)[None], rollout.multiplicity.ndim) == outcome
             group = rollout._replace(multiplicity=rollout.multiplicity + here)
             advantage = advantages(config.method, group)
             if advantage.shape[2] != 1:

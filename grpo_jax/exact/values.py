@@ -19,6 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from grpo_jax.diagnostics import all_prompts, expected_reward, log_support, support_means
+from grpo_jax.kernels import trailing
 from grpo_jax.policies import TreePolicy
 from grpo_jax.policies.tree import support_nodes
 from grpo_jax.sequences import Sequences
@@ -74,7 +75,7 @@ def action_values(policy: TreePolicy, task: Task, params: Params) -> Array:
         worth = jnp.sum(probabilities[:, after] * values[:, after], 2)
         worth = worth.reshape((worth.shape[0], last - first, space.branching, *worth.shape[2:]))
         allowed = space.allowed[space.depths[first], continuing(space)]
-        worth = jnp.where(allowed.reshape((1, 1, -1) + (1,) * (worth.ndim - 3)), worth, 0)
+        worth = jnp.where(trailing(allowed[None, None], worth.ndim), worth, 0)
         values = values.at[:, first:last, continuing(space)].set(worth)
     return values
 
@@ -121,7 +122,7 @@ def state_curvature(policy: TreePolicy, task: Task, params: Params) -> Array:
         raise ValueError("states share logits (tie is given), so the curvature has no block for each state")
     probabilities = step_probabilities(policy, params)
     gain = probabilities * advantages(policy, task, params)
-    unit = jnp.eye(policy.space.vocab).reshape((1, 1, *(policy.space.vocab,) * 2) + (1,) * (gain.ndim - 3))
+    unit = trailing(jnp.eye(policy.space.vocab)[None, None], gain.ndim + 1)
     cross = probabilities[:, :, :, None] * gain[:, :, None]
     block = unit * gain[:, :, None] - cross - jnp.swapaxes(cross, 2, 3)
     return visits(policy, params)[:, :, None, None] * block / gain.shape[0]

@@ -107,7 +107,8 @@ class BestOfGroup:
         _, best = extent(rewards, weight, GROUP_AXES)
         first = (rewards == best) & (weight > 0)
         _, second = extent(rewards, jnp.where(first, 0, weight), GROUP_AXES)
-        alone = (jnp.sum(jnp.where(first, weight, 0), 1, keepdims=True) <= 1) & jnp.isfinite(second)
+        # One draw of fractions is one only to rounding, so the bound lies halfway to two.
+        alone = (jnp.sum(jnp.where(first, weight, 0), 1, keepdims=True) < 1.5) & jnp.isfinite(second)
         return jnp.where(first & alone, rewards - second, 0)
 
 
