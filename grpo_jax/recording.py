@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from grpo_jax import diagnostics
 from grpo_jax.config import Batch, Config, OwnStatistics, TrainState
 from grpo_jax.part import nearest
-from grpo_jax.types import Array, support_of
+from grpo_jax.types import Array, HasMeans, support_of
 
 
 class Inner(NamedTuple):
@@ -140,7 +140,7 @@ DEFAULT = (
 
 
 def names(record: Iterable[str] | None, config: Config) -> tuple[str, ...]:
-    """The diagnostics to record; None is ``DEFAULT`` less what needs a support that the policy lacks."""
+    """The diagnostics to record; None is ``DEFAULT`` less what policy and task cannot say."""
     if isinstance(record, str):
         raise TypeError(f"record is {record!r}; it must be a list of names")
     if record is not None:
@@ -152,4 +152,5 @@ def names(record: Iterable[str] | None, config: Config) -> tuple[str, ...]:
     listable = config.policy.contexts is not None and (
         support_of(config.policy, diagnostics.all_prompts(config.policy)) is not None
     )
-    return tuple(name for name in DEFAULT if listable or not DIAGNOSTICS[name].enumerates)
+    known = [name for name in DEFAULT if listable or not DIAGNOSTICS[name].enumerates]
+    return tuple(n for n in known if n != "expected_reward" or isinstance(config.task, HasMeans))

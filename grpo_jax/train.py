@@ -12,7 +12,16 @@ import numpy as np
 
 from grpo_jax import diagnostics, optimizers, recording
 from grpo_jax.collectors import choose
-from grpo_jax.config import Batch, Config, TrainState, check_runs, prompt_count, validate
+from grpo_jax.config import (
+    Batch,
+    Config,
+    TrainState,
+    check_length,
+    check_root,
+    check_runs,
+    prompt_count,
+    validate,
+)
 from grpo_jax.kernels import materialize
 from grpo_jax.part import aligned
 from grpo_jax.random import Stream, uniforms
@@ -35,7 +44,7 @@ def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
       root: the seed root, shared by an experiment.
     """
     validate(config)
-    seed = _coordinate(seed)
+    root, seed = check_root(root), _coordinate(seed)
     check_runs(config, seed)
     runs = bool(seed.ndim)
     if runs and not config.policy.trailing:
@@ -215,10 +224,7 @@ def run(
     """
     validate(config)
     check_runs(config, state.seed)
-    if iterations < 1 or record_every < 1 or iterations % record_every:
-        raise ValueError(
-            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
-        )
+    check_length(iterations, record_every)
     names = recording.names(record, config)
     program = _compiled(staged(config, state))
     return program(choose(config), state, iterations, record_every, names)

@@ -18,13 +18,24 @@ from tqdm.auto import tqdm
 
 from grpo_jax import recording
 from grpo_jax.collectors import choose, reason
-from grpo_jax.config import Config, check_slots, validate
+from grpo_jax.config import Config, check_length, check_root, check_slots
 from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.part import describe, put
 from grpo_jax.recording import DIAGNOSTICS
-from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size
+from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size, swept_numbers
 from grpo_jax.sweeps.layout import Estimate, Shape, check_fits, estimate, free_memory, layout
 from grpo_jax.sweeps.program import Program, Request
+from grpo_jax.sweeps.request import (
+    check_count,
+    check_grid,
+    check_names,
+    checked_folder,
+    checked_record,
+    checked_seeds,
+    optional_whole,
+    seed_count,
+    unlike,
+)
 from grpo_jax.sweeps.storage import Store, held_width
 from grpo_jax.sweeps.tuning import foreseen, remember, tuned, worth_tuning
 
@@ -74,25 +85,28 @@ def sweep(
       and the whole configuration in its attributes.
     """
     check_slots(config)
+    check_length(iterations, record_every)
+    root, out, count = check_root(root), checked_folder(out), seed_count(seeds)
+    width, devices = optional_whole("width", width), optional_whole("devices", devices)
     variant_axes = parse_variants(config, variants or {})
     varied = settings(config, variant_axes)
+    names = recording.names(checked_record(record), varied[0])
     run_axes = [parse_axes(c, axes or {}) for c in varied]
+    check_names([*variant_axes, *run_axes[0]], {name: DIAGNOSTICS[name].dims for name in names})
+    check_count(size(run_axes[0]), count, free_memory())
+    for c, a in zip(varied, run_axes, strict=True):
+        check_grid(c, a)
     configs = [_chosen(c, a) for c, a in zip(varied, run_axes, strict=True)]
-    for c in configs:
-        validate(c)
-    seed_values = _seeds(seeds)
-    names = recording.names(record, configs[0])
     request = Request(iterations, record_every, names, root)
-    if iterations < 1 or record_every < 1 or iterations % record_every:
-        raise ValueError(
-            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
-        )
-    runs = size(run_axes[0]) * len(seed_values)
+    runs = size(run_axes[0]) * count
     shape, wanted, streamed = _planned(configs, run_axes[0], request, runs, out, width, devices)
+    seed_values = checked_seeds(seeds)
     programs = [Program(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     store = Store(out, _manifest(configs, run_axes, seed_values, request, shape, programs)) if out else None
     if progress:
         print(wanted.sentence(), file=sys.stderr)
+        for text in filter(None, map(unlike, variant_axes)):
+            print(f"besides, these differ\n{text}", file=sys.stderr)
     report = _Report(programs, runs * len(programs), iterations, progress)
     results = [
         _variant(i, program, seed_values, runs, store, report, disk=store if streamed else None)
@@ -102,7 +116,7 @@ def sweep(
         remember(configs[0], wanted, shape.devices, report.run_seconds)
     data = _dataset(results, variant_axes, run_axes[0], seed_values, request, configs[0])
     data.attrs |= {"config": json.dumps(describe(config)), "root": root}
-    data.attrs |= report.attributes(configs[0], shape, because=reason(varied[0]))
+    data.attrs |= report.attributes(configs[0], shape, because=reason(varied[0], swept_numbers(run_axes[0])))
     broken = int((~data["finite"].isel(iteration=-1)).sum())
     if progress and broken:
         print(f"{broken} of {runs * len(programs)} runs turned non-finite", file=sys.stderr)
@@ -138,22 +152,13 @@ def _planned(
 
 def _chosen(config: Config, axes: Sequence[Axis]) -> Config:
     """The configuration with an expectation that fits every table of the sweep, not the base's alone."""
+    swept = swept_numbers(axes)
     for axis in axes:
         for path, values in zip(axis.paths, axis.values, strict=True):
             if path.startswith("task.") and values.ndim > 1:
                 tables = put(config, path, np.moveaxis(values, 0, -1))
-                config = dataclasses.replace(config, expectation=choose(tables).expectation)
-    return choose(config)
-
-
-def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
-    values = np.arange(seeds) if isinstance(seeds, (int, np.integer)) else np.asarray(seeds)
-    whole = values.ndim == 1 and values.size and np.issubdtype(values.dtype, np.integer)
-    if not whole or (values < 0).any() or (values >= 2**32).any():
-        raise ValueError(f"seeds is {seeds}; it must be a positive count or a list of integers in [0, 2^32)")
-    if len(np.unique(values)) < len(values):
-        raise ValueError("seeds repeat: equal seeds give equal runs")
-    return values.astype(np.uint32)
+                config = dataclasses.replace(config, expectation=choose(tables, swept).expectation)
+    return choose(config, swept)
 
 
 def _numbers(request: Request, config: Config) -> int:
