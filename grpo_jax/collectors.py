@@ -12,7 +12,7 @@ from grpo_jax import user_parts
 from grpo_jax.config import Batch, Config, Expectation, ResolvesCells, TrainState, prompt_count
 from grpo_jax.diagnostics import all_prompts
 from grpo_jax.kernels import materialize
-from grpo_jax.part import part
+from grpo_jax.part import Swept, at_hand, outside, part
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.surrogate import advantages, objective
 from grpo_jax.types import (
@@ -141,23 +141,28 @@ COUNTED = 1024
 """The most actions of which groups are counted unasked: a softmax over them costs as much as the counts."""
 
 
-def _forgetful(config: Config) -> list[str]:
-    """Parts from outside because of which a histogram is not the samples it counts; none where unknown."""
-    outside = user_parts.foreign_parts(config.method)
-    tried = outside and user_parts.known(config.method)
-    return outside if tried and not user_parts.respects_multiplicity(config.method) else []
+def _forgetful(config: Config, swept: Swept, *, asked: bool) -> list[str]:
+    """Parts from outside because of which a histogram is not the samples it counts; none while traced.
+
+    What cannot be tried is counted if ``asked``, and not otherwise.
+    """
+    names = outside(config.method)
+    if not names or not at_hand(config.method):
+        return []
+    heeds = user_parts.respects_multiplicity(config.method, swept)
+    return [] if heeds or (asked and heeds is None) else names
 
 
-def choose(config: Config) -> Config:
+def choose(config: Config, swept: Swept = ()) -> Config:
     """Fill in the expectation: counts where a reward depends on one of few actions alone, else samples.
 
-    Samples, too, where a part from outside this package does not heed multiplicities; ValueError where the
-    expectation that is given needs them.
+    Samples, too, where a part from outside this package does not heed multiplicities, at the numbers that the
+    configuration has or a sweep puts in; ValueError where the expectation that is given needs them.
 
     A given expectation decides what it left open (``Exact`` its cells), where the numbers are known.
     """
     if config.expectation is not None:
-        wrong = [] if isinstance(config.expectation, Sampled) else _forgetful(config)
+        wrong = [] if isinstance(config.expectation, Sampled) else _forgetful(config, swept, asked=True)
         if wrong:
             raise ValueError(
                 f"{', '.join(wrong)} gives {type(config.expectation).__name__}() another objective than the "
@@ -166,11 +171,11 @@ def choose(config: Config) -> Config:
         if isinstance(config.expectation, ResolvesCells):
             return dataclasses.replace(config, expectation=config.expectation.resolved(config))
         return config
-    made: Expectation = Counts() if _uncountable(config) is None else Sampled()
+    made: Expectation = Counts() if _uncountable(config, swept) is None else Sampled()
     return dataclasses.replace(config, expectation=made)
 
 
-def _uncountable(config: Config) -> str | None:
+def _uncountable(config: Config, swept: Swept) -> str | None:
     """What keeps groups from being counted unasked; None if nothing does."""
     if not (isinstance(config.policy, FiniteActions) and isinstance(config.policy, Countable)):
         return "outputs are not single actions"
@@ -180,12 +185,12 @@ def _uncountable(config: Config) -> str | None:
         return "rewards may vary for one and the same action"
     if config.policy.actions > COUNTED:
         return f"more than {COUNTED} actions"
-    forgetful = _forgetful(config)
-    return f"{', '.join(forgetful)} does not heed multiplicities" if forgetful else None
+    forgetful = _forgetful(config, swept, asked=False)
+    return f"{', '.join(forgetful)} is not known to heed multiplicities" if forgetful else None
 
 
-def reason(config: Config) -> str:
+def reason(config: Config, swept: Swept = ()) -> str:
     """Why ``choose`` takes the expectation that it takes, in a few words."""
     if config.expectation is not None:
         return "as asked"
-    return _uncountable(config) or "rewards depend on one of few actions alone"
+    return _uncountable(config, swept) or "rewards depend on one of few actions alone"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import methods, surrogate, user_parts
+from grpo_jax.bounds import check_precision, is_concrete, may_be_number, whole
 from grpo_jax.optimizers import AdamW, Optimizer
-from grpo_jax.part import declared, leaf_paths, part, static, subparts
+from grpo_jax.part import Swept, declared, leaf_paths, part, per_run, static, subparts, substituted
 from grpo_jax.surrogate import Method
 from grpo_jax.types import (
     Array,
@@ -133,10 +133,18 @@ def prompt_count(config: Config) -> int:
     return count
 
 
-def validate(config: Config) -> None:
-    """Raise, before anything compiles, for a configuration that has no meaning. Traced leaves pass unseen."""
+def validate(config: Config, swept: Swept = ()) -> None:
+    """Raise, before anything compiles, for a configuration that has no meaning. Traced leaves pass unseen.
+
+    Args:
+      config: the configuration.
+      swept: the numbers that a sweep puts in, a mapping for each dimension: what depends on numbers is judged
+        by these instead of the configuration's own.
+    """
     check_slots(config)
     group, prompts = config.loop.group_size, prompt_count(config)
+    if prompts < 1:
+        raise ValueError(f"{type(config.policy).__name__} has no contexts: there is nothing to ask")
     for sub in subparts(config.method):
         if isinstance(sub, NeedsGroup) and group < sub.least_group:
             raise ValueError(
@@ -148,12 +156,15 @@ def validate(config: Config) -> None:
     if contexts is not None and config.policy.contexts not in (None, contexts):
         raise ValueError(f"the policy has {config.policy.contexts} contexts, the task {contexts}")
     _check_table(config)
-    _check_reference(config)
-    user_parts.check(config.method)
+    _check_numbers(config)
+    _check_reference(config, swept)
+    user_parts.check_method(config.method, swept)
+    user_parts.check_problem(config.policy, config.task, prompts=config.loop.prompts)
+    user_parts.check_optimizer(config.optimizer, config.policy)
 
 
 _SLOTS = {
-    "policy": ("init", "sample", "score"),
+    "policy": ("init", "sample", "score", "horizon", "contexts", "trailing", "rank"),
     "task": ("prompts", "rewards"),
     "optimizer": ("transform",),
     "expectation": ("collect", "objective"),
@@ -177,11 +188,19 @@ def check_slots(config: Config) -> None:
             what = "a class, not an instance" if isinstance(value, type) else f"without {', '.join(lacking)}"
             raise TypeError(f"{slot} is {value!r}, {what}{hint}")
     for path, leaf in leaf_paths(config).items():
-        if not isinstance(leaf, (numbers.Number, np.ndarray, jax.Array)):
+        if not isinstance(leaf, (int, float, np.number, np.ndarray, jax.Array)) or isinstance(leaf, bool):
             raise TypeError(
                 f"{path} is {leaf!r}, neither a number nor a part; decorate its class with @part, or declare "
                 "the field static()"
             )
+
+
+def _check_numbers(config: Config) -> None:
+    """Every number at hand is one in the precision in use."""
+    ranks = {path: rank for path, _, rank in declared(config)}
+    for path, leaf in leaf_paths(config).items():
+        if is_concrete(leaf) and may_be_number(leaf, 1):
+            check_precision(path, leaf, ranks.get(path, jnp.ndim(leaf)))
 
 
 def _task_contexts(task: Task) -> int | None:
@@ -200,8 +219,8 @@ def _check_table(config: Config) -> None:
         raise ValueError("policy and task are over different spaces of sequences")
 
 
-def _check_reference(config: Config) -> None:
-    """π_ref is shaped like the policy and does not vanish where it does not, if a penalty reads it."""
+def _check_reference(config: Config, swept: Swept) -> None:
+    """π_ref is shaped like the policy and has no zero that the policy lacks, if a penalty reads it."""
     if config.reference is None:
         return
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
@@ -212,26 +231,78 @@ def _check_reference(config: Config) -> None:
     for own, like in zip(jax.tree.leaves(config.reference), jax.tree.leaves(start), strict=True):
         if jnp.shape(own)[:rank] != like.shape[:rank]:
             raise ValueError(f"the reference has shape {jnp.shape(own)}, the policy {like.shape}")
-    _check_reference_zeros(config)
+    given = {path: leaf for path, leaf in leaf_paths(config).items() if path.split(".")[0] == "reference"}
+    for path, leaf in (*given.items(), *(item for dimension in swept for item in dimension.items())):
+        if path in given and is_concrete(leaf):
+            _check_logits(config.policy, path, np.asarray(leaf, float))
+    if isinstance(config.policy, Tabular):
+        _check_reference_zeros(config, swept)
 
 
-def _check_reference_zeros(config: Config) -> None:
-    coefs = [sub.reference_coef for sub in subparts(config.method) if isinstance(sub, ReadsReference)]
-    if not isinstance(config.policy, Tabular):
+def _check_logits(policy: Policy, path: str, logits: np.ndarray) -> None:
+    if np.isnan(logits).any() or np.isposinf(logits).any():
+        raise ValueError(f"{path} holds NaN or +inf; log-probabilities of the reference must be below +inf")
+    if np.isneginf(logits).any() and not isinstance(policy, Tabular):
+        raise ValueError(f"{path} holds -inf, which only a table of logits may")
+
+
+def _check_reference_zeros(config: Config, swept: Swept) -> None:
+    """No setting of the sweep, and no run, has a penalty and a zero of π_ref where π has none."""
+    one_each = per_run(config)
+    if np.ndim(config.reference) == config.policy.rank + 1 and is_concrete(config.reference):
+        one_each["reference"] = np.moveaxis(np.asarray(config.reference), -1, 0)
+    dimensions = [*swept, one_each] if one_each else list(swept)
+    zero, by_reference = _zeros(config, "reference", dimensions)
+    ours, by_logits = _zeros(config, "policy.logits", dimensions)
+    if zero is None or ours is None or not zero.any():
         return
-    logits, reference = config.policy.logits, config.reference
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in (*coefs, logits, reference)):
-        return
-    if not any(np.any(np.asarray(coef)) for coef in coefs):
-        return
-    zero, ours = np.isneginf(np.asarray(reference)), np.isneginf(np.asarray(logits))
-    shared = config.policy.rank
-    zero, ours = (x[..., None] if x.ndim == shared else x for x in (zero, ours))
-    if (zero & ~ours).any():
+    always, read = _penalised(config.method, dimensions)
+    free = always or any(on.any() for d, on in read.items() if d not in (by_reference, by_logits))
+    nowhere = np.zeros(1, bool)
+    of_reference, of_logits = (
+        nowhere if d is None else read.get(d, nowhere) for d in (by_reference, by_logits)
+    )
+    if by_reference == by_logits:
+        hit = (zero & ~ours).any(1) & (free | of_reference)
+    else:
+        lacking = zero.astype(np.int64) @ (~ours).T.astype(np.int64) > 0
+        hit = lacking & (free | of_reference[:, None] | of_logits)
+    if hit.any():
         raise ValueError(
             "the reference gives probability 0 to an action of the policy: the penalty would be "
             "infinite; use a positive reference, or coef 0"
         )
+
+
+def _zeros(config: Config, path: str, dimensions: Swept) -> tuple[np.ndarray | None, int | None]:
+    """bool [n, entries], where the table at ``path`` is −inf, and the dimension that its settings lie along.
+
+    n is 1, and there is no dimension, where it is not swept; the table is None where it is traced.
+    """
+    for d, columns in enumerate(dimensions):
+        if path in columns:
+            return np.isneginf(columns[path]).reshape(len(columns[path]), -1), d
+    table = config.reference if path == "reference" else config.policy.logits  # type: ignore[attr-defined]
+    return (np.isneginf(np.asarray(table)).reshape(1, -1), None) if is_concrete(table) else (None, None)
+
+
+def _penalised(method: Method, dimensions: Swept) -> tuple[bool, dict[int, np.ndarray]]:
+    """Whether a penalty reads π_ref in every setting, and dimension -> bool [n], in which of its settings."""
+    prefix = "method."
+    read: dict[int, np.ndarray] = {}
+    varied: set[int] = set()
+    for d, columns in enumerate(dimensions):
+        own = {p.removeprefix(prefix): v for p, v in columns.items() if p.startswith(prefix) and v.ndim == 1}
+        for i, coef in enumerate(_coefs(substituted(method, own)) if own else ()):
+            if np.ndim(coef):
+                varied.add(i)
+                read[d] = read.get(d, False) | (np.asarray(coef) != 0)
+    fixed = (coef for i, coef in enumerate(_coefs(method)) if i not in varied)
+    return any(is_concrete(coef) and bool(np.any(np.asarray(coef))) for coef in fixed), read
+
+
+def _coefs(method: Method) -> list[Any]:
+    return [sub.reference_coef for sub in subparts(method) if isinstance(sub, ReadsReference)]
 
 
 def check_runs(config: Config, seed: Array) -> None:
@@ -245,3 +316,20 @@ def check_runs(config: Config, seed: Array) -> None:
                 f"{path} has shape {jnp.shape(value)}; it takes {takes}, or runs as the last axis, "
                 f"as many as seeds (their shape is {runs})"
             )
+
+
+def check_length(iterations: Any, record_every: Any) -> None:
+    """Raise unless ``iterations`` is a positive multiple of ``record_every``, both whole numbers."""
+    for name, value in (("iterations", iterations), ("record_every", record_every)):
+        whole(name, value, low=-(2**63))
+    if iterations < 1 or record_every < 1 or iterations % record_every:
+        raise ValueError(
+            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
+        )
+
+
+def check_root(root: Any) -> int:
+    """The seed root as an int; it must be a whole number in [0, 2^32)."""
+    if whole("root", root, low=0) >= 2**32:
+        raise ValueError(f"root is {root}; it must be below 2^32")
+    return int(root)

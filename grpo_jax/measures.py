@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import diagnostics
-from grpo_jax.config import Batch, Config, OwnStatistics, TrainState
+from grpo_jax.config import Batch, Config, OwnStatistics, TrainState, check_length
 from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.kernels import exponential
 from grpo_jax.part import nearest
 from grpo_jax.parts.gains import ClipMask, clip_mask
 from grpo_jax.surrogate import sanitized
-from grpo_jax.types import Array, Params, support_of
+from grpo_jax.types import Array, HasMeans, Params, support_of
 
 TOKENS = ("prompt", "entry", "token")
 STEP = "inner_step"
@@ -354,7 +354,7 @@ def recording(
     """What a run of ``config`` is asked to record; ValueError for unknown names and numbers out of range.
 
     Args:
-      record: names of diagnostics; None is ``DEFAULT`` less what needs a support that the policy lacks.
+      record: names of diagnostics; None is ``DEFAULT`` less what policy and task cannot say.
       measure: name -> ``Measure``, or a function of a ``View``.
       iterations: of the run; a multiple of ``every``.
       every: record every n-th iteration.
@@ -362,11 +362,7 @@ def recording(
         (a fraction in [0, 1)).
       start: record the state before the first step, too.
     """
-    for name, value in (("iterations", iterations), ("record_every", every)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} is {value!r}; it must be a whole number")
-    if iterations < 1 or every < 1 or iterations % every:
-        raise ValueError(f"iterations ({iterations}) must be a positive multiple of record_every ({every})")
+    check_length(iterations, every)
     if average_from is not None and start:
         raise ValueError(
             "record_start=True keeps a state of its own; with average_from= nothing is kept apart"
@@ -380,8 +376,13 @@ def _diagnostics(record: Iterable[str] | None, config: Config) -> dict[str, Meas
     if record is None:
         contexts = config.policy.contexts
         listable = contexts is not None and support_of(config.policy, np.arange(contexts)) is not None
-        return {n: DIAGNOSTICS[n] for n in DEFAULT if listable or not DIAGNOSTICS[n].enumerates}
-    if isinstance(record, (str, bytes)):
+        unknown = set() if isinstance(config.task, HasMeans) else {"expected_reward"}
+        return {
+            n: DIAGNOSTICS[n]
+            for n in DEFAULT
+            if n not in unknown and (listable or not DIAGNOSTICS[n].enumerates)
+        }
+    if isinstance(record, (str, bytes)) or not isinstance(record, Iterable):
         raise TypeError(f"record is {record!r}; it must be a list of names")
     names = tuple(record)
     for name in names:

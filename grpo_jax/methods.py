@@ -226,6 +226,18 @@ def describe(part: Any) -> str:
     return f"{type(part).__name__}({', '.join(said)})" if said else type(part).__name__
 
 
+def effective(method: Method, slot: str) -> str:
+    """What a slot does, as an expression: "none" where it is empty, and for a penalty whose coefficient is 0.
+
+    >>> effective(dr_grpo, "penalty")
+    'none'
+    """
+    held = getattr(method, slot)
+    coef = getattr(held, "coef", None) if slot == "penalty" else None
+    idle = held is None or held == () or (isinstance(coef, (int, float)) and coef == 0)
+    return "none" if idle else describe(held)
+
+
 def table() -> str:
     """All methods as a Markdown table: name, paper, note, and the parts that differ from GRPO's."""
     lines = ["| method | paper | equation (1) of [B] | parts that differ from `grpo` |", "|---|---|---|---|"]

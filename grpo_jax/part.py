@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
+import functools
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.bounds import check_bound, is_concrete, may_be_number, whole
+
 C = TypeVar("C")
+Swept = Sequence[Mapping[str, np.ndarray]]
+"""What a sweep puts into a configuration, a mapping for each dimension: dotted path -> values [n, ...]."""
 
 
 def number(
@@ -52,6 +58,7 @@ def part(cls: type[C]) -> type[C]:
     gradients of either sign, axes to map over.
     """
     check = getattr(cls, "check", None)
+    own_init = "__init__" in vars(cls)
 
     def __post_init__(self: Any) -> None:
         for field, value in _fields(self):
@@ -59,13 +66,38 @@ def part(cls: type[C]) -> type[C]:
                 value = _as_array(f"{type(self).__name__}.{field.name}", value)
                 object.__setattr__(self, field.name, value)
             _check_field(type(self).__name__, field, value)
-        if check is not None and all(_is_concrete(leaf) for leaf in jax.tree.leaves(self)):
+        if check is not None and all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):
             check(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    if not own_init:
+        _explain_keywords(made)
     _register(made)
     return made
+
+
+def _explain_keywords(cls: Any) -> None:
+    """Let the constructor name the right keyword near an unknown one; a right call pays nothing."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        try:
+            init(self, *args, **given)
+        except TypeError:
+            unknown = [name for name in given if name not in names]
+            if args:
+                takes = ", ".join(names) or "none"
+                raise TypeError(f"{cls.__name__} takes keywords only: {takes}") from None
+            if unknown:
+                raise TypeError(
+                    f"{cls.__name__} has no keyword {unknown[0]!r}; {nearest(unknown[0], names)}"
+                ) from None
+            raise
+
+    cls.__init__ = __init__
 
 
 def _register(cls: type) -> None:
@@ -93,15 +125,13 @@ def _fields(obj: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
     return ((f, getattr(obj, f.name)) for f in dataclasses.fields(obj))
 
 
-def _is_concrete(value: Any) -> bool:
-    return isinstance(value, (numbers.Number, np.ndarray)) or (
-        isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
-    )
-
-
 def _as_array(name: str, value: Any) -> Any:
     """Nested lists as an array: one leaf, not many."""
-    if not all(_is_concrete(leaf) for leaf in jax.tree.leaves(value)):
+    leaves = jax.tree.leaves(value)
+    wrong = [leaf for leaf in leaves if isinstance(leaf, (str, bytes))]
+    if wrong:
+        raise TypeError(f"{name} holds {wrong[0]!r}; it takes numbers")
+    if not all(is_concrete(leaf) for leaf in leaves):
         return jnp.asarray(value)
     try:
         return np.asarray(value, float)
@@ -109,53 +139,59 @@ def _as_array(name: str, value: Any) -> Any:
         raise ValueError(f"{name} is ragged; it must be a rectangular array of numbers") from error
 
 
+def takes_none(field: dataclasses.Field) -> bool:
+    """Whether a field's declared type has room for None."""
+    return any(word in str(field.type) for word in ("None", "Any", "Optional"))
+
+
 def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
     name = f"{owner}.{field.name}"
     low = field.metadata.get("low")
-    if low is not None and value is not None:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} is {value!r}; it must be a whole number")
-        if value < low:
-            raise ValueError(f"{name} is {value}; it must be at least {low}")
+    if low is not None and not (value is None and takes_none(field)):
+        whole(name, value, low)
+    elif field.metadata.get("static"):
+        _check_hashable(name, value)
     bound = field.metadata.get("bound")
-    if bound is not None and value is None and not any(word in str(field.type) for word in ("None", "Any")):
-        raise TypeError(f"{name} is None; it takes a number")
-    if bound is not None and value is not None:
-        if isinstance(value, (str, bytes, bool)):
-            raise TypeError(f"{name} is {value!r}; it takes a number")
-        if _is_concrete(value):
-            check_bound(name, value, **bound)
+    if bound is None or (value is None and takes_none(field)):
+        return
+    if not may_be_number(value, field.metadata["rank"]):
+        raise TypeError(f"{name} is {value!r}; it takes a number")
+    if is_concrete(value):
+        check_bound(name, value, **bound)
 
 
-def check_bound(
-    name: str,
-    value: Any,
-    *,
-    low: float,
-    high: float,
-    open_low: bool = False,
-    open_high: bool = False,
-    nonfinite: bool = False,
-) -> None:
-    """Raise ValueError unless every entry of ``value`` is a number inside the bound."""
-    array = np.asarray(value, dtype=float)
-    if np.isnan(array).any():
-        raise ValueError(f"{name} is NaN")
-    if not nonfinite and not np.isfinite(array).all():
-        raise ValueError(f"{name} is {value}; it must be finite")
-    bad = (array < low) | (array > high) | (open_low & (array == low)) | (open_high & (array == high))
-    if bad.any():
-        left, right = "(" if open_low else "[", ")" if open_high else "]"
-        raise ValueError(f"{name} is {array[bad].flat[0]:g}; allowed is {left}{low:g}, {high:g}{right}")
+def _check_hashable(name: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} is a {type(value).__name__}: what is structure must be hashable (a tuple instead of a "
+            "list or an array); declare an array of numbers number(rank=...)"
+        ) from None
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The sentence that ends an unknown-name error: the nearest right names, else all of them."""
+    """The sentence that ends an unknown-name error: the nearest right names, else all of them.
+
+    Near are names spelt alike, those with an equal last part, and those whose last part ``name`` abbreviates.
+
+    >>> nearest("lr", ["learning_rate", "b1", "b2"])
+    'did you mean learning_rate?'
+    """
     allowed = sorted(allowed)
+    tail = name.rsplit(".", 1)[-1]
+    tails = [a for a in allowed if a.rsplit(".", 1)[-1] == tail]
+    short = [a for a in allowed if _abbreviates(tail, a.rsplit(".", 1)[-1])]
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    tails = [a for a in allowed if a.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    close = list(dict.fromkeys(tails + close))
-    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(allowed)}"
+    found = list(dict.fromkeys(tails + short + close))
+    return f"did you mean {', '.join(found)}?" if found else f"known: {', '.join(allowed)}"
+
+
+def _abbreviates(short: str, long: str) -> bool:
+    """lr for learning_rate, eps for epsilon and epsilon for eps: initials of words, or a beginning."""
+    initials = "".join(word[:1] for word in long.split("_"))
+    begins = min(len(short), len(long)) > 2 and (long.startswith(short) or short.startswith(long))
+    return begins or (len(initials) > 1 and short == initials)
 
 
 def aligned(tree: C) -> C:
@@ -215,13 +251,36 @@ def describe(tree: Any) -> Any:
     """The configuration as JSON-ready nested dictionaries: {"kind": class, field: value, ...}."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return {"kind": type(tree).__name__} | {field.name: describe(value) for field, value in _fields(tree)}
+    if isinstance(tree, Mapping):
+        return {str(key): describe(value) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
         return [describe(value) for value in tree]
-    if isinstance(tree, (np.ndarray, np.generic, jax.Array)):
-        return np.asarray(tree).tolist()
+    if isinstance(tree, enum.Enum):
+        return tree.name
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
-    return getattr(tree, "__qualname__", type(tree).__name__)
+    if isinstance(tree, (np.ndarray, jax.Array)):
+        key = jnp.issubdtype(tree.dtype, jax.dtypes.prng_key)
+        listed = np.asarray(jax.random.key_data(tree) if key else tree)
+        return listed.tolist() if listed.dtype.kind in "biufU" else describe(listed.tolist())
+    if isinstance(tree, (np.bool_, np.integer, np.floating)):
+        return tree.item()
+    if isinstance(tree, (numbers.Number, np.generic)):
+        return str(tree)
+    name = getattr(tree, "__qualname__", None)
+    return name if isinstance(name, str) else type(tree).__name__
+
+
+def field_at(tree: Any, path: str) -> tuple[Any, dataclasses.Field | None]:
+    """The part that holds what stands at a dotted path, and its field there (None where it is no field)."""
+    above, _, name = path.rpartition(".")
+    for key in above.split(".") if above else ():
+        if isinstance(tree, Mapping):
+            tree = tree[key]
+        else:
+            tree = getattr(tree, key) if hasattr(tree, key) else tree[int(key)]
+    fields = dataclasses.fields(tree) if dataclasses.is_dataclass(tree) else ()
+    return tree, next((field for field in fields if field.name == name), None)
 
 
 def _key(entry: Any) -> str:
@@ -250,6 +309,22 @@ def put_all(tree: C, values: Mapping[str, Any]) -> C:
     return tree
 
 
+def substituted(tree: C, values: Mapping[str, Any]) -> C:
+    """The tree with other numbers at these dotted paths, unchecked: tracers, or runs behind."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = [values.get(".".join(_key(k) for k in path), leaf) for path, leaf in flat]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def per_run(tree: Any) -> dict[str, np.ndarray]:
+    """Dotted path -> [R, ...], for the declared numbers at hand that are given one per run."""
+    return {
+        path: np.moveaxis(np.asarray(value), -1, 0)
+        for path, value, rank in declared(tree)
+        if is_concrete(value) and np.ndim(value) == rank + 1
+    }
+
+
 def subparts(tree: Any) -> Iterator[Any]:
     """The part itself and every part below it."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -259,3 +334,22 @@ def subparts(tree: Any) -> Iterator[Any]:
     elif isinstance(tree, (tuple, list)):
         for value in tree:
             yield from subparts(value)
+
+
+def outside(tree: Any) -> list[str]:
+    """Names of what comes from outside this package: parts, and functions held by parts of this package."""
+    found = []
+    for sub in subparts(tree):
+        if not type(sub).__module__.startswith("grpo_jax."):
+            found.append(type(sub).__name__)
+            continue
+        for field, value in _fields(sub):
+            foreign = not str(getattr(value, "__module__", "")).startswith("grpo_jax.")
+            if callable(value) and field.metadata.get("static") and foreign:
+                found.append(f"{type(sub).__name__}.{field.name}")
+    return list(dict.fromkeys(found))
+
+
+def at_hand(tree: Any) -> bool:
+    """Whether every number is known, rather than traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -12,7 +12,7 @@ import numpy as np
 
 from grpo_jax import optimizers, runtime
 from grpo_jax.collectors import choose
-from grpo_jax.config import Batch, Config, TrainState, check_runs, prompt_count, validate
+from grpo_jax.config import Batch, Config, TrainState, check_root, check_runs, prompt_count, validate
 from grpo_jax.kernels import materialize, per_prompt
 from grpo_jax.measures import Measure, Recording, StepView, View, recording
 from grpo_jax.part import aligned, put
@@ -34,7 +34,7 @@ def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
       root: the seed root, shared by an experiment.
     """
     validate(config)
-    seed = _coordinate(seed)
+    root, seed = check_root(root), _coordinate(seed)
     check_runs(config, seed)
     if seed.ndim and not config.policy.trailing:
         raise ValueError(

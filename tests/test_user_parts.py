@@ -151,7 +151,7 @@ def test_broken_runs_are_counted_aloud(capsys):
     [
         ({"seed": [1, 2]}, {}, ValueError, "dimension of every sweep"),
         ({"kl_coef": [0.1]}, {}, ValueError, r"'kl_coef' means method\.penalty\.coef.*does not have"),
-        (None, {"seeds": [0.2, 1.7]}, ValueError, "seeds is"),
+        (None, {"seeds": [0.2, 1.7]}, TypeError, r"seeds holds 0\.2; .*whole numbers"),
         (None, {"variants": {"method": ["grpo"]}}, TypeError, r"methods\.get"),
     ],
     ids=["reserved", "absent alias", "fractional seeds", "names for methods"],

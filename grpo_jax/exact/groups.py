@@ -20,13 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.kernels import trailing
-from grpo_jax.part import subparts
+from grpo_jax.part import outside, subparts
 from grpo_jax.parts.shaping import lengths
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method
 from grpo_jax.theory.counts import deviance, histograms, number_of_histograms, stirling_remainder
 from grpo_jax.types import Array, CellSafe, Couples, Coupling, ReadsOldLogp, Rollout, coupling, reads_lengths
-from grpo_jax.user_parts import foreign_parts
 
 MAX_GROUPS = 300_000
 """The most groups that a sum may have."""
@@ -58,7 +57,7 @@ def cell_breakers(method: Method) -> list[str]:
         found.append(type(method.shaping).__name__)
     for part in subparts(method.advantage):
         unknown = {type(p).__name__ for p in list(subparts(part))[1:] if not _cell_safe(p)}
-        if _couples(part) and unknown.intersection(foreign_parts(part)):
+        if _couples(part) and unknown.intersection(outside(part)):
             found.append(type(part).__name__)
     return list(dict.fromkeys(found))
 

@@ -87,29 +87,6 @@ def outputs(config: Config, size: int) -> np.ndarray:
     return np.array(words)
 
 
-def check_names(grid: Sequence[Axis], plan: Recording, own: Mapping[str, np.ndarray]) -> None:
-    """ValueError, before anything compiles, where two things of the dataset would have one name."""
-    taken: dict[str, str] = {"seed": "the dimension of seeds"}
-    if plan.average_from is None:
-        taken["iteration"] = "the dimension of iterations"
-    for axis in grid:
-        for name in dict.fromkeys([axis.name, *axis.labels]):
-            _take(taken, name, f"the swept axis {axis.name!r}")
-    for name in own:
-        _take(taken, name, f"an axis of what is recorded ({name!r})")
-    for name, _ in plan.measures:
-        _take(taken, name, f"what is recorded as {name!r}")
-
-
-def _take(taken: dict[str, str], name: str, by: str) -> None:
-    if name in taken:
-        raise ValueError(
-            f"{name!r} would name both {taken[name]} and {by}; rename the measure or its axis, or spell the "
-            "swept path out (method.gain.high for clip_high)"
-        )
-    taken[name] = by
-
-
 def dataset(
     results: Sequence[Mapping[str, np.ndarray]],
     variants: Sequence[Axis],

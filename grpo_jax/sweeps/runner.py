@@ -20,18 +20,26 @@ import numpy as np
 import xarray as xr
 
 from grpo_jax.collectors import choose, reason
-from grpo_jax.config import Config, check_slots, validate
+from grpo_jax.config import Config, check_root, check_slots
+from grpo_jax.exact.expectation import Exact, moves_cells
 from grpo_jax.measures import recording
-from grpo_jax.part import describe, put
+from grpo_jax.part import describe, put_all
 from grpo_jax.runtime import keep_compilations
-from grpo_jax.surrogate import Method
-from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size
-from grpo_jax.sweeps.dataset import check_names, dataset, idle, own_labels, own_shapes
-from grpo_jax.sweeps.differences import differences
+from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size, swept_numbers
+from grpo_jax.sweeps.dataset import dataset, idle, own_dims, own_labels, own_shapes
 from grpo_jax.sweeps.interrupt import Stop, interruptible
 from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, free_memory, layout
 from grpo_jax.sweeps.program import Program, Request, arguments, program_of
 from grpo_jax.sweeps.progress import Progress
+from grpo_jax.sweeps.request import (
+    check_count,
+    check_grid,
+    check_names,
+    checked_seeds,
+    optional_whole,
+    seed_count,
+    unlike,
+)
 from grpo_jax.sweeps.storage import Store, check_space, held_layout, prepare_folder
 from grpo_jax.sweeps.tuning import (
     foreseen,
@@ -44,6 +52,8 @@ from grpo_jax.sweeps.tuning import (
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
+CELL_SETTINGS = 4096
+"""Settings of numbers that cells depend on, up to which ``Exact`` counts the cells of each."""
 QUICK = 0.1
 """Seconds below which a sweep is over before a bar could be read."""
 
@@ -101,20 +111,23 @@ def sweep(
     began = time.perf_counter()
     keep_compilations()
     check_slots(config)
-    first_plan = recording(
-        config, record, measure, iterations=iterations, every=record_every, average_from=average_from,
-        start=record_start,
-    )  # fmt: skip
-    seed_values = _seeds(seeds)
+    root, count = check_root(root), seed_count(seeds)
+    chunk_size, devices = optional_whole("chunk_size", chunk_size), optional_whole("devices", devices)
     variant_axes = parse_variants(config, variants or {})
     varied = settings(config, variant_axes)
-    run_axes = [parse_axes(c, axes or {}) for c in varied]
-    configs = [_chosen(c, a) for c, a in zip(varied, run_axes, strict=True)]
-    for c in configs:
-        validate(c)
-    request = Request(iterations, first_plan)
-    work = _Work(configs, run_axes, variant_axes, seed_values, request, root, because=reason(varied[0]))
+    plan = recording(
+        varied[0], record, measure, iterations=iterations, every=record_every, average_from=average_from,
+        start=record_start,
+    )  # fmt: skip
     folder = None if out is None else prepare_folder(out)
+    run_axes = [parse_axes(c, axes or {}) for c in varied]
+    check_count(size(run_axes[0]), count, free_memory())
+    for c, a in zip(varied, run_axes, strict=True):
+        check_grid(c, a)
+    configs = [_chosen(c, a) for c, a in zip(varied, run_axes, strict=True)]
+    request = Request(iterations, plan)
+    because = reason(varied[0], swept_numbers(run_axes[0]))
+    work = _Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, because)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     fresh = {p.hash: p for p in programs if p.compiled is None}
@@ -122,9 +135,9 @@ def sweep(
     told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
     bar = Progress(work.runs * len(programs), iterations, work.updates_a_run, told)
     bar.say(wanted.sentence())
-    unlike = _unlike(variant_axes, run_axes[0])
-    for line in unlike:
-        bar.say(f"the methods differ in more than their name: {line}")
+    differences = "\n".join(filter(None, (unlike(axis, run_axes[0]) for axis in variant_axes)))
+    if differences:
+        bar.say(f"these differ in more than their names\n{differences}")
     manifest = _manifest(work, shape, programs)
     with (
         contextlib.nullcontext() if folder is None else Store(folder, manifest) as store,
@@ -133,9 +146,9 @@ def sweep(
     ):
         results = _computed(work, programs, store, bar, stop, disk=store if streamed else None)
         data = dataset(
-            results, variant_axes, run_axes[0], seed_values, first_plan, iterations, work.shapes, work.labels
+            results, variant_axes, run_axes[0], work.seeds, plan, iterations, work.shapes, work.labels
         )
-        data.attrs = _attributes(work, config, shape, bar, unlike)
+        data.attrs = _attributes(work, config, shape, bar, differences)
         if store:
             store.finish(data)
     if bar.computed == bar.runs:
@@ -149,7 +162,7 @@ def sweep(
 
 
 def _attributes(
-    work: _Work, config: Config, shape: Layout, bar: Progress, unlike: Sequence[str]
+    work: _Work, config: Config, shape: Layout, bar: Progress, differences: str
 ) -> dict[str, Any]:
     """What the dataset says of its making."""
     first = work.configs[0]
@@ -166,7 +179,7 @@ def _attributes(
         "run_seconds": round(bar.busy_seconds / shape.threads, 3),
         "updates": bar.updates,
     }
-    return found | ({"differences": "\n".join(unlike)} if unlike else {})
+    return found | ({"differences": differences} if differences else {})
 
 
 class _Work:
@@ -191,7 +204,9 @@ class _Work:
                 raise ValueError(f"{name} has another shape in every variant; sweep them apart")
         self.shapes = shapes[0]
         self.labels = own_labels(configs[0], plan, self.shapes)
-        check_names([*variants, *axes[0]], plan, self.labels)
+        check_names(
+            [*variants, *axes[0]], {n: own_dims(n, made, self.shapes[n]) for n, made in plan.measures}
+        )
         self.settings = size(axes[0])
         self.runs = self.settings * len(seeds)
 
@@ -241,23 +256,20 @@ def _planned(
 
 
 def _chosen(config: Config, axes: Sequence[Axis]) -> Config:
-    """The configuration with an expectation that fits every table of the sweep, not the base's alone."""
-    for axis in axes:
-        for path, values in zip(axis.paths, axis.values, strict=True):
-            if path.startswith("task.") and values.ndim > 1:
-                tables = put(config, path, np.moveaxis(values, 0, -1))
-                config = dataclasses.replace(config, expectation=choose(tables).expectation)
-    return choose(config)
-
-
-def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
-    values = np.arange(seeds) if isinstance(seeds, (int, np.integer)) else np.asarray(seeds)
-    whole = values.ndim == 1 and values.size and np.issubdtype(values.dtype, np.integer)
-    if not whole or (values < 0).any() or (values >= 2**32).any():
-        raise ValueError(f"seeds is {seeds}; it must be a positive count or a list of integers in [0, 2^32)")
-    if len(np.unique(values)) < len(values):
-        raise ValueError("seeds repeat: equal seeds give equal runs")
-    return values.astype(np.uint32)
+    """The configuration with an expectation that fits every setting of the sweep, not the base's alone."""
+    swept = swept_numbers(axes)
+    moving = [d for d in swept if any(moves_cells(path) for path in d)]
+    if not isinstance(config.expectation, Exact) or not moving:
+        return choose(config, swept)
+    places = np.indices([len(next(iter(d.values()))) for d in moving]).reshape(len(moving), -1)
+    if places.shape[1] > CELL_SETTINGS:
+        return dataclasses.replace(config, expectation=Exact(cells=0))
+    runs = {
+        path: np.moveaxis(values[place], 0, -1)
+        for d, place in zip(moving, places, strict=True)
+        for path, values in d.items()
+    }
+    return dataclasses.replace(config, expectation=choose(put_all(config, runs), swept).expectation)
 
 
 def _computed(
@@ -336,16 +348,6 @@ def _taken(variant: int, first: int, done: Any, bar: Progress) -> Part:
     found, compiling, running = done.result()
     bar.took(compiling=compiling, running=running)
     return variant, first, found, True
-
-
-def _unlike(variants: Sequence[Axis], axes: Sequence[Axis]) -> list[str]:
-    """What else differs between the methods of a comparison."""
-    for axis in variants:
-        if axis.paths == ("method",) and all(isinstance(m, Method) for m in axis.values[0]):
-            labels = [str(label) for label in next(iter(axis.labels.values()))]
-            swept = [path for other in axes for path in other.paths]
-            return differences(dict(zip(labels, axis.values[0], strict=True)), swept)
-    return []
 
 
 def _say_idle(data: xr.Dataset, names: Sequence[str]) -> None:
