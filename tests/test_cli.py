@@ -54,7 +54,7 @@ def test_sweep_prints_a_row_per_setting_and_show_reads_it_back(monkeypatch, caps
     code, printed = run(monkeypatch, capsys, "sweep", *words, *sweep)
     assert code == 0
     assert len(printed.out.strip().splitlines()) == 4
-    assert "1 compilation(s)" in printed.err
+    assert "1 program compiled" in printed.err
     code, shown = run(monkeypatch, capsys, "show", str(tmp_path))
     assert code == 0
     assert printed.out.strip() in shown.out

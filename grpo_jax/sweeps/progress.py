@@ -71,7 +71,7 @@ class Progress:
             f"{back:,} runs read back" if back else "",
             f"{made['expectation']} ({made['because']})",
             f"chunks of {made['chunk_size']} runs on {wide}",
-            f"{broken:,} runs turned non-finite" if broken else "",
+            f"{broken:,} of {self.runs:,} runs turned non-finite" if broken else "",
             f"in {folder}" if folder else "",
         ]
         self.say(" · ".join(part for part in parts if part))
