@@ -20,7 +20,8 @@ from grpo_jax import recording
 from grpo_jax.collectors import choose, reason
 from grpo_jax.config import Config, check_slots, validate
 from grpo_jax.diagnostics import QUANTILES
-from grpo_jax.part import describe, put
+from grpo_jax.exact import Exact, moves_cells
+from grpo_jax.part import describe, put_all
 from grpo_jax.recording import DIAGNOSTICS
 from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size
 from grpo_jax.sweeps.layout import Estimate, Shape, check_fits, estimate, free_memory, layout
@@ -137,13 +138,17 @@ def _planned(
 
 
 def _chosen(config: Config, axes: Sequence[Axis]) -> Config:
-    """The configuration with an expectation that fits every table of the sweep, not the base's alone."""
-    for axis in axes:
-        for path, values in zip(axis.paths, axis.values, strict=True):
-            if path.startswith("task.") and values.ndim > 1:
-                tables = put(config, path, np.moveaxis(values, 0, -1))
-                config = dataclasses.replace(config, expectation=choose(tables).expectation)
-    return choose(config)
+    """The configuration with an expectation that fits every setting of the sweep, not the base's alone."""
+    moving = [axis for axis in axes if any(map(moves_cells, axis.paths))]
+    if not moving or not isinstance(config.expectation, Exact):
+        return choose(config)
+    place = np.indices([axis.size for axis in moving]).reshape(len(moving), -1)
+    swept = {
+        path: np.moveaxis(values[i], 0, -1)
+        for axis, i in zip(moving, place, strict=True)
+        for path, values in zip(axis.paths, axis.values, strict=True)
+    }
+    return dataclasses.replace(config, expectation=choose(put_all(config, swept)).expectation)
 
 
 def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
