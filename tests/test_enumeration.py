@@ -98,14 +98,14 @@ class Case(NamedTuple):
         """[R, C, S]; a single context is the more varied one of the two."""
         return TABLES if self.prompts == 2 else TABLES[[0, 1, 2], [0, 0, 1]][:, None]
 
-    def config(self, method, expectation=None) -> Config:
+    def config(self, method) -> Config:
         """Runs last."""
         return Config(
             policy=TreePolicy(space=SPACE, logits=np.moveaxis(self.logits[1], 0, -1)),
             task=SequenceTable(
                 space=SPACE, table=np.moveaxis(self.tables, 0, -1), noise=Bernoulli() if self.coins else None
             ),
-            method=method, loop=Loop(group_size=self.size), expectation=expectation or Exact(),
+            method=method, loop=Loop(group_size=self.size), expectation=Exact(),
         )  # fmt: skip
 
 
@@ -291,13 +291,6 @@ def check_by_hand(given: Case, name: str, run: int, found: Drawn) -> None:
     np.testing.assert_allclose(groups.chance @ found.gradient, slope, rtol=0, atol=1e-9)
 
 
-class Way(NamedTuple):
-    """Cells, and whether the sum goes in chunks."""
-
-    expectation: Exact
-    chunked: bool
-
-
 def short(given: Case, cells: int) -> int:
     """A bound on numbers alive at once at which the last chunk of groups is not full."""
     outcomes = 4 * given.levels
@@ -307,8 +300,8 @@ def short(given: Case, cells: int) -> int:
     return groups * given.prompts * outcomes * 3 * RUNS
 
 
-def exact(given: Case, method, ways: list[Way], monkeypatch):
-    """(function, its arguments) for the same five numbers each way, runs last."""
+def exact(given: Case, method, ways: list[tuple[int, bool]], monkeypatch):
+    """(function, its arguments) for the same five numbers by (cells, in chunks), runs last."""
     now, old, ref = (jnp.moveaxis(jnp.asarray(x), 0, -1) for x in given.logits)
     now = old if evaluated_at_old(method.ratio) else now
     zero = jnp.uint32(0)
@@ -328,32 +321,30 @@ def exact(given: Case, method, ways: list[Way], monkeypatch):
 
     def everything(config, params, state):
         found = []
-        for way in ways:
+        for cells, chunked in ways:
             with monkeypatch.context() as patch:
-                if way.chunked:
-                    alive = short(given, way.expectation.cells)
-                    patch.setattr("grpo_jax.exact.expectation.CHUNK", alive)
-                found.append(measured(way.expectation, config, params, state))
+                if chunked:
+                    patch.setattr("grpo_jax.exact.expectation.CHUNK", short(given, cells))
+                found.append(measured(Exact(cells=cells), config, params, state))
         return found
 
     return everything, (given.config(method), now, state)
 
 
-def ways_of(given: Case, method, *, cross: bool) -> list[Way]:
-    """Cells by default, none, and one more than there are (which no context has); whole and in chunks."""
+def ways_of(given: Case, method, *, odd: bool) -> list[tuple[int, bool]]:
+    """(cells, in chunks): cells by default, none, and one more than there are (which no context has).
+
+    A case takes half of the combinations, ``odd`` the other half; without cells there are but two.
+    """
     default = Exact().resolved(given.config(method)).cells
-    cells = [default, 0, default + 1] if default else [0]
-    ways = [Way(Exact(cells=c), chunked) for c in cells for chunked in (False, True)]
-    return ways if cross or not default else [ways[0], ways[3], ways[5]]
+    return [(default, odd), (0, not odd), (default + 1, not odd)] if default else [(0, False), (0, True)]
 
 
-NAMES = ("value", "gradient", "clip fraction above", "clip fraction below", "tied share")
-
-
-def compare(given: Case, name: str, monkeypatch, *, cross: bool = False) -> None:
+def compare(given: Case, name: str, monkeypatch, *, odd: bool) -> None:
     """Every way of the exact expectation against brute force, run by run."""
+    measured = ("value", "gradient", "clip fraction above", "clip fraction below", "tied share")
     method = penalized(METHODS[name])
-    ways = ways_of(given, method, cross=cross)
+    ways = ways_of(given, method, odd=odd)
     function, arguments = exact(given, method, ways, monkeypatch)
     found = jax.tree.map(np.asarray, jax.jit(function)(*arguments))
     groups = [drawn(given, method, run) for run in range(RUNS)]
@@ -364,34 +355,31 @@ def compare(given: Case, name: str, monkeypatch, *, cross: bool = False) -> None
     assert np.abs(wanted[1]).max() > 1e-3
     assert name != "grpo" or min(wanted[2].max(), wanted[3].max()) > 0.01
     for way, numbers in zip(ways, found, strict=True):
-        for what, mine, want in zip(NAMES, numbers, wanted, strict=True):
+        for mine, want, what in zip(numbers, wanted, measured, strict=True):
             np.testing.assert_allclose(mine, want, rtol=0, atol=1e-13, err_msg=f"{what} by {way}")
 
 
 KINDS = {
-    "two prompts": ({}, APART),
-    "groups of three": ({"size": 3}, APART),
-    "coin flips": ({"coins": True}, APART),
-    "one prompt": ({"prompts": 1, "size": 3}, sorted(METHODS)),
-    "one prompt, coin flips": ({"prompts": 1, "coins": True}, sorted(BATCH)),
+    "two prompts": ({}, APART, ("grpo", "rloo", "opo", "group_tokens", "tic_grpo_length")),
+    "groups of three": ({"size": 3}, APART, ()),
+    "coin flips": ({"coins": True}, APART, ("grpo",)),
+    "one prompt": ({"prompts": 1, "size": 3}, sorted(BATCH), ("dapo",)),
+    "one prompt, coin flips": ({"prompts": 1, "coins": True}, sorted(BATCH), ()),
 }
-"""Case, and the methods that it is for: those that couple the batch need one prompt."""
-FAST = {
-    ("two prompts", "grpo"), ("two prompts", "rloo"), ("two prompts", "opo"), ("two prompts", "group_tokens"),
-    ("two prompts", "tic_grpo_length"), ("coin flips", "grpo"), ("one prompt", "dapo"),
-}  # fmt: skip
+"""Case, the methods that it is for (those that couple the batch need one prompt), and which are fast."""
+ODD = ("groups of three", "one prompt, coin flips")
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        pytest.param(kind, name, marks=[] if (kind, name) in FAST else pytest.mark.slow)
-        for kind, (_, names) in KINDS.items()
+        pytest.param(kind, name, marks=[] if name in fast else pytest.mark.slow)
+        for kind, (_, names, fast) in KINDS.items()
         for name in names
     ],
 )
 def test_every_group(kind, name, monkeypatch):
-    compare(case(**KINDS[kind][0]), name, monkeypatch, cross=(kind, name) not in FAST)
+    compare(case(**KINDS[kind][0]), name, monkeypatch, odd=kind in ODD)
 
 
 @pytest.mark.parametrize("name", sorted(BATCH))
@@ -406,6 +394,6 @@ def test_what_couples_the_batch_is_refused_at_two_prompts(name):
 
 def test_long_sums_are_loops_over_chunks(monkeypatch):
     """What the cases above rest on."""
-    for way in (Way(Exact(cells=3), False), Way(Exact(cells=3), True)):
-        function, arguments = exact(case(), penalized(methods.grpo), [way], monkeypatch)
-        assert ("scan[" in str(jax.make_jaxpr(function)(*arguments))) is way.chunked
+    for chunked in (False, True):
+        function, arguments = exact(case(), penalized(methods.grpo), [(3, chunked)], monkeypatch)
+        assert ("scan[" in str(jax.make_jaxpr(function)(*arguments))) is chunked
