@@ -14,6 +14,17 @@ from grpo_jax.sweeps.interrupt import Interrupted, interruptible
 from grpo_jax.sweeps.netcdf import Damaged
 
 
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """Python's own handlers, also where the tests run in the background, which ignores Ctrl-C."""
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
 def parts(out, signals, finished, count=5):
     """A sweep's loop: ``signals`` arrive within part 1 (the last where there is no other)."""
     with interruptible(out) as stop:

@@ -170,6 +170,7 @@ def store_path(folder, part):
 def test_a_signal_stops_a_sweep_between_parts(tmp_path, monkeypatch, number):
     arguments = {"seeds": 7, "out": tmp_path, "chunk_size": 2, "devices": 1, **SHORT}
     monkeypatch.setattr(layout, "PART_RUNS", 2)
+    before = signal.signal(number, signal.default_int_handler)  # in the background Ctrl-C is ignored
     write = storage.Store.write
 
     def signalled(store, variant, part, result):
@@ -182,6 +183,7 @@ def test_a_signal_stops_a_sweep_between_parts(tmp_path, monkeypatch, number):
         sentence = rf"stopped after part 3 of 4; the same call with out='{tmp_path}' goes on there"
         with pytest.raises(KeyboardInterrupt, match=sentence):
             gj.sweep(config(), **arguments)
+    signal.signal(number, before)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json"] + [
         store_path(tmp_path, part).name
         for part in range(3)  # the third was being computed
