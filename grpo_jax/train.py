@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from grpo_jax.kernels import materialize, per_prompt
 from grpo_jax.measures import Measure, Recording, StepView, View, recording
 from grpo_jax.part import aligned, put
 from grpo_jax.random import Stream, uniforms
-from grpo_jax.types import Array, Params, evaluated_at_old
+from grpo_jax.types import Array, Params, Rollout, evaluated_at_old
 
 Info = dict[str, Array]
 """Name -> what was recorded, runs last."""
@@ -184,6 +185,13 @@ def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
+def _assert_shapes(rollout: Rollout) -> None:
+    """AssertionError for a rollout whose arrays disagree in [P, N, T]: a policy is wrong, or an expectation."""
+    chex.assert_equal_shape_prefix([rollout.tokens, rollout.rewards, rollout.multiplicity], 2)
+    logps = [rollout.sampling_logp, rollout.old_logp, rollout.ref_logp]
+    chex.assert_equal_shape_prefix([rollout.tokens, rollout.mask, *logps], 3)
+
+
 def iterate(
     config: Config, state: TrainState, plan: Recording, recorded: Array | None = None
 ) -> tuple[TrainState, Batch, dict[str, Array]]:
@@ -194,6 +202,7 @@ def iterate(
     """
     assert config.expectation is not None
     batch = config.expectation.collect(config, state)
+    _assert_shapes(batch.rollout)
     watched = functools.partial(_steps_watched, plan.named("step"), recorded=recorded)
     after, steps = optimizer_steps(config, state, batch, watched)
     done = state.step + 1

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,6 +240,16 @@ def test_a_run_that_turns_non_finite_is_marked_and_its_neighbours_do_not_notice(
     for r in (0, 2):
         np.testing.assert_array_equal(sick.params[..., r], well.params[..., r])
         assert all(np.isfinite(values[..., r]).all() for values in info.values())
+
+
+def test_a_jitted_step_is_traced_once_whatever_its_numbers():
+    chex.clear_trace_counter()
+    stepped = jax.jit(chex.assert_max_traces(lambda c, s: train.step(c, s, record=["reward"]), n=1))
+    state = train.init(configured(), 0)
+    for rate in (0.1, 0.2, 0.3):
+        state, info = stepped(configured(optimizer=SGD(learning_rate=rate)), state)
+        chex.assert_shape(info["reward"], ())
+    chex.assert_trees_all_equal_shapes(state, train.init(configured(), 0))
 
 
 TRACES = []
