@@ -186,7 +186,7 @@ def _zeros(shapes: Any) -> Any:
 
 
 def _assert_shapes(rollout: Rollout) -> None:
-    """AssertionError for a rollout whose arrays disagree in [P, N, T]: a policy is wrong, or an expectation."""
+    """AssertionError for a rollout whose arrays disagree in [P, N, T]: a policy or an expectation errs."""
     chex.assert_equal_shape_prefix([rollout.tokens, rollout.rewards, rollout.multiplicity], 2)
     logps = [rollout.sampling_logp, rollout.old_logp, rollout.ref_logp]
     chex.assert_equal_shape_prefix([rollout.tokens, rollout.mask, *logps], 3)
