@@ -36,6 +36,7 @@ def parts(out, signals, finished, count=5):
                     signal.raise_signal(number)
                 assert stop() is True
             finished.append(part)
+        stop.check(count, count)  # everything is written: nothing to go on with
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -76,6 +76,7 @@ def test_files_made_to_deceive_are_refused(tmp_path, monkeypatch, make):
     monkeypatch.chdir(filled(tmp_path))
     with h5py.File("precious.nc", "w") as file:
         file["secret"] = np.ones(10)
+        file["secret"].make_scale("secret")
     for name in ("part-000-000001.nc", storage.RESULT):
         path = tmp_path / name
         path.unlink(missing_ok=True)
@@ -178,7 +179,7 @@ def test_a_read_only_folder_is_refused(tmp_path, monkeypatch, code):
 def test_too_little_space_is_said_beforehand(tmp_path, monkeypatch):
     filled(tmp_path)
     held = sum(p.stat().st_size for p in tmp_path.glob("part-*.nc"))
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 2**20))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     storage.check_space(tmp_path, (2**20 + held) // 2, streamed=False)
     storage.check_space(tmp_path, (2**20 + held) // 3, streamed=True)
     for output, streamed in (((2**20 + held) // 2 + 1, False), ((2**20 + held) // 3 + 1, True)):

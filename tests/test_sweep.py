@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import shutil
 import signal
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_compiling(tmp_path, monk
     for out in (tmp_path / "file", "~/file/below", ""):
         with pytest.raises((OSError, ValueError), match=r"give a folder|path of a folder"):
             gj.sweep(config(), out=out, **SHORT)
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(OSError, match=r"needs about .* GiB of disk"):
         gj.sweep(config(), out="~/new", **SHORT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new"]
