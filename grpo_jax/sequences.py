@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.bounds import whole
 from grpo_jax.kernels import at, count, cumulative, materialize, per_prompt, trailing
 from grpo_jax.types import Array
 
@@ -64,10 +65,15 @@ class Sequences:
 
     def __post_init__(self) -> None:
         least = 2 if self.eos is not None else 1
+        whole("vocab", self.vocab, low=0)
+        whole("horizon", self.horizon)
+        if self.eos is not None:
+            whole("eos", self.eos, low=0)
+        for step, token in self.forbidden:
+            whole("a forbidden step", step, low=0)
+            whole("a forbidden token", token, low=0)
         if self.vocab < least:
             raise ValueError(f"a vocabulary of {self.vocab} has no room for EOS; it must be at least {least}")
-        if self.horizon < 1:
-            raise ValueError(f"the horizon is {self.horizon}; it must be at least 1")
         if self.eos is not None and not 0 <= self.eos < self.vocab:
             raise ValueError(f"EOS is {self.eos}; tokens are 0..{self.vocab - 1}")
         for step, token in self.forbidden:

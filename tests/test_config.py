@@ -1,6 +1,7 @@
 """Bad input: a configuration without meaning is refused before anything compiles, saying what is allowed."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -232,3 +233,45 @@ def test_prompts_are_every_context_unless_a_number_is_given():
     assert prompt_count(configured(**loop(prompts=5))) == 5
     validate(configured(**loop(prompts=6, minibatches=3)))
     assert isinstance(Custom(transformation=optax.sgd(0.1)).transform(), optax.GradientTransformation)
+
+
+REFERENCES = np.array([[0.0, 0.0, 0.0], [0.0, -np.inf, 0.0], [-np.inf, 0.0, 1.0]])[:, None].repeat(2, 1)
+STARTS = np.array([[0.0, 0.0, 0.0], [0.0, -np.inf, 0.5]])[:, None].repeat(2, 1)
+COEFS = np.array([0.0, 0.3, 0.0])
+PATHS = {"method.penalty.coef": COEFS, "reference": REFERENCES, "policy.logits": STARTS}
+
+
+def refusal(config, dimensions=()):
+    """What ``validate`` raises, as text; empty where nothing is wrong."""
+    try:
+        validate(config, dimensions)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.2])
+@pytest.mark.parametrize("base", [0, 1, 2])
+@pytest.mark.parametrize("swept", [s for n in (1, 2, 3) for s in itertools.combinations(PATHS, n)])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_reference_is_judged_at_every_setting_of_the_grid(coef, base, swept, zipped):
+    """Against one validation for each setting: a grid has meaning iff all of its settings do."""
+    method = dataclasses.replace(methods.grpo, penalty=Penalty(divergence=K3(), coef=coef))
+    given = configured(method=method, reference=REFERENCES[base])
+    columns = {path: PATHS[path][:2] if zipped else PATHS[path] for path in swept}
+    dimensions = [columns] if zipped else [{path: values} for path, values in columns.items()]
+    settings = []
+    for place in np.ndindex(*(len(next(iter(d.values()))) for d in dimensions)):
+        picked = ((p, v[i]) for d, i in zip(dimensions, place, strict=True) for p, v in d.items())
+        settings.append({path: value if np.ndim(value) else float(value) for path, value in picked})
+    wrong = any(refusal(put_all(given, setting)) for setting in settings)
+    assert ("penalty would be infinite" in refusal(given, dimensions)) == wrong
+
+
+def test_runs_with_penalty_and_runs_with_zeros_may_be_others():
+    """Numbers given one per run are judged run by run."""
+    method = dataclasses.replace(methods.grpo, penalty=Penalty(divergence=K3(), coef=np.array([0.3, 0.0])))
+    tables = np.stack([REFERENCES[0], REFERENCES[1]], -1)
+    validate(configured(method=method, reference=tables))
+    with pytest.raises(ValueError, match="infinite"):
+        validate(configured(method=method, reference=tables[..., ::-1]))

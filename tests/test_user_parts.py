@@ -1,7 +1,11 @@
 """Parts from outside: a wrong shape, axis or a forgotten multiplicity never trains in silence."""
 
 import dataclasses
+import enum
+import functools
+import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +14,9 @@ import grpo_jax as gj
 from grpo_jax import methods, train
 from grpo_jax.collectors import choose
 from grpo_jax.measures import recording
+from grpo_jax.part import describe
 from grpo_jax.user_parts import keeps_runs_apart, respects_multiplicity
+from grpo_jax.user_parts.methods import points
 
 SHORT = {"iterations": 4, "record_every": 4, "progress": False}
 SPACE = gj.Sequences(vocab=3, horizon=2, eos=2)
@@ -175,3 +181,138 @@ def test_a_method_where_the_configuration_belongs_is_refused():
 def test_none_is_no_number():
     with pytest.raises(TypeError, match=r"AdamW\.learning_rate is None"):
         gj.AdamW(learning_rate=None)
+
+
+# trials at the numbers that a sweep puts in
+
+
+@gj.part
+class Drifting:
+    """Weighs entries by their multiplicity, but for a share: as if each entry were one sample."""
+
+    share: float = gj.number(0.0)
+    leak: float = gj.number(0.0)
+
+    def __call__(self, rollout, rewards):
+        weight = (1 - self.share) * rollout.multiplicity + self.share
+        mean = jnp.sum(weight * rewards, 1, keepdims=True) / jnp.sum(weight, 1, keepdims=True)
+        return (rewards - mean - self.leak * jnp.mean(rewards, -1, keepdims=True))[:, :, None]
+
+
+@gj.part
+class Tabled:
+    """Thresholds for the reward, a table; ``forgetful`` of multiplicities where a number says so."""
+
+    levels: object = gj.number(rank=1)
+    forgetful: float = gj.number(0.0)
+
+    def __call__(self, rollout, rewards):
+        steps = self.levels.reshape(self.levels.shape[:1] + (1, 1) + self.levels.shape[1:])
+        passed = jnp.sum(rewards[None] > steps, 0).astype(rewards.dtype)
+        weight = jnp.where(self.forgetful > 0, 1.0, rollout.multiplicity)
+        return (passed - jnp.sum(weight * passed, 1, keepdims=True) / jnp.sum(weight, 1, keepdims=True))[
+            :, :, None
+        ]
+
+
+@gj.part
+class Fixed:
+    """A table for the batch at hand, which no other batch fits."""
+
+    table: object = gj.number(rank=2)
+
+    def __call__(self, rollout, rewards):
+        return (self.table * rewards)[:, :, None]
+
+
+def swept(path, values):
+    return [{f"method.{path}": np.asarray(values, float)}]
+
+
+def test_a_part_is_tried_at_swept_values():
+    """At its own share of 0 it heeds multiplicities; the sweep asks for others."""
+    config = configured(advantage=Drifting())
+    assert isinstance(choose(config, swept("advantage.share", [0.0])).expectation, gj.Counts)
+    for values in ([0.0, 0.5], [0.5, 0.0], [0.0, 0.5, 0.0001]):
+        assert isinstance(choose(config, swept("advantage.share", values)).expectation, gj.Sampled)
+        with pytest.raises(ValueError, match=r"Drifting gives Counts\(\) another objective"):
+            choose(dataclasses.replace(config, expectation=gj.Counts()), swept("advantage.share", values))
+    config = dataclasses.replace(config, optimizer=gj.SGD(learning_rate=0.5))
+    data = gj.sweep(config, {"share": [0.0, 0.5]}, seeds=2, **SHORT)
+    assert data.attrs["expectation"] == "Sampled"
+    assert "Drifting is not known to heed multiplicities" in data.attrs["because"]
+
+
+def test_runs_mixed_at_a_swept_value_are_refused():
+    with pytest.raises(ValueError, match=r"Drifting mixes runs at advantage\.leak = 0\.1"):
+        gj.sweep(configured(advantage=Drifting()), {"leak": [0.0, 0.1]}, **SHORT)
+    per_run = configured(advantage=Drifting(leak=np.array([0.0, 0.0, 0.2])))
+    with pytest.raises(ValueError, match="Drifting mixes runs"):
+        train.init(per_run, np.arange(3))
+
+
+def test_extremes_inside_a_long_axis_and_both_ends_are_tried():
+    values = np.sin(np.linspace(0.1, 6.0, 5001))
+    grid = points([{"method.a": values}, {"method.b": np.arange(7.0)}, {"other": np.arange(3.0)}], "method.")
+    assert set(grid) == {"a", "b"}
+    assert {values[0], values[-1], values.min(), values.max()} <= set(grid["a"])
+    assert {0.0, 6.0} <= set(grid["b"])
+    zipped = points([{"method.a": np.arange(3.0), "method.b": np.arange(3.0) ** 2}], "method.")
+    assert {(a, b) for a, b in zip(*zipped.values(), strict=True)} == {(0.0, 0.0), (1.0, 1.0), (2.0, 4.0)}
+
+
+def test_tables_are_tried_too():
+    good, bad = (Tabled(levels=[0.1, 0.6], forgetful=f) for f in (0.0, 1.0))
+    assert isinstance(choose(configured(advantage=good)).expectation, gj.Counts)
+    assert isinstance(choose(configured(advantage=bad)).expectation, gj.Sampled)
+    levels = [{"method.advantage.levels": np.array([[0.1, 0.6], [0.2, 0.7]])}]
+    assert keeps_runs_apart(configured(advantage=good).method, levels)
+    assert respects_multiplicity(configured(advantage=good).method, levels)
+
+
+def test_what_cannot_be_tried_is_sampled_unless_asked_otherwise():
+    config = configured(advantage=Fixed(table=np.ones((2, 3))))
+    assert respects_multiplicity(config.method) is None
+    assert isinstance(choose(config).expectation, gj.Sampled)
+    asked = dataclasses.replace(config, expectation=gj.Counts())
+    assert choose(asked).expectation == gj.Counts()
+
+
+@gj.part
+class Root:
+    """√(1 − excess)·A·s: NaN beyond 1."""
+
+    excess: float = gj.number(0.0)
+
+    def __call__(self, at):
+        return jnp.sqrt(1 - self.excess) * at.advantages * jnp.exp(at.log_ratio)
+
+
+def test_a_gain_that_gives_nan_is_refused():
+    """It would train nothing, and every parameter would stay finite."""
+    with pytest.raises(ValueError, match=r"Root gives NaN on a small batch.*\(in method\.gain\)"):
+        gj.sweep(configured(gain=Root(excess=2.0)), **SHORT)
+    with pytest.raises(ValueError, match=r"Root gives NaN .* at gain\.excess = 1\.5 \(in method\.gain\)"):
+        gj.sweep(configured(gain=Root()), {"excess": [0.5, 1.5]}, **SHORT)
+    assert keeps_runs_apart(configured(gain=Root(excess=0.5)).method)
+
+
+def test_a_part_of_one_s_own_is_described_in_json():
+    class Mood(enum.Enum):
+        CALM = 1
+
+    @gj.part
+    class Odd:
+        mood: object = gj.static(Mood.CALM)
+        call: object = gj.static(functools.partial(print, 1))
+        key: object = None
+        held: object = None
+
+        def __call__(self, rollout, rewards):
+            return rewards[:, :, None]
+
+    odd = Odd(key=jax.random.key(0), held={"a": np.ones(2, np.float32), "b": jnp.ones(1, jnp.bfloat16)})
+    found = json.loads(json.dumps(describe(configured(advantage=odd))))["method"]["advantage"]
+    assert found == {
+        "kind": "Odd", "mood": "CALM", "call": "partial", "key": [0, 0], "held": {"a": [1.0, 1.0], "b": [1.0]}
+    }  # fmt: skip

@@ -129,7 +129,7 @@ def _settings(name: str, given: Any) -> tuple[Any, np.ndarray | None]:
         labels = np.asarray([str(key) for key in given])
         kinds, counts = np.unique(labels, return_counts=True)
         if (counts > 1).any():
-            raise ValueError(f"the sweep over {name!r} has the label {kinds[counts.argmax()]!r} twice")
+            raise ValueError(f"the sweep over {name!r} has the label '{kinds[counts.argmax()]}' twice")
         given = list(given.values())
     elif isinstance(given, (np.ndarray, jax.Array)):
         given = np.atleast_1d(np.asarray(given))

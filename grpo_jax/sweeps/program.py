@@ -88,6 +88,8 @@ class Program:
 
         part = self.place(np.zeros((len(axes), shape.runs), np.int32), np.zeros(shape.runs, np.uint32))
         self._lowered: Any = jax.jit(program).lower(*arguments(config, axes, 0), *part)
+        self.dtypes = {name: info.dtype for name, info in self._lowered.out_info.items()}
+        """Name -> type of what is recorded."""
         self.hash = hashlib.sha256(self._lowered.as_text().encode()).hexdigest()
         self.compiled: Any = None
 

@@ -40,7 +40,8 @@ def seed_count(seeds: Any) -> int:
         count = int(seeds)
     elif isinstance(seeds, range):
         count = len(seeds)
-        _require_coordinates(min(seeds, default=0), max(seeds, default=0))
+        if count:
+            _require_coordinates(*sorted((seeds[0], seeds[-1])))
     else:
         count = len(_listed(seeds))
     if not 1 <= count <= COORDINATES:

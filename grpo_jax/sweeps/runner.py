@@ -29,6 +29,7 @@ from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, siz
 from grpo_jax.sweeps.dataset import dataset, idle, own_dims, own_labels, own_shapes
 from grpo_jax.sweeps.interrupt import Stop, interruptible
 from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, free_memory, layout
+from grpo_jax.sweeps.netcdf import check_storable
 from grpo_jax.sweeps.program import Program, Request, arguments, program_of
 from grpo_jax.sweeps.progress import Progress
 from grpo_jax.sweeps.request import (
@@ -130,6 +131,8 @@ def sweep(
     work = _Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, because)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
+    if folder is not None:
+        check_storable(programs[0].dtypes)
     fresh = {p.hash: p for p in programs if p.compiled is None}
     wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
     told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)

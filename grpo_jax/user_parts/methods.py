@@ -145,12 +145,12 @@ def trial(method: Method, swept: Swept = ()) -> Trial | None:
             if any(np.ndim(leaf) for path, leaf in leaf_paths(method).items() if path not in own):
                 return None
             raise
-    size = np.abs(alone).sum((0, 1, 2))
-    near = np.isclose(together, alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max((0, 1, 2)), equal_nan=True)
+    size = np.nansum(np.abs(alone), (0, 1, 2))
+    near = np.isclose(together, alone, rtol=1e-4, atol=1e-5 * size, equal_nan=True)
     gap = np.abs(alone.sum((0, 1, 2)) - counted.sum((0, 1, 2)))
     return Trial(
         apart=near.all((0, 1, 2)),
-        counted=(gap <= 1e-4 * size) | (np.isnan(gap) & np.isnan(size)),
+        counted=(gap <= 1e-4 * size) | np.isnan(gap),
         defined=~np.isnan(alone).any((0, 1, 2)),
         settings=settings,
     )

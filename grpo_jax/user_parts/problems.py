@@ -6,7 +6,8 @@ What comes from this package is not tried, except for functions it is given (``S
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,10 @@ from grpo_jax.types import (
     HasLevels,
     HasMeans,
     Listable,
+    OverSequences,
     Params,
     Policy,
     ReducesParams,
-    Tabular,
     Task,
     support_of,
 )
@@ -44,6 +45,23 @@ def one_run(tree: Any) -> Any:
     return put_all(tree, own)
 
 
+class _Given(NamedTuple):
+    """What a trial hands over; every array may have runs behind."""
+
+    params: Params
+    """The policy's start, moved apart from run to run; None where the policy is not tried."""
+    chosen: Any
+    """[P] uniforms that draw prompts; None stands for every context once."""
+    uniforms: Any
+    """[P, N, T]."""
+    noise: Any
+    """[P, N]."""
+    tokens: Any
+    """int [P, N, T]."""
+    mask: Any
+    """[P, N, T]; None where the space of sequences says it."""
+
+
 def check_problem(policy: Policy, task: Task, *, prompts: int | None) -> None:
     """Raise ValueError where a policy or a task from outside gives a wrong shape or mixes runs.
 
@@ -56,111 +74,139 @@ def check_problem(policy: Policy, task: Task, *, prompts: int | None) -> None:
         return
     policy, task = one_run(policy), one_run(task)
     with jax.ensure_compile_time_eval():
-        jax.eval_shape(functools.partial(_alone, prompts=prompts), policy, task)
-        if policy.trailing:
-            _require_equal(*jax.device_get(_together_and_alone(policy, task, prompts)))
+        given = _given(policy, prompts)
+        if outside(policy):
+            said = _try(_policy_says, policy, policy, task, given)
+            given = given._replace(tokens=said["sample (tokens)"], mask=said["sample (mask)"])
+        if outside(task):
+            _try(_task_says, task, policy, task, given._replace(params=None))
 
 
-@functools.partial(jax.jit, static_argnames="prompts")
-def _alone(policy: Policy, task: Task, prompts: int | None) -> dict[str, Array]:
-    return _said(policy, task, prompts, *_draws(policy, prompts, ()))
-
-
-def _require_equal(together: dict[str, np.ndarray], alone: dict[str, np.ndarray]) -> None:
-    for what, value in alone.items():
-        size = np.max(np.abs(value), initial=0, where=np.isfinite(value))
-        if not np.allclose(together[what], value, rtol=1e-4, atol=1e-5 * size, equal_nan=True):
-            raise ValueError(
-                f"{what} mixes runs: {AXES}; reduce over axis 1 for a group and over axis 2 for a sequence, "
-                "never over the last"
-            )
-
-
-@functools.partial(jax.jit, static_argnames="prompts", compiler_options=QUICK)
-def _together_and_alone(policy: Policy, task: Task, prompts: int | None) -> tuple[dict, dict]:
-    """What policy and task say for several runs at once, and for each alone; runs last."""
-    draws = _draws(policy, prompts, (RUNS,))
-    alone = jax.vmap(lambda *one: _said(policy, task, prompts, *one), in_axes=-1, out_axes=-1)
-    return _said(aligned(policy), aligned(task), prompts, *draws), alone(*draws)
-
-
-def _draws(policy: Policy, prompts: int | None, runs: tuple[int, ...]) -> tuple[Params, Array, Array]:
-    """Parameters that differ from run to run, uniforms [P] for prompts, [P, N, T+1] for tokens and noise."""
+def _given(policy: Policy, prompts: int | None) -> _Given:
     rng = np.random.default_rng(0)
-    count = prompts or policy.contexts or 1
+    runs = (RUNS,) if policy.trailing else ()
+    shape = (prompts or policy.contexts or 1, ENTRIES, policy.horizon)
 
-    def spread(leaf: Array) -> Array:
-        if isinstance(policy, Tabular):  # a start that is nearly certain would draw one output in every run
-            leaf = jnp.where(jnp.isfinite(leaf), 0, leaf)
-        leaf = jnp.broadcast_to(leaf.reshape(leaf.shape + (1,) * len(runs)), leaf.shape + runs)
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return leaf + 0.3 * rng.normal(size=leaf.shape).astype(leaf.dtype)
+    def moved(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        every = np.broadcast_to(leaf.reshape(leaf.shape + (1,) * len(runs)), leaf.shape + runs)
+        if not np.issubdtype(leaf.dtype, np.floating):
+            return every
+        return (every + 0.3 * rng.normal(size=every.shape)).astype(leaf.dtype)
 
-    params = jax.tree.map(spread, policy.init(jax.random.key(0)))
-    uniforms = rng.uniform(size=(count, ENTRIES, policy.horizon + 1, *runs))
-    return params, jnp.asarray(rng.uniform(size=(count, *runs))), jnp.asarray(uniforms)
+    tried = bool(outside(policy))
+    drawn = prompts is not None or policy.contexts is None
+    return _Given(
+        params=jax.tree.map(moved, policy.init(jax.random.key(0))) if tried else None,
+        chosen=rng.uniform(size=shape[:1] + runs) if drawn else None,
+        uniforms=rng.uniform(size=shape + runs),
+        noise=rng.uniform(size=shape[:2] + runs),
+        tokens=np.zeros(shape + runs, int) if tried else _tokens(policy, rng, shape + runs),
+        mask=None if isinstance(policy, OverSequences) else np.ones(shape + runs),
+    )
 
 
-def _said(
-    policy: Policy, task: Task, prompts: int | None, params: Params, chosen: Array, uniforms: Array
-) -> dict[str, Array]:
-    """What policy and task say, each under the name of who says it; shapes are checked."""
-    shape, runs = (*uniforms.shape[:2], policy.horizon), uniforms.shape[3:]
-    said: dict[str, Array] = {}
+def _tokens(policy: Any, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Any outputs of a policy of this package; its own draws may all be alike."""
+    if not isinstance(policy, OverSequences):
+        return rng.integers(0, policy.actions, shape)
+    steps = [rng.choice(np.flatnonzero(row), shape[:2] + shape[3:]) for row in policy.space.allowed]
+    return np.stack(steps, 2)
 
-    def keep(who: Any, method: str, value: Any, axes: str, lead: tuple[int, ...]) -> Any:
-        name = f"{type(who).__name__}.{method}"
-        _require_shape(name, jnp.shape(value), axes, lead, runs)
-        said[name] = jnp.broadcast_to(value, jnp.shape(value)[: jnp.ndim(value) - len(runs)] + runs)
-        return value
 
-    ids: Any = np.arange(policy.contexts or 0)
-    if prompts is not None or policy.contexts is None:
-        ids = task.prompts(chosen)
-    tokens, mask = policy.sample(params, ids, uniforms[:, :, :-1])
-    keep(policy, "sample (mask)", mask, "[P, N, T]", shape)
-    keep(policy, "sample (tokens)", jnp.where(mask > 0, tokens, 0), "[P, N, T]", shape)
-    if outside(policy):
-        scores = policy.score(params, ids, tokens, mask)
-        keep(policy, "score (logp)", scores.logp, "[P, N, T]", shape)
-        keep(policy, "score (entropy)", scores.entropy, "[P, N, T]", shape)
-        said |= _listed(policy, params, ids, uniforms[:, :, :-1])
-    rewards = task.rewards(ids, tokens, mask, uniforms[:, :, -1])
-    keep(task, "rewards", rewards, "[P, N, M], M rewards of each entry (usually one)", (*shape[:2], 0))
+Says = Callable[[Policy, Task, _Given], dict[str, Array]]
+
+
+def _try(says: Says, who: Any, policy: Policy, task: Task, given: _Given) -> dict[str, np.ndarray]:
+    """What ``who`` says of each run alone; ValueError unless it says the same of several at once."""
+    if not policy.trailing:
+        found = jax.eval_shape(functools.partial(_alone, says), policy, task, given)
+        return {what: np.zeros(value.shape, value.dtype) for what, value in found.items()}
+    alone, together = jax.device_get(_both(says, policy, task, given))
+    mixed = [what for what, value in alone.items() if not _alike(together[what], value)]
+    if mixed:
+        raise ValueError(
+            f"{type(who).__name__} mixes runs ({', '.join(mixed)}): {AXES}; reduce over axis 1 for a group, "
+            "over axis 2 for a sequence, never over the last"
+        )
+    return alone
+
+
+def _alike(together: np.ndarray, alone: np.ndarray) -> bool:
+    size = np.max(np.abs(alone), initial=0, where=np.isfinite(alone))
+    return bool(np.allclose(together, alone, rtol=1e-4, atol=1e-5 * size, equal_nan=True))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _alone(says: Says, policy: Policy, task: Task, given: _Given) -> dict[str, Array]:
+    return says(policy, task, given)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def _both(says: Says, policy: Policy, task: Task, given: _Given) -> tuple[dict, dict]:
+    """What is said of each run alone, and of several at once; runs last."""
+    alone = jax.vmap(lambda given: says(policy, task, given), in_axes=-1, out_axes=-1)(given)
+    return alone, says(aligned(policy), aligned(task), given)
+
+
+class _Kept:
+    """What somebody said, spread over all runs."""
+
+    def __init__(self, who: Any, runs: tuple[int, ...]) -> None:
+        self.who, self.runs = type(who).__name__, runs
+        self.said: dict[str, Array] = {}
+
+    def keep(self, what: str, value: Any, axes: str, lead: tuple[int, ...]) -> None:
+        """Raise ValueError unless its shape is ``lead`` (0: any length), then every run or one for all."""
+        shape = jnp.shape(value)
+        own, behind = shape[: len(lead)], shape[len(lead) :]
+        right = len(own) == len(lead) and all(want in (0, have) for have, want in zip(own, lead, strict=True))
+        if not right or behind not in (self.runs, (1,) * len(self.runs)):
+            lengths = ", ".join(str(n) if n else axes[3 * i + 1] for i, n in enumerate(lead))
+            then = ", then runs" if self.runs else ""
+            raise ValueError(f"{self.who}.{what} gives shape {shape}; it must be {axes}: ({lengths}){then}")
+        self.said[what] = jnp.broadcast_to(value, own + self.runs)
+
+
+def _prompts(policy: Policy, task: Task, given: _Given) -> Any:
+    return np.arange(policy.contexts or 0) if given.chosen is None else task.prompts(given.chosen)
+
+
+def _policy_says(policy: Policy, task: Task, given: _Given) -> dict[str, Array]:
+    shape, ids = given.uniforms.shape[:3], _prompts(policy, task, given)
+    kept = _Kept(policy, given.uniforms.shape[3:])
+    tokens, mask = policy.sample(given.params, ids, given.uniforms)
+    kept.keep("sample (tokens)", tokens, "[P, N, T]", shape)
+    kept.keep("sample (mask)", mask, "[P, N, T]", shape)
+    scores = policy.score(given.params, ids, tokens, mask)
+    kept.keep("score (logp)", scores.logp, "[P, N, T]", shape)
+    kept.keep("score (entropy)", scores.entropy, "[P, N, T]", shape)
+    support = support_of(policy, ids)
+    if support is not None and support.tokens.shape[1] <= LISTED:
+        assert isinstance(policy, Listable)
+        size = (shape[0], support.tokens.shape[1])
+        listed = policy.score_support(given.params, ids).logp
+        kept.keep("score_support (logp)", listed, "[P, S, T]", (*size, shape[2]))
+        if isinstance(policy, Countable):
+            kept.keep("counts", policy.counts(given.params, ids, given.uniforms), "[P, S]", size)
+    return kept.said
+
+
+def _task_says(policy: Policy, task: Task, given: _Given) -> dict[str, Array]:
+    groups, ids = given.noise.shape[:2], _prompts(policy, task, given)
+    kept = _Kept(task, given.noise.shape[2:])
+    tokens, mask = jnp.asarray(given.tokens), given.mask
+    if mask is None:
+        assert isinstance(policy, OverSequences)
+        tokens, mask = policy.space.ended(tokens)
+    rewards = task.rewards(ids, tokens, jnp.asarray(mask), given.noise)
+    kept.keep("rewards", rewards, "[P, N, M], M rewards of each entry (usually one)", (*groups, 0))
     if isinstance(task, HasMeans):
-        keep(task, "means", task.means(ids, tokens, mask), "[P, N]", shape[:2])
+        kept.keep("means", task.means(ids, tokens, mask), "[P, N]", groups)
     levels = task.levels(ids, tokens, mask) if isinstance(task, HasLevels) else None
     if levels is not None:
-        keep(task, "levels (values)", levels.values, "[P, N, L]", (*shape[:2], 0))
-        keep(task, "levels (probabilities)", levels.probabilities, "[P, N, L]", (*shape[:2], 0))
-    return said
-
-
-def _listed(policy: Policy, params: Params, ids: Any, uniforms: Array) -> dict[str, Array]:
-    """What a policy says of all its outputs, where it can list them and they are not too many."""
-    support = support_of(policy, ids)
-    if support is None or support.tokens.shape[1] > LISTED:
-        return {}
-    assert isinstance(policy, Listable)
-    name = type(policy).__name__
-    said = {f"{name}.score_support": policy.score_support(params, ids).logp}
-    if isinstance(policy, Countable):
-        said[f"{name}.counts"] = policy.counts(params, ids, uniforms)
-    return said
-
-
-def _require_shape(
-    name: str, shape: tuple[int, ...], axes: str, lead: tuple[int, ...], runs: tuple[int, ...]
-) -> None:
-    """ValueError unless ``shape`` is ``lead`` (0 for any length), then all runs or one for all."""
-    own, behind = shape[: len(lead)], shape[len(lead) :]
-    right = len(own) == len(lead) and all(want in (0, have) for have, want in zip(own, lead, strict=True))
-    if not right or behind not in (runs, (1,) * len(runs)):
-        known = ", ".join(str(n) if n else axes.split(", ")[i].strip("]") for i, n in enumerate(lead))
-        raise ValueError(
-            f"{name} gives shape {shape}; it must be {axes}: ({known}){', then runs' if runs else ''}"
-        )
+        kept.keep("levels (values)", levels.values, "[P, N, L]", (*groups, 0))
+    return kept.said
 
 
 def check_optimizer(optimizer: Optimizer, policy: Policy) -> None:
@@ -205,13 +251,13 @@ def _updates(optimizer: Optimizer, grads: Params, params: Params) -> tuple[Param
 def _require_unmixed(name: str, optimizer: Optimizer, start: Params) -> None:
     rng = np.random.default_rng(0)
 
-    def drawn(leaf: Any) -> Array:
-        return jnp.asarray(rng.normal(size=(*leaf.shape, RUNS)) * np.arange(1, RUNS + 1), leaf.dtype)
+    def drawn(leaf: Any) -> np.ndarray:
+        return (rng.normal(size=(*leaf.shape, RUNS)) * np.arange(1, RUNS + 1)).astype(leaf.dtype)
 
-    together, alone = _updates(optimizer, jax.tree.map(drawn, start), jax.tree.map(drawn, start))
-    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-        if not np.allclose(a, b, rtol=1e-4, atol=1e-6 * float(np.max(np.abs(b))), equal_nan=True):
-            raise ValueError(
-                f"{name} mixes runs, which are the last axis of parameters and gradients: declare "
-                "reduces: ClassVar[bool] = True, and it is given one run at a time"
-            )
+    grads, params = (jax.tree.map(drawn, start) for _ in range(2))
+    together, alone = jax.device_get(_updates(optimizer, grads, params))
+    if not all(map(_alike, jax.tree.leaves(together), jax.tree.leaves(alone))):
+        raise ValueError(
+            f"{name} mixes runs, which are the last axis of parameters and gradients: declare "
+            "reduces: ClassVar[bool] = True, and it is given one run at a time"
+        )
