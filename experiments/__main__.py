@@ -1,5 +1,6 @@
 """Run the claims: `python -m experiments A5 B3 --size smoke --seed 1 --out results`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -109,4 +110,12 @@ def run(planned: list[Job], out: Path, at_once: int) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m experiments"))
+    try:
+        try:
+            status = tyro.cli(main, prog="python -m experiments")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # its reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
