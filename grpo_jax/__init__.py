@@ -12,6 +12,8 @@
 True
 """
 
+from importlib.metadata import version
+
 from grpo_jax import diagnostics, measures, methods, presets, theory, train
 from grpo_jax.collectors import Counts, Sampled
 from grpo_jax.config import Config, Loop
@@ -25,6 +27,8 @@ from grpo_jax.surrogate import Method
 from grpo_jax.sweeps import load, sweep
 from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceReward, SequenceTable
 from grpo_jax.types import Rollout
+
+__version__ = version("grpo_jax")
 
 __all__ = [
     "SGD",

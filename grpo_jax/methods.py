@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo_jax.part import nearest
 from grpo_jax.parts.advantages import GroupMean, LeaveOneOut, LengthWeightedMean, NoBaseline, Normalized
@@ -207,26 +207,30 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
-def describe(part: Any) -> str:
-    """A part as the expression that makes it, defaults left out.
+def describe(part: Any, *, defaults: bool = False) -> str:
+    """A part as the expression that makes it; without ``defaults`` those are left out.
 
     >>> describe(dapo.gain)
     'Clip(high=0.28)'
+    >>> describe(dapo.gain, defaults=True)
+    'Clip(low=0.2, high=0.28)'
     """
     if isinstance(part, tuple):
-        return ", ".join(describe(p) for p in part)
+        return ", ".join(describe(p, defaults=defaults) for p in part)
     if not dataclasses.is_dataclass(part):
         return repr(part)
     said = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if field.default is dataclasses.MISSING or describe(value) != describe(field.default):
-            text = f"({describe(value)})" if isinstance(value, tuple) else describe(value)
+        own = field.default is dataclasses.MISSING or describe(value) != describe(field.default)
+        if own or (defaults and value is not None and value != ()):
+            inner = describe(value, defaults=defaults)
+            text = f"({inner})" if isinstance(value, tuple) else inner
             said.append(f"{field.name}={text}")
     return f"{type(part).__name__}({', '.join(said)})" if said else type(part).__name__
 
 
-def effective(method: Method, slot: str) -> str:
+def effective(method: Method, slot: str, *, defaults: bool = False) -> str:
     """What a slot does, as an expression: "none" where it is empty, and for a penalty whose coefficient is 0.
 
     >>> effective(dr_grpo, "penalty")
@@ -235,7 +239,7 @@ def effective(method: Method, slot: str) -> str:
     held = getattr(method, slot)
     coef = getattr(held, "coef", None) if slot == "penalty" else None
     idle = held is None or held == () or (isinstance(coef, (int, float)) and coef == 0)
-    return "none" if idle else describe(held)
+    return "none" if idle else describe(held, defaults=defaults)
 
 
 def table() -> str:
@@ -251,3 +255,16 @@ def table() -> str:
         note = row.note.replace("|", "\\|")
         lines.append(f"| `{name}` | {paper} | {note} | `{'; '.join(slots)}` |")
     return "\n".join(lines)
+
+
+def __dir__() -> list[str]:
+    """The methods, and what finds and describes them; not the parts that they are made of."""
+    return [*METHODS, "METHODS", "SHIFT", "TABLE", "Row", "describe", "effective", "get", "table"]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """AttributeError with the nearest right name."""
+        hint = "" if name.startswith("_") else f"; {nearest(name, METHODS)}"
+        raise AttributeError(f"module {__name__!r} has no method {name!r}{hint}")

@@ -1,5 +1,6 @@
 """The command line: strings become objects at the border, errors are one line."""
 
+import ast
 import subprocess
 import sys
 
@@ -23,11 +24,14 @@ def run(monkeypatch, capsys, *words):
 
 
 def test_words_become_numbers_and_parts():
-    assert assignments(["a=1,2", "b.c=3"]) == {"a": ["1", "2"], "b.c": ["3"]}
+    assert assignments(["a=1,2", "b.c=3"], "--set") == {"a": ["1", "2"], "b.c": ["3"]}
     assert axes(["learning_rate=1e-3,1e-2"]) == {"learning_rate": [1e-3, 1e-2]}
-    found = variants(["method=grpo,dapo", "group_size=4,8", "optimizer=sgd"])
+    found = variants(
+        ["method=grpo,dapo", "group_size=4,8", "optimizer=sgd", "prompts=none,2"], build(Setup())
+    )
     assert found["method"]["dapo"] is gj.methods.dapo
     assert found["group_size"] == [4, 8]
+    assert found["prompts"] == [None, 2]
     assert isinstance(found["optimizer"]["sgd"], gj.SGD)
 
 
@@ -60,11 +64,24 @@ def test_sweep_prints_a_row_per_setting_and_show_reads_it_back(monkeypatch, caps
     assert printed.out.strip() in shown.out
 
 
-def test_methods_lists_every_method(monkeypatch, capsys):
+def test_methods_lists_every_method_with_its_numbers(monkeypatch, capsys):
     code, printed = run(monkeypatch, capsys, "methods")
     assert code == 0
     for name in gj.methods.METHODS:
         assert f"{name}\n" in printed.out
+    assert "gain        Clip(low=0.0003, high=0.0004)" in printed.out
+    assert "penalty     Penalty(divergence=K3, coef=0.04)" in printed.out
+
+
+@pytest.mark.parametrize("library", presets.PRESETS)
+def test_options_of_a_library_are_listed_and_can_be_written(library, monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "options", library)
+    assert code == 0
+    words = printed.out.strip().splitlines()
+    assert len(words) > 10
+    for word in words:
+        name, _, value = word.partition("=")
+        assert presets.PRESETS[library](**{name: ast.literal_eval(value)}) == presets.PRESETS[library]()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +98,28 @@ def test_methods_lists_every_method(monkeypatch, capsys):
         (("run", "--set", "learning_rate=1,2"), "use sweep"),
         (("run", "--set", "clip_low=-1"), "allowed is"),
         (("run", "--actions", "1", "--horizon", "2"), "no room for EOS"),
+        (("run", "--horizon", "0"), "--horizon is 0; it must be at least 1"),
+        (("run", "--contexts", "0"), "--contexts is 0; it must be at least 1"),
+        (("run", "--actions", "-2"), "--actions is -2; it must be at least 1"),
+        (("run", "--task-seed", "-1"), "--task-seed is -1; it must be at least 0"),
+        (("run", "--root", "-1"), "root is -1"),
+        (("run", "--seeds", "0"), "seeds is 0"),
+        (("run", "--seeds", "100000000000000"), "between 1 and 2^32"),
+        (("run", "--record", "entropi"), "did you mean entropy"),
+        (("run", "--set", "clip_low=.1", "clip_low=.2"), "--set gives clip_low twice"),
+        (
+            ("run", "--set", "clip_low=.1", "gain.low=.2"),
+            "gives method.gain.low twice, as clip_low",
+        ),
+        (("sweep", "--sweep", "clip_low=.1", "clip_low=.2"), "--sweep gives clip_low twice"),
+        (("sweep", "--sweep", "clip_low=.1,.1"), "repeats a setting"),
+        (("sweep", "--variants", "method=grpo,grpo"), "--variants gives method=grpo twice"),
+        (("sweep", "--variants", "methd=grpo"), "unknown path 'methd'; did you mean method"),
+        (("sweep", "--variants", "group_size=4,4"), "--variants gives group_size=4 twice"),
+        (("sweep", "--variants", "group_size=four"), "group_size takes whole numbers here, not four"),
+        (("sweep", "--variants", "group_size=none"), "whole number"),
+        (("sweep", "--variants", "method.gain=Clip"), "by name there are method, optimizer, expectation"),
+        (("options", "trll"), "did you mean trl"),
     ],
 )
 def test_bad_words_are_one_line_and_exit_2(monkeypatch, capsys, words, message):
@@ -101,7 +140,8 @@ def test_help_is_generated_from_docstrings():
 
 def test_a_library_s_method_is_a_method():
     assert build(Setup(method="trl:dapo")).method == presets.parse("trl:dapo")
-    assert variants(["method=grpo,verl:vanilla"])["method"]["verl:vanilla"] == presets.parse("verl:vanilla")
+    found = variants(["method=grpo,verl:vanilla"], build(Setup()))
+    assert found["method"]["verl:vanilla"] == presets.parse("verl:vanilla")
 
 
 def test_paths_show_the_short_names(monkeypatch, capsys):
@@ -110,8 +150,11 @@ def test_paths_show_the_short_names(monkeypatch, capsys):
     assert "method.penalty.coef = 0.04  (kl_coef)" in printed.out
 
 
-def test_a_closed_pipe_is_no_error():
-    command = f"{sys.executable} -m grpo_jax methods | head -n 1"
-    found = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert found.stdout == "grpo\n"
-    assert found.stderr == ""
+@pytest.mark.parametrize("words", ["grpo_jax methods", "grpo_jax run --help", "experiments --list"])
+def test_a_closed_pipe_is_no_error(words):
+    """Whether its reader takes a line or none at all, and however much is written."""
+    for reader in ("head -n 1", "true"):
+        command = f"{sys.executable} -m {words} | {reader}"
+        found = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+        assert found.stderr == ""
+        assert len(found.stdout.splitlines()) == (reader != "true")

@@ -1,6 +1,7 @@
 """Parts: bounds, paths, edits, and their life as pytrees."""
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from grpo_jax import methods
 from grpo_jax.config import Config, Loop
-from grpo_jax.optimizers import L2, SGD, Adam, Cosine
+from grpo_jax.optimizers import L2, SGD, Adam, AdamW, Cosine
 from grpo_jax.part import (
     aligned,
     declared,
@@ -40,6 +41,7 @@ class Knob:
     free: Any = number(float("inf"), nonfinite=True)
     table: Any = number(None, rank=2)
     count: int = static(3, low=1)
+    kind: Any = static("plain")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 1, np.float32(0.25), np.array([0.0, 1.0]), None])
@@ -62,6 +64,7 @@ def test_values_inside_the_bound_are_taken(share):
         ("table", [[1.0, float("nan")]], "NaN"),
         ("table", [[1.0, 2.0], [3.0]], "ragged"),
         ("count", 0, "at least 1"),
+        ("share", 10**400, "beyond every floating-point number"),
     ],
 )
 def test_a_value_outside_names_the_field_and_what_is_allowed(field, value, says):
@@ -69,7 +72,23 @@ def test_a_value_outside_names_the_field_and_what_is_allowed(field, value, says)
         Knob(**{field: value})
 
 
-MISTYPED = [("share", "0.5"), ("share", True), ("count", 2.5), ("count", True)]
+MISTYPED = [
+    ("share", "0.5"),
+    ("share", True),
+    ("share", np.True_),
+    ("share", np.array(["0.5"])),
+    ("share", np.array([True, False])),
+    ("share", 0.5j),
+    ("share", Fraction(1, 2)),
+    ("table", [["0.5"]]),
+    ("count", 2.5),
+    ("count", True),
+    ("count", np.True_),
+    ("count", "2"),
+    ("count", None),
+    ("kind", [1, 2]),
+    ("kind", np.zeros(2)),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), MISTYPED)
@@ -87,7 +106,7 @@ def test_nested_lists_are_one_leaf():
 def test_numbers_are_leaves_and_kinds_are_structure():
     knob = Knob(count=7)
     assert set(leaf_paths(knob)) == {"share", "rate", "decay", "free"}
-    assert static_paths(knob) == {"count": 7, "table": None}
+    assert static_paths(knob) == {"count": 7, "kind": "plain", "table": None}
     assert jax.tree.structure(knob) == jax.tree.structure(Knob(count=7, share=0.1))
     assert jax.tree.structure(knob) != jax.tree.structure(Knob(count=8))
 
@@ -110,8 +129,41 @@ def test_parts_pass_through_jit_vmap_and_grad_and_only_writing_checks_bounds():
 def test_parts_are_frozen_and_keyword_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Knob().share = 0.1
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="Knob takes keywords only: share, rate"):
         Knob(0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: AdamW(lr=1), "AdamW has no keyword 'lr'; did you mean learning_rate"),
+        (lambda: AdamW(learning_rates=1), "did you mean learning_rate"),
+        (lambda: AdamW(wd=0.1), "did you mean weight_decay"),
+        (lambda: Loop(groupsize=3), "Loop has no keyword 'groupsize'; did you mean group_size"),
+        (lambda: Questions(tabel=1, noise=None), "Questions has no keyword 'tabel'; did you mean table"),
+        (lambda: dataclasses.replace(Loop(), inner_step=2), "did you mean inner_steps"),
+        (lambda: Questions(), "missing 1 required keyword-only argument: 'table'"),
+    ],
+)
+def test_an_unknown_keyword_names_the_nearest(make, says):
+    with pytest.raises(TypeError, match=says):
+        make()
+
+
+def test_an_error_of_a_check_is_its_own():
+    @part
+    class Checked:
+        width: Any = number(1.0)
+
+        def check(self):
+            raise TypeError("no width pleases me")
+
+    with pytest.raises(TypeError, match="no width pleases me"):
+        Checked()
+
+
+def test_a_table_of_truth_values_is_a_table_of_zeros_and_ones():
+    assert Knob(table=[[True, False]]).table.tolist() == [[1.0, 0.0]]
 
 
 def _config(**changes: Any) -> Config:
@@ -161,6 +213,10 @@ def test_nearest_prefers_close_names_and_equal_tails():
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
     paths = ["method.gain.high", "method.gain.low"]
     assert nearest("gain.high", paths).startswith("did you mean method.gain.high")
+    assert (
+        nearest("lr", ["optimizer.learning_rate", "optimizer.b1"]) == "did you mean optimizer.learning_rate?"
+    )
+    assert nearest("epsilon", ["eps", "b1"]) == "did you mean eps?"
 
 
 def test_declared_numbers_know_their_rank():

@@ -1,6 +1,8 @@
 """Presets: what is refused and by what name, numbers as leaves, names, and the comparison of two."""
 
 import dataclasses
+import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,15 @@ import numpy as np
 import pytest
 
 from grpo_jax import methods, presets
+from grpo_jax.config import Config, Loop
+from grpo_jax.optimizers import AdamW, ClippedNorm, Cosine, Warmup
 from grpo_jax.part import leaf_paths
+from grpo_jax.parts.reductions import Informative
 from grpo_jax.presets import registry
 from grpo_jax.presets.compare import random_batch
+from grpo_jax.presets.options import ELSEWHERE
 from grpo_jax.surrogate import loss
+from grpo_jax.sweeps import sweep
 
 
 @pytest.mark.parametrize("library", list(presets.PRESETS))
@@ -56,9 +63,15 @@ def test_what_is_not_modelled_is_named(library: str, options: dict, message: str
 @pytest.mark.parametrize(
     ("library", "options", "message"),
     [
-        ("trl", {"learning_rate": 1e-6}, "learning_rate.*belongs to the optimizer"),
-        ("trl", {"num_iterations": 2}, "num_iterations.*belongs to the loop"),
-        ("verl", {"ppo_epochs": 2}, "ppo_epochs.*belongs to the loop"),
+        ("trl", {"learning_rate": 1e-6}, r"belongs to the optimizer: .*AdamW\(learning_rate=1e-06\)"),
+        ("trl", {"num_iterations": 2}, r"num_iterations.*belongs to the loop: .*Loop\(inner_steps=2\)"),
+        ("trl", {"num_generations": 8}, r"Loop\(group_size=8\)"),
+        ("trl", {"max_grad_norm": 1.0}, r"ClippedNorm\(inner=AdamW\(\), max_norm=1\.0\)"),
+        ("trl", {"adam_beta2": 0.95}, r"AdamW\(b2=0\.95\)"),
+        ("trl", {"temperature": 0.7}, "only 1.0 is; it belongs to the sampler"),
+        ("verl", {"temperature": 0.7}, "temperature=0.7 is not modelled; it belongs to the sampler"),
+        ("trl", {"num_iteration": 2}, "num_iteration is not modelled; did you mean num_iterations"),
+        ("verl", {"ppo_epochs": 2}, r"ppo_epochs.*belongs to the loop: .*Loop\(inner_steps=2\)"),
         ("trl", {"loss_type": "drgrpo"}, "dr_grpo"),
         ("verl", {"loss_mode": "dro"}, "dro_beta"),
         ("verl", {"loss_agg_mode": "seq-mean"}, "seq-mean-token-mean"),
@@ -69,6 +82,25 @@ def test_what_is_not_modelled_is_named(library: str, options: dict, message: str
 def test_what_belongs_elsewhere_or_is_wrong_is_named(library: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         presets.PRESETS[library](**options)
+
+
+def test_what_belongs_elsewhere_can_be_written_there() -> None:
+    """Every class that is named exists, and takes the keywords it is said to take."""
+    kinds = (Config, Loop, AdamW, ClippedNorm, Cosine, Warmup, Informative)
+    takes = {kind.__name__: set(inspect.signature(kind).parameters) for kind in kinds}
+    takes["sweep"] = set(inspect.signature(sweep).parameters)
+    for option, here in ELSEWHERE.items():
+        called = re.findall(r"(\w+)\(", here)
+        assert called, option
+        assert set(called) <= set(takes), option
+        keywords = set(re.findall(r"(\w+)=", here))
+        assert keywords <= set().union(*(takes[name] for name in called)), option
+
+
+def test_options_are_completed_and_helped() -> None:
+    parameters = inspect.signature(presets.trl).parameters
+    assert parameters["loss_type"].default == "dapo"
+    assert {"beta", "epsilon_high", "scale_rewards"} <= set(parameters)
 
 
 def test_options_that_change_nothing_are_accepted() -> None:
@@ -131,7 +163,13 @@ def test_difference_is_found_where_it_is() -> None:
 
 def test_difference_as_text() -> None:
     text = presets.diff("trl:dapo", "verl:vanilla")
-    assert "DualClip" in text
+    assert "DualClip(low=0.2, high=0.2, cap=3.0)" in text
     assert "eps=1e-06" in text
     assert "gradient" in text
+    assert "penalty" not in text  # both coefficients are 0
+    assert "where DualClip: ``Clip``, and for A < 0 at least cap·A" in text
+    assert "Config(optimizer=..., loop=...)" in text
+    charged = presets.diff("trl:dapo,beta=0.1", "verl:vanilla")
+    assert "Penalty(divergence=K3, coef=0.1, weight=RatioWeight(ratio=Token))" in charged
+    assert "verl:vanilla     none" in charged
     assert "no slot differs" in presets.diff("grpo", "grpo")

@@ -1,6 +1,8 @@
 """Names: every short one is swept, and two things of a result never share one."""
 
 import dataclasses
+import importlib.metadata
+import importlib.resources
 
 import numpy as np
 import pytest
@@ -158,3 +160,22 @@ def test_a_comparison_of_methods_says_what_else_differs():
     alike = {"grpo": methods.grpo, "bnpo": methods.bnpo}
     assert unlike(parse_variants(config(), {"method": alike})[0]) is None
     assert unlike(parse_variants(config(), {"group_size": [2, 4]})[0]) is None
+
+
+# names of the package
+
+
+def test_methods_show_methods_and_know_the_nearest():
+    shown = dir(methods)
+    assert set(methods.METHODS) < set(shown)
+    assert not {"GroupMean", "Clip", "Token", "dataclasses", "replace", "nearest"} & set(shown)
+    assert all(hasattr(methods, name) for name in shown)
+    with pytest.raises(AttributeError, match="no method 'drgrpo'; did you mean dr_grpo"):
+        _ = methods.drgrpo
+    with pytest.raises(AttributeError, match=r"has no method '__wrapped__'$"):
+        _ = methods.__wrapped__
+
+
+def test_the_package_says_its_version_and_that_it_is_typed():
+    assert gj.__version__ == importlib.metadata.version("grpo_jax")
+    assert (importlib.resources.files("grpo_jax") / "py.typed").is_file()

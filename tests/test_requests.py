@@ -99,6 +99,39 @@ def test_seeds_are_those_asked_for(seeds):
     assert checked_seeds(seeds).dtype == np.uint32
 
 
+SPACE = gj.Sequences(vocab=3, horizon=2, eos=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wrong: gj.Loop(group_size=wrong),
+        lambda wrong: gj.Loop(prompts=wrong),
+        lambda wrong: gj.Loop(minibatches=wrong),
+        lambda wrong: gj.Sequences(vocab=wrong, horizon=2),
+        lambda wrong: gj.Sequences(vocab=3, horizon=wrong),
+        lambda wrong: gj.Sequences(vocab=3, horizon=2, eos=wrong),
+        lambda wrong: gj.Sequences(vocab=3, horizon=2, forbidden=((0, wrong),)),
+        lambda wrong: gj.MLPPolicy(space=SPACE, width=wrong),
+        lambda wrong: gj.MLPPolicy(space=SPACE, contexts=wrong),
+        lambda wrong: gj.SequenceReward(function=len, contexts=wrong),
+        lambda wrong: gj.Exact(cells=wrong),
+    ],
+)
+@pytest.mark.parametrize("wrong", [True, 2.0, "2"])
+def test_what_counts_is_a_whole_number(make, wrong):
+    with pytest.raises(TypeError, match=f"is {wrong!r}; it must be a whole number"):
+        make(wrong)
+
+
+def test_there_is_something_to_ask():
+    nothing = config(
+        policy=gj.ActionPolicy.uniform(contexts=0, actions=3), task=gj.Questions(table=np.zeros((0, 3)))
+    )
+    with pytest.raises(ValueError, match="ActionPolicy has no contexts"):
+        validate(nothing)
+
+
 # settings of the grid
 
 TWICE = 0.1 + 1e-12

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
 
 from grpo_jax import presets
+from grpo_jax.bounds import whole
 from grpo_jax.collectors import Counts, Sampled
 from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact
@@ -58,8 +59,6 @@ class Setup:
 
 def build(setup: Setup) -> Config:
     """The configuration that a ``Setup`` means; ValueError names what is wrong and the nearest right name."""
-    if setup.optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {setup.optimizer!r}; {nearest(setup.optimizer, OPTIMIZERS)}")
     loop = Loop(
         group_size=setup.group_size,
         inner_steps=setup.inner_steps,
@@ -71,17 +70,25 @@ def build(setup: Setup) -> Config:
         policy=policy,
         task=task,
         method=presets.parse(setup.method),
-        optimizer=OPTIMIZERS[setup.optimizer](),
+        optimizer=_optimizer(setup.optimizer),
         loop=loop,
     )
-    for name, values in assignments(setup.set).items():
+    written: dict[str, str] = {}
+    for name, values in assignments(setup.set, "--set").items():
         if len(values) != 1:
             raise ValueError(f"--set gives one value to {name}, not {len(values)}; use sweep for several")
-        config = put(config, resolve(config, name, static=False), number(name, values[0]))
+        path = resolve(config, name, static=False)
+        if path in written:
+            raise ValueError(f"--set gives {path} twice, as {written[path]} and as {name}")
+        written[path] = name
+        config = put(config, path, number(name, values[0]))
     return config
 
 
 def _problem(setup: Setup) -> tuple[Any, Any]:
+    for flag in ("contexts", "actions", "horizon"):
+        whole(f"--{flag}", getattr(setup, flag))
+    whole("--task-seed", setup.task_seed, low=0)
     noise = {"none": None, "bernoulli": Bernoulli(), "gaussian": Gaussian()}[setup.noise]
     space = None
     outputs = setup.actions
@@ -120,13 +127,15 @@ def _row(flag: str, values: tuple[float, ...], size: int) -> np.ndarray | None:
     return np.array(values) if values else None
 
 
-def assignments(words: Iterable[str]) -> dict[str, list[str]]:
-    """``a=1,2 b=3`` -> {"a": ["1", "2"], "b": ["3"]}."""
+def assignments(words: Iterable[str], flag: str) -> dict[str, list[str]]:
+    """``a=1,2 b=3`` -> {"a": ["1", "2"], "b": ["3"]}; ValueError for what ``flag`` gives twice."""
     found: dict[str, list[str]] = {}
     for word in words:
         name, equals, values = word.partition("=")
         if not equals or not name or not values:
             raise ValueError(f"{word!r} is not of the form name=value,value")
+        if name in found:
+            raise ValueError(f"{flag} gives {name} twice; write {name}=value,value once")
         found[name] = values.split(",")
     return found
 
@@ -141,32 +150,52 @@ def number(name: str, text: str) -> float:
 
 def axes(words: Iterable[str]) -> dict[str, list[float]]:
     """``learning_rate=1e-3,1e-2`` -> the sweep's traced axes."""
-    return {name: [number(name, v) for v in values] for name, values in assignments(words).items()}
+    return {name: [number(name, v) for v in values] for name, values in assignments(words, "--sweep").items()}
 
 
-def variants(words: Iterable[str]) -> dict[str, Any]:
-    """``method=grpo,dapo group_size=4,8`` -> the sweep's structural axes."""
+def variants(words: Iterable[str], config: Config) -> dict[str, Any]:
+    """``method=grpo,dapo group_size=4,8`` -> the sweep's structural axes; numbers stand for themselves.
+
+    Raises ValueError for a name that this configuration lacks, with the nearest right one, and for a value
+    that is given twice or has no meaning there.
+    """
     found: dict[str, Any] = {}
-    for name, values in assignments(words).items():
-        if name == "method":
-            found[name] = {v: presets.parse(v) for v in values}
-        elif name == "optimizer":
-            for v in values:
-                if v not in OPTIMIZERS:
-                    raise ValueError(f"unknown optimizer {v!r}; {nearest(v, OPTIMIZERS)}")
-            found[name] = {v: OPTIMIZERS[v]() for v in values}
-        elif name == "expectation":
-            for v in values:
-                if v not in EXPECTATIONS:
-                    raise ValueError(f"unknown expectation {v!r}; {nearest(v, EXPECTATIONS)}")
-            found[name] = {v: EXPECTATIONS[v] for v in values}
-        elif all(v.lstrip("-").isdigit() for v in values):
-            found[name] = [int(v) for v in values]
-        else:
+    for name, values in assignments(words, "--variants").items():
+        repeated = [v for v in values if values.count(v) > 1]
+        if repeated:
+            raise ValueError(f"--variants gives {name}={repeated[0]} twice; equal settings give equal runs")
+        if name in NAMED:
+            found[name] = {v: NAMED[name](v) for v in values}
+            continue
+        resolve(config, name, static=True)
+        try:
+            found[name] = [None if v == "none" else int(v) for v in values]
+        except ValueError:
             raise ValueError(
-                f"{name} takes whole numbers here; parts by name are method, optimizer, expectation"
-            )
+                f"{name} takes whole numbers here, not {','.join(values)}; by name there are "
+                f"{', '.join(NAMED)}"
+            ) from None
     return found
+
+
+def _optimizer(name: str) -> Any:
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; {nearest(name, OPTIMIZERS)}")
+    return OPTIMIZERS[name]()
+
+
+def _expectation(name: str) -> Any:
+    if name not in EXPECTATIONS:
+        raise ValueError(f"unknown expectation {name!r}; {nearest(name, EXPECTATIONS)}")
+    return EXPECTATIONS[name]
+
+
+NAMED: dict[str, Callable[[str], Any]] = {
+    "method": presets.parse,
+    "optimizer": _optimizer,
+    "expectation": _expectation,
+}
+"""Slots that are filled by name."""
 
 
 def traced(config: Config) -> str:

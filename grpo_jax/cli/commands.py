@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import xarray as xr
 from grpo_jax import methods as method_table
 from grpo_jax import presets
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
-from grpo_jax.part import subparts
+from grpo_jax.part import nearest
 from grpo_jax.sweeps import load
 from grpo_jax.sweeps import sweep as run_sweep
 from grpo_jax.sweeps.interrupt import Interrupted
@@ -25,7 +26,7 @@ app = tyro.extras.SubcommandApp()
 
 @app.command
 def methods(markdown: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
-    """List the methods: each slot's part and the numbers that a sweep can vary.
+    """List the methods: each slot's part, with the numbers that a sweep can vary.
 
     Args:
         markdown: print the table of the README instead.
@@ -35,15 +36,26 @@ def methods(markdown: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> 
         return
     for name, method in method_table.METHODS.items():
         slots = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-        shown = (f"{slot} {_spell(part)}" for slot, part in slots.items() if part not in (None, ()))
+        shown = (f"{slot:<12}{_spell(part)}" for slot, part in slots.items() if part not in (None, ()))
         print(f"{name}\n    " + "\n    ".join(shown))
 
 
 def _spell(part: object) -> str:
-    if isinstance(part, tuple):
-        return " · ".join(_spell(p) for p in part)
-    top, *below = [type(p).__name__ for p in subparts(part)]
-    return f"{top}({', '.join(below)})" if below else top
+    return method_table.describe(part, defaults=True)
+
+
+@app.command
+def options(library: tyro.conf.Positional[str]) -> None:
+    """List a library's options that are modelled, with their defaults: what LIBRARY:NAME,option=value takes.
+
+    Args:
+        library: trl, verl, openrlhf or liger.
+    """
+    if library not in presets.PRESETS:
+        raise ValueError(f"unknown library {library!r}; {nearest(library, presets.PRESETS)}")
+    for name, option in inspect.signature(presets.PRESETS[library]).parameters.items():
+        if option.kind is inspect.Parameter.KEYWORD_ONLY:
+            print(f"{name}={option.default!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,10 +110,11 @@ def sweep(
 
 def _simulate(setup: Setup, train: Training, sweep: tuple[str, ...], structure: tuple[str, ...]) -> None:
     jax.config.update("jax_enable_x64", train.x64)
+    config = build(setup)
     data = run_sweep(
-        build(setup),
+        config,
         axes(sweep),
-        variants=variants(structure),
+        variants=variants(structure, config),
         seeds=train.seeds,
         iterations=train.iterations,
         record_every=train.record_every,
@@ -176,13 +189,16 @@ def diff(first: tyro.conf.Positional[str], second: tyro.conf.Positional[str]) ->
 def main() -> None:
     """The entry point: an error in what was asked is one line, without a traceback; so are signals."""
     try:
-        app.cli(
-            prog="python -m grpo_jax",
-            description="Exact, massively vmapped simulations of GRPO and its relatives.",
-        )
+        try:
+            app.cli(
+                prog="python -m grpo_jax",
+                description="Exact, massively vmapped simulations of GRPO and its relatives.",
+            )
+        finally:
+            sys.stdout.flush()  # here, so that a pipe closed by its reader shows here and not at exit
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, MemoryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

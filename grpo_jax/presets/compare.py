@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.methods import describe
+from grpo_jax.methods import effective
+from grpo_jax.part import subparts
 from grpo_jax.presets.registry import parse
 from grpo_jax.surrogate import Method, advantages, loss
 from grpo_jax.types import Array, Rollout
@@ -19,7 +20,9 @@ class Comparison(NamedTuple):
     """Two methods on one random batch."""
 
     slots: dict[str, tuple[str, str]]
-    """Slot -> its two contents, where they differ."""
+    """Slot -> its two contents, where they differ; a penalty whose coefficient is 0 is none."""
+    parts: dict[str, str]
+    """Name of every part in those slots -> what it does, in a line."""
     losses: tuple[float, float]
     gradient: float
     """‖∇a − ∇b‖ / max(‖∇a‖, ‖∇b‖), gradients with respect to log π_θ of the tokens; 0 where both vanish."""
@@ -59,11 +62,16 @@ def random_batch(
 def compare(a: Method, b: Method, *, seed: int = 0) -> Comparison:
     """The slots in which two methods differ, and by how much their numbers do on ``random_batch``."""
     rollout, logp = random_batch(seed=seed)
-    slots = {}
+    slots: dict[str, tuple[str, str]] = {}
+    parts: dict[str, str] = {}
     for field in dataclasses.fields(Method):
-        texts = describe(getattr(a, field.name)), describe(getattr(b, field.name))
-        if texts[0] != texts[1]:
-            slots[field.name] = texts
+        slot = field.name
+        if effective(a, slot) != effective(b, slot):
+            texts = [effective(method, slot, defaults=True) for method in (a, b)]
+            slots[slot] = (texts[0], texts[1])
+            held = (getattr(method, slot) for method in (a, b) if effective(method, slot) != "none")
+            kinds = {type(part) for top in held for part in subparts(top)}
+            parts |= {kind.__name__: _line(kind) for kind in sorted(kinds, key=lambda kind: kind.__name__)}
     (loss_a, grad_a), (loss_b, grad_b) = (
         jax.value_and_grad(loss, argnums=2)(method, rollout, logp) for method in (a, b)
     )
@@ -75,11 +83,17 @@ def compare(a: Method, b: Method, *, seed: int = 0) -> Comparison:
     apart = jnp.where(where, advantages(a, rollout) - advantages(b, rollout), 0)
     return Comparison(
         slots=slots,
+        parts=parts,
         losses=(float(loss_a), float(loss_b)),
         gradient=gap / largest if largest else 0.0,
         cosine=float(jnp.sum(grad_a * grad_b)) / product if product else float("nan"),
         advantage=float(jnp.max(jnp.abs(apart))),
     )
+
+
+def _line(kind: type) -> str:
+    """The first line of a class's documentation."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
 def diff(a: str, b: str, *, seed: int = 0) -> str:
@@ -90,10 +104,13 @@ def diff(a: str, b: str, *, seed: int = 0) -> str:
         lines += [slot, f"  {a:<16} {left}", f"  {b:<16} {right}"]
     if not lines:
         lines = ["no slot differs"]
+    lines += [f"  where {name}: {line}" for name, line in found.parts.items() if line]
     lines += [
         "on a random batch",
         f"  loss             {found.losses[0]:.6g} and {found.losses[1]:.6g}",
         f"  gradient         differs by {found.gradient:.3g} of its norm, cosine {found.cosine:.6f}",
         f"  advantages       differ by at most {found.advantage:.3g}",
+        "optimizer and loop (group size, inner steps, minibatches) are no part of a method, so they are not "
+        "compared: Config(optimizer=..., loop=...) takes them",
     ]
     return "\n".join(lines)

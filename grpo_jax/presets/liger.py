@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.presets import trl
-from grpo_jax.presets.options import NotModelled, read
+from grpo_jax.presets.options import NotModelled, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
@@ -24,6 +24,7 @@ class Options(trl.Options):
     use_bias_correction_kl: bool = False
 
 
+@takes(Options)
 def liger(**options: Any) -> Method:
     """The method that Liger-Kernel 0.8.5 computes: ``trl`` with an unweighted k3 by default.
 

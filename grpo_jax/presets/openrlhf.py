@@ -39,7 +39,7 @@ from grpo_jax.parts.sampler import (
     TotalVariation,
 )
 from grpo_jax.parts.shaping import Overlong, Shaping, Sum
-from grpo_jax.presets.options import NotModelled, choose, read
+from grpo_jax.presets.options import NotModelled, choose, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
@@ -92,6 +92,7 @@ class Options:
     max_new_tokens: Number | None = None
 
 
+@takes(Options)
 def openrlhf(**options: Any) -> Method:
     """The method that OpenRLHF 0.11.2 computes; names of its classes, or its command-line flags (``FLAGS``).
 

@@ -3,64 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from grpo_jax.part import nearest
 
 O = TypeVar("O")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NotModelled(ValueError):
     """A library's option, or a value of it, that no part computes."""
 
 
-OPTIMIZER = frozenset(
-    [
-        "learning_rate",
-        "lr",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "optim",
-        "optimizer",
-        "max_grad_norm",
-        "grad_clip",
-        "warmup_steps",
-        "warmup_ratio",
-        "lr_scheduler_type",
-        "max_norm",
-    ]
+ADAM = "the optimizer: Config(optimizer=AdamW({}))"
+LOOP = "the loop: Config(loop=Loop({}))"
+BATCH = "the loop: Config(loop=Loop(prompts=..., minibatches=...)), prompts drawn a batch and steps over it"
+CLIP = "the optimizer: Config(optimizer=ClippedNorm(inner=AdamW(), max_norm={value}))"
+RATE = "the optimizer: Config(optimizer=AdamW(learning_rate={}))"
+ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("learning_rate", "lr"), ADAM.format("learning_rate={value}"))
+    | dict.fromkeys(("max_grad_norm", "grad_clip", "max_norm"), CLIP)
+    | dict.fromkeys(
+        ("optim", "optimizer"), "the optimizer: Config(optimizer=...), one of grpo_jax.optimizers"
+    )
+    | dict.fromkeys(("warmup_steps", "warmup_ratio"), RATE.format("Warmup(peak=..., steps=...)"))
+    | dict.fromkeys(("num_iterations", "ppo_epochs", "max_epochs"), LOOP.format("inner_steps={value}"))
+    | dict.fromkeys(
+        ("num_generations", "n", "rollout_n", "n_samples_per_prompt"), LOOP.format("group_size={value}")
+    )
+    | dict.fromkeys(
+        (
+            "generation_batch_size",
+            "steps_per_generation",
+            "gradient_accumulation_steps",
+            "per_device_train_batch_size",
+            "train_batch_size",
+            "ppo_mini_batch_size",
+            "ppo_micro_batch_size",
+            "ppo_micro_batch_size_per_gpu",
+        ),
+        BATCH,
+    )
+    | dict.fromkeys(("num_train_epochs", "max_steps"), "the loop: sweep(iterations=...)")
+    | dict.fromkeys(
+        ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+        "the loop, where the reference stays as it is: Config(reference=...)",
+    )
+    | dict.fromkeys(
+        ("dynamic_filtering_enable", "dynamic_filtering_range"),
+        "the loop, which draws no group anew; the reduction Informative(inner=...) leaves tied groups out",
+    )
+    | {
+        "weight_decay": ADAM.format("weight_decay={value}"),
+        "adam_beta1": ADAM.format("b1={value}"),
+        "adam_beta2": ADAM.format("b2={value}"),
+        "adam_epsilon": ADAM.format("eps={value}"),
+        "lr_scheduler_type": RATE.format("Cosine(...)") + ", or Warmup(...)",
+        "seed": "the loop: sweep(seeds=..., root={value})",
+        "shuffle": "the loop: Loop(minibatches=...) always shuffles",
+    }
 )
-LOOP = frozenset(
-    [
-        "num_iterations",
-        "num_generations",
-        "generation_batch_size",
-        "steps_per_generation",
-        "gradient_accumulation_steps",
-        "per_device_train_batch_size",
-        "num_train_epochs",
-        "max_steps",
-        "seed",
-        "sync_ref_model",
-        "ref_model_mixup_alpha",
-        "ref_model_sync_steps",
-        "ppo_epochs",
-        "ppo_mini_batch_size",
-        "ppo_micro_batch_size",
-        "ppo_micro_batch_size_per_gpu",
-        "shuffle",
-        "train_batch_size",
-        "n",
-        "rollout_n",
-        "n_samples_per_prompt",
-        "max_epochs",
-        "dynamic_filtering_enable",
-        "dynamic_filtering_range",
+"""Option of a trainer that is no matter of the method -> what it is here."""
+SAMPLING = frozenset(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"))
+SAMPLER = "; it belongs to the sampler, which draws from the policy as it is"
+
+
+def signature(kind: type) -> inspect.Signature:
+    """What a function of these options takes, so that editors complete them and ``help`` lists them."""
+    given = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in dataclasses.fields(kind)
     ]
-)
+    more = inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD, annotation="Any")
+    return inspect.Signature([*given, more], return_annotation="Method")
+
+
+def takes(kind: type) -> Callable[[F], F]:
+    """Give a preset the signature of its options."""
+
+    def named(preset: F) -> F:
+        preset.__signature__ = signature(kind)  # type: ignore[attr-defined]
+        return preset
+
+    return named
 
 
 def read(library: str, kind: type[O], options: Mapping[str, Any], not_modelled: Mapping[str, Any]) -> O:
@@ -78,14 +106,17 @@ def read(library: str, kind: type[O], options: Mapping[str, Any], not_modelled: 
             continue
         if name in not_modelled:
             if value != not_modelled[name]:
-                only = not_modelled[name]
-                raise NotModelled(f"{library}: {name}={value!r} is not modelled; only {only!r} is")
-        elif name in OPTIMIZER:
-            raise ValueError(f"{library}: {name} is no matter of the method; it belongs to the optimizer")
-        elif name in LOOP:
-            raise ValueError(f"{library}: {name} is no matter of the method; it belongs to the loop")
+                only, hint = not_modelled[name], SAMPLER if name in SAMPLING else ""
+                raise NotModelled(f"{library}: {name}={value!r} is not modelled; only {only!r} is{hint}")
+        elif name in ELSEWHERE:
+            here = ELSEWHERE[name].replace("{value}", repr(value))
+            raise ValueError(f"{library}: {name} is no matter of the method; it belongs to {here}")
+        elif name in SAMPLING:
+            raise NotModelled(f"{library}: {name}={value!r} is not modelled{SAMPLER}")
         else:
-            raise NotModelled(f"{library}: {name} is not modelled; {nearest(name, known)}")
+            near = nearest(name, [*known, *not_modelled, *ELSEWHERE, *SAMPLING])
+            hint = near if near.startswith("did you mean") else nearest(name, known)
+            raise NotModelled(f"{library}: {name} is not modelled; {hint}")
     return kind(**{name: value for name, value in options.items() if name in known})
 
 

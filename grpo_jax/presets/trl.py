@@ -25,7 +25,7 @@ from grpo_jax.parts.returns import Standardized
 from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch
 from grpo_jax.parts.shaping import ClampedReward, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
 from grpo_jax.parts.soft_gains import GeometricMean, Sapo, Vespo
-from grpo_jax.presets.options import NotModelled, choose, read
+from grpo_jax.presets.options import NotModelled, choose, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
@@ -78,6 +78,7 @@ class Options:
     reward_clip_range: tuple[float, float] | None = None
 
 
+@takes(Options)
 def trl(**options: Any) -> Method:
     """The method that TRL 1.16.0 computes with these options of its configuration classes.
 

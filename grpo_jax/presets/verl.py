@@ -43,7 +43,7 @@ from grpo_jax.parts.soft_gains import (
     Sapo,
     VariationRegion,
 )
-from grpo_jax.presets.options import NotModelled, choose, read
+from grpo_jax.presets.options import NotModelled, choose, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
@@ -93,6 +93,7 @@ class Options:
     rollout_is_threshold: Number | str = 2.0
 
 
+@takes(Options)
 def verl(**options: Any) -> Method:
     """The method that verl 0.9.1 computes on one batch.
 
