@@ -281,7 +281,7 @@ def check_by_hand(given: Case, name: str, run: int, found: Drawn) -> None:
 
     if name == "grpo":
         ratio = np.exp(groups.logp[0] - groups.logp[1])[prompt, groups.rows]
-        away = (rewards - rewards.mean(2, keepdims=True))[..., None]
+        away = ((rewards - rewards.mean(2, keepdims=True)) * (np.ptp(rewards, 2) > 0)[..., None])[..., None]
         np.testing.assert_array_equal(found.high, (mask * (ratio > 1.2) * (away > 0)).sum((1, 2, 3)))
         np.testing.assert_array_equal(found.low, (mask * (ratio < 0.8) * (away < 0)).sum((1, 2, 3)))
     here = given.logits[0, run]
