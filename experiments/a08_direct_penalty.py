@@ -6,8 +6,8 @@ h(x) = 1 / (beta sqrt(x (1 - x))) - logit x + logit pi_ref, falling up to x* and
 large beta two values maximise. Refuted if a trained policy is 1e-6 from its formula (sampled: 0.01), a root
 does not maximise the surrogate frozen at itself, h turns elsewhere than at x* or has other than two roots
 just beyond the beta of which it is said, or exact ascent does not end on the attractor whose basin it starts
-in. Qualified if exact ascent in large groups, from 0.3 in log odds beside the upper of the two values, does
-not come back to it.
+in (in large groups from above the upper value, which leads to certainty: does not rise by 1 in log odds).
+Qualified if exact ascent in large groups, from 0.3 in log odds beside the upper value, does not come back.
 """
 
 import jax
