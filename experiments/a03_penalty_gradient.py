@@ -60,7 +60,7 @@ HORIZONS = (1, 2, 4)
 BETAS, REFERENCE = np.logspace(-0.6, 1, 13), 0.2
 EXACT = 1e-12
 SAMPLED, SAMPLED_BETAS, RATES = ("k2", "k3", "ratio x k3"), np.array([0.3, 1.0]), np.array([0.05, 0.1, 0.2])
-SIZES = {"smoke": (8, 4, 200), "quick": (64, 48, 3000), "full": (1024, 256, 12000)}
+SIZES = {"smoke": (8, 48, 3000), "quick": (64, 48, 3000), "full": (1024, 256, 12000)}
 """Random pi, pi_ref and drifts; seeds and iterations of sampled runs."""
 MARGIN = 0.01
 

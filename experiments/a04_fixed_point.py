@@ -47,7 +47,7 @@ GROUPS = np.array([2, 8, 32])
 SGD_RATES, ADAM_RATES = np.array([0.05, 0.1, 0.2, 0.4]), np.array([0.02, 0.04, 0.08])
 ADAM = [(0.9, 0.0), (0.99, 0.0), (0.999, 0.0), (0.99, 0.03), (0.99, 0.1), (0.99, 0.3)]
 """(b2, weight decay)."""
-SIZES = {"smoke": (2, 2, 8, 3000, 6), "quick": (5, 8, 48, 3000, 15), "full": (5, 64, 256, 12000, 30)}
+SIZES = {"smoke": (2, 2, 48, 3000, 6), "quick": (5, 8, 48, 3000, 15), "full": (5, 64, 256, 12000, 30)}
 """Cases and questions a case, seeds and iterations of sampled runs, points along an axis of the map."""
 MARGIN = 0.01
 

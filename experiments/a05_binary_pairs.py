@@ -57,7 +57,7 @@ SAMPLED = {"pi_ref": np.array([0.05, 0.2, 0.5, 0.8]), "strength": np.array([0.25
 RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.02, 0.04, 0.08])}
 START = 0.35
 """Where sampled runs start: apart from every pi_ref."""
-SIZES = {"smoke": (8, 3000), "quick": (64, 3000), "full": (256, 12000)}
+SIZES = {"smoke": (64, 3000), "quick": (64, 3000), "full": (256, 12000)}
 """Seeds and iterations of sampled runs."""
 MARGIN = 0.01
 TINY = 1e-9

@@ -47,7 +47,7 @@ TABLES = {
 SHOWN = ("x 1", "x 4")
 STARTS = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
 RATES = np.array([0.02, 0.04, 0.08])
-SIZES = {"smoke": (4, 200, 24), "quick": (48, 4000, 96), "full": (128, 10000, 160)}
+SIZES = {"smoke": (48, 4000, 24), "quick": (48, 4000, 96), "full": (128, 10000, 160)}
 """Seeds and iterations of sampled runs, and the side of the flow's grid."""
 MARGIN = 0.01
 HEIGHT = math.sqrt(3) / 2

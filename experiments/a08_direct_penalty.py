@@ -6,8 +6,8 @@ h(x) = 1 / (beta sqrt(x (1 - x))) - logit x + logit pi_ref, falling up to x* and
 large beta two values maximise. Refuted if a trained policy is 1e-6 from its formula (sampled: 0.01), a root
 does not maximise the surrogate frozen at itself, h turns elsewhere than at x* or has other than two roots
 just beyond the beta of which it is said, or exact ascent does not end on the attractor whose basin it starts
-in. Qualified if exact ascent in large groups, from 0.3 in log odds beside the upper of the two values, does
-not come back to it.
+in (in large groups from above the upper value, which leads to certainty: does not rise by 1 in log odds).
+Qualified if exact ascent in large groups, from 0.3 in log odds beside the upper value, does not come back.
 """
 
 import jax
@@ -79,7 +79,7 @@ LARGE = 2048
 """A group so large that the upper root of infinite ones lies well inside what it can see: G (1 - x) > 5."""
 BESIDE = {"pi_ref": np.array([0.05, 0.2, 0.5]), "beta": np.array([1.6, 2.0])}
 """Where exact ascent starts beside that root: settings in which large groups have two."""
-SIZES = {"smoke": (8, 3000, 4), "quick": (48, 3000, 8), "full": (256, 12000, 64)}
+SIZES = {"smoke": (48, 3000, 4), "quick": (48, 3000, 8), "full": (256, 12000, 64)}
 """Seeds, iterations of sampled runs, and questions with more answers."""
 MARGIN = 0.01
 
@@ -157,9 +157,9 @@ def beside() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     lower = np.array([lower_root(*pair, group_size=LARGE) for pair in zip(r, b, strict=True)])
     start = np.stack([upper - NUDGE, upper + NUDGE], 1)
     reference, beta = (np.repeat(x, 2) for x in (r, b))
-    options = {"direct": True, "start": _pair(start.ravel()), "optimizer": SGD(learning_rate=1.0)}
+    options = {"direct": True, "start": _pair(start.ravel()), "optimizer": SGD(learning_rate=1.5)}
     config = problem(binary(reference), np.array([1.0, 0.0]), beta, group_size=LARGE, **options)
-    ended = ascend(config, beta.size, iterations=1500)
+    ended = ascend(config, beta.size, iterations=500)
     return upper, (np.log(ended[0]) - np.log(ended[1])).reshape(start.shape), lower
 
 

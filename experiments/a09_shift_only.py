@@ -48,8 +48,8 @@ SAMPLED = ("mean, G = 2", "left out, G = 2", "left out, G = 8, coin flips")
 """Of the three the last is trained on samples, as its rewards are noisy; counts serve for the others."""
 SAMPLED_BETAS = np.array([0.5, 1.3])
 RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.01, 0.02, 0.04])}
-SIZES = {"smoke": (8, 4000), "quick": (48, 4000), "full": (256, 20000)}
-"""Seeds and iterations of sampled runs; fewer iterations would not reach the end from a start apart."""
+SIZES = {"smoke": (48, 4000), "quick": (48, 4000), "full": (256, 20000)}
+"""Seeds and iterations of sampled runs."""
 MARGIN = 0.01
 
 

@@ -57,7 +57,7 @@ POWERS = np.array([0.0, 1.0])
 KINDS = ["right", "wrong", "all"]
 OPTIMIZERS = list(LEARNING)
 NORMS = ["shift", "sigma"]
-SIZES = {"smoke": 16, "quick": 128, "full": 1024}
+SIZES = {"smoke": 96, "quick": 128, "full": 1024}
 MARGIN = 0.1
 """Tokens that do not count as a drift."""
 CONTRAST = 0.3

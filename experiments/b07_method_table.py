@@ -22,7 +22,7 @@ CLAIM = "B7"
 PAPER = "B"
 PRECISION = "float64"
 
-SIZES = {"smoke": 16, "quick": 128, "full": 1024}
+SIZES = {"smoke": 64, "quick": 128, "full": 1024}
 BY_LENGTH = ("grpo", "grpo_v32", "gspo", "cppo")
 EQUAL = ("dapo", "gpg", "cispo")
 CONTRAST = 0.3

@@ -50,7 +50,7 @@ HIGH, GROUP = 0.2, 8
 CAP = (1 + HIGH) ** 2
 SIGNED = ("two-sided", "upper, minimum")
 UNSIGNED = ("upper, truncated", "upper, truncated score")
-SIZES = {"smoke": (8, 24, (2,)), "quick": (64, 24, (2, 4, 6)), "full": (256, 96, (2, 4, 6))}
+SIZES = {"smoke": (8, 28, (2,)), "quick": (64, 28, (2, 4, 6)), "full": (256, 112, (2, 4, 6))}
 """Trees of each kind, chunks of sampled groups, and their horizons."""
 CHUNK = 1024
 """Groups drawn at once: their gradients fill some ten megabytes at T = 6."""

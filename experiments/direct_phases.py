@@ -100,6 +100,12 @@ def lower_root(p: float, beta: float, *, group_size: int) -> float:
     return optimize.brentq(h, anchor, 2 * np.arcsinh(beta), xtol=1e-12)
 
 
+@functools.partial(light, static_argnums=0)
+def cusp(group_size: int) -> jax.Array:
+    """beta from which on there is one root."""
+    return critical_point(group_size=group_size)[1]
+
+
 def wedges() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """Double roots of h by log odds z: there beta = d psi_G / dz, and logit pi_ref = z - psi_G / beta.
 
@@ -111,6 +117,6 @@ def wedges() -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         psi, slope = jax.vmap(jax.value_and_grad(lambda y, size=int(group): drive(y, group_size=size)))(z)
         lines.append([slope, z - psi / slope])
     beta, z_ref = np.moveaxis(np.array(lines), 1, 0)
-    cusps = np.array([critical_point(group_size=int(size))[1] for size in WEDGES])
+    cusps = np.array([cusp(int(size)) for size in WEDGES])
     found = {"fold_beta": (("wedge", "z"), beta), "fold_reference": (("wedge", "z"), z_ref)}
     return found | {"cusp": (("wedge",), cusps)}
