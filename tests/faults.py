@@ -161,7 +161,7 @@ PENALTIES = (
         "parts/penalties.py",
         "reference(at.rollout.ref_logp, self.coef, at.logp)",
         "reference(at.rollout.old_logp, self.coef, at.logp)",
-        "test_train",
+        "test_simulation",
     ),
     Fault(
         "the direct penalty's ratio is detached",
@@ -289,14 +289,14 @@ DRAWS = (
         "collectors.py",
         "Stream.REWARD, group",
         "Stream.TOKEN, group",
-        "test_train",
+        "test_simulation",
     ),
     Fault(
         "groups come from the current policy",
         "collectors.py",
         "policy.counts(state.old_params, prompts, draws)",
         "policy.counts(state.params, prompts, draws)",
-        "test_train",
+        "test_simulation",
     ),
     Fault(
         "an inverse CDF that is off by one",
@@ -322,7 +322,7 @@ OPTIMIZERS = (
         "train.py",
         "optimizers.step(config.optimizer, grads, opt_state, params, runs=runs)",
         "optimizers.step(config.optimizer, grads, opt_state, state.params, runs=runs)",
-        "test_train test_simulation",
+        "test_simulation",
     ),
     Fault(
         "clipping a norm mixes runs",
@@ -348,14 +348,14 @@ LOOP = (
         "train.py",
         "refresh = done % config.loop.refresh_every == 0",
         "refresh = state.step % config.loop.refresh_every == 0",
-        "test_train",
+        "test_simulation",
     ),
     Fault(
         "every pass takes the minibatches of the first",
         "train.py",
         "rows = jnp.argsort(order, axis=1)",
         "rows = jnp.argsort(order[:1] + 0 * order, axis=1)",
-        "test_train",
+        "test_simulation",
     ),
     Fault(
         "a frozen gradient moves along",
@@ -384,7 +384,7 @@ LOOP = (
         "measures.py",
         "diagnostics.kl(view.config.policy, state.params, state.ref_params, view.prompts)",
         "diagnostics.kl(view.config.policy, state.ref_params, state.params, view.prompts)",
-        "test_train",
+        "test_simulation",
     ),
 )
 

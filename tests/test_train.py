@@ -1,4 +1,4 @@
-"""The training loop against an independent simulation of GRPO in NumPy, and what it promises of runs."""
+"""What the training loop promises of steps, records and runs; its numbers: ``test_simulation.py``."""
 
 import dataclasses
 from typing import Any
@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 
 from grpo_jax import methods, train
-from grpo_jax.collectors import Counts, Sampled, choose
 from grpo_jax.config import Config, Loop
 from grpo_jax.optimizers import SGD, Adam, ClippedNorm
 from grpo_jax.part import number, part, put_all
 from grpo_jax.parts.advantages import Normalized
 from grpo_jax.policies import ActionPolicy
-from grpo_jax.random import Stream, uniforms
 from grpo_jax.surrogate import Method
-from grpo_jax.tasks import Bernoulli, Questions
+from grpo_jax.tasks import Questions
 
 RNG = np.random.default_rng(11)
 LOGITS, REFERENCE = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 3))
@@ -43,123 +41,10 @@ def configured(**changes: Any) -> Config:
     return dataclasses.replace(base, **changes)
 
 
-def softmax(logits):
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-class Simulation:
-    """GRPO on questions with K actions, written out; shares nothing with the library but its draws."""
-
-    def __init__(self, loop: Loop, *, seed: int, noisy: bool) -> None:
-        self.loop, self.seed, self.noisy = loop, seed, noisy
-        self.theta, self.old, self.step = LOGITS.copy(), LOGITS.copy(), 0
-
-    def draws(self, stream, *shape):
-        return np.asarray(
-            uniforms(jnp.uint32(0), jnp.uint32(self.seed), jnp.uint32(self.step), stream, shape)
-        )
-
-    def groups(self):
-        loop, contexts = self.loop, len(TABLE)
-        drawn = loop.prompts is not None
-        prompts = (
-            (self.draws(Stream.PROMPT, loop.prompts) * contexts).astype(int) if drawn else np.arange(contexts)
-        )
-        u = self.draws(Stream.TOKEN, len(prompts), loop.group_size, 1)
-        upto = softmax(self.old)[prompts].cumsum(-1)
-        actions = np.array(
-            [[np.searchsorted(upto[p], x, side="right") for x in u[p, :, 0]] for p in range(len(u))]
-        )
-        rewards = np.take_along_axis(TABLE[prompts], actions, 1)
-        if self.noisy:
-            rewards = (self.draws(Stream.REWARD, *actions.shape) < rewards) * 1.0
-        return prompts, actions, rewards
-
-    def advantages(self, rewards):
-        spread = rewards.std(1, keepdims=True)
-        tied = np.ptp(rewards, 1, keepdims=True) == 0
-        return np.where(tied, 0, (rewards - rewards.mean(1, keepdims=True)) / np.where(tied, 1, spread)), tied
-
-    def logp(self, theta, prompts, actions):
-        return np.take_along_axis(np.log(softmax(theta))[prompts], actions, 1)
-
-    def gradient(self, prompts, actions, advantages):
-        """∇J, J and the shares of tokens held above and below."""
-        logp = self.logp(self.theta, prompts, actions)
-        ratio = np.exp(logp - self.logp(self.old, prompts, actions))
-        x = self.logp(REFERENCE, prompts, actions) - logp
-        above, below = (ratio > 1 + HIGH) & (advantages > 0), (ratio < 1 - LOW) & (advantages < 0)
-        gain = np.minimum(ratio * advantages, np.clip(ratio, 1 - LOW, 1 + HIGH) * advantages)
-        slope = np.where(above | below, 0, ratio * advantages) - COEF * (1 - np.exp(x))
-        total = np.zeros_like(self.theta)
-        for p, prompt in enumerate(prompts):
-            for action, weight in zip(actions[p], slope[p], strict=True):
-                total[prompt] += weight / actions.size * (np.eye(3)[action] - softmax(self.theta[prompt]))
-        return total, (gain - COEF * (np.exp(x) - x - 1)).mean(), above.mean(), below.mean()
-
-    def iterate(self):
-        loop = self.loop
-        prompts, actions, rewards = self.groups()
-        advantages, tied = self.advantages(rewards)
-        order = self.draws(Stream.SHUFFLE, loop.inner_steps, len(prompts)).argsort(1)
-        seen = []
-        for inner in range(loop.inner_steps):
-            for rows in order[inner].reshape(loop.minibatches, -1):
-                slope, value, above, below = self.gradient(prompts[rows], actions[rows], advantages[rows])
-                self.theta = self.theta + RATE * slope
-                size = np.sqrt((slope**2).sum())
-                seen.append((value, size, RATE * size, above, below))
-        logs = self.logp(self.theta, prompts, actions) - self.logp(self.old, prompts, actions)
-        self.step += 1
-        if self.step % loop.refresh_every == 0:
-            self.old = self.theta.copy()
-        names = ("surrogate", "grad_norm", "update_norm", "clip_fraction_high", "clip_fraction_low")
-        found = dict(zip(names, np.mean(seen, 0), strict=True))
-        return found | self.measures() | {
-            "reward": rewards.mean(), "length": 1.0, "tied": tied.mean(),
-            "ratio_min": np.exp(logs.min()), "ratio_max": np.exp(logs.max()),
-            "ratio_quantiles": np.exp(np.quantile(logs, [0.01, 0.05, 0.5, 0.95, 0.99])),
-        }  # fmt: skip
-
-    def measures(self):
-        pi, ref = softmax(self.theta), softmax(REFERENCE)
-        return {
-            "probabilities": pi,
-            "expected_reward": (pi * TABLE).sum(1).mean(),
-            "entropy": -(pi * np.log(pi)).sum(1).mean(),
-            "kl_ref": (pi * np.log(pi / ref)).sum(1).mean(),
-            "kl_ref_reverse": (ref * np.log(ref / pi)).sum(1).mean(),
-        }
-
-
 LOOPS = {
-    "on_policy": Loop(group_size=6),
     "inner_steps": Loop(group_size=6, inner_steps=3),
-    "minibatches": Loop(group_size=5, inner_steps=2, minibatches=2),
-    "stale": Loop(group_size=6, refresh_every=3),
     "drawn_prompts": Loop(group_size=4, prompts=6, inner_steps=2, minibatches=3, refresh_every=2),
 }
-
-
-@pytest.mark.parametrize(
-    ("name", "noisy"), [*((name, False) for name in LOOPS), ("inner_steps", True), ("drawn_prompts", True)]
-)
-@pytest.mark.usefixtures("x64")
-def test_training_and_every_diagnostic_follow_the_simulation(name, noisy):
-    task = Questions(table=TABLE, noise=Bernoulli() if noisy else None)
-    config = configured(loop=LOOPS[name], task=task)
-    assert isinstance(choose(config).expectation, Sampled if noisy else Counts)
-    state, info = train.run(config, train.init(config, 7), iterations=5, record=ALL)
-    simulation = Simulation(LOOPS[name], seed=7, noisy=noisy)
-    expected = [simulation.iterate() for _ in range(5)]
-    np.testing.assert_allclose(state.params, simulation.theta, rtol=1e-11, atol=1e-12)
-    np.testing.assert_allclose(state.old_params, simulation.old, rtol=1e-11, atol=1e-12)
-    for measure in ALL:
-        wanted = np.stack([np.asarray(e[measure]) for e in expected])
-        np.testing.assert_allclose(info[measure], wanted, rtol=1e-9, atol=1e-11, err_msg=measure)
-    if LOOPS[name].inner_steps > 1 or LOOPS[name].refresh_every > 1:
-        assert sum(e["clip_fraction_high"] + e["clip_fraction_low"] for e in expected) > 0
 
 
 @pytest.mark.usefixtures("x64")
