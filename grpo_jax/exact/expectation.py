@@ -208,7 +208,10 @@ def every_score(config: Config, rollout: Rollout, params: Params) -> Scores:
 
 
 def moves_cells(path: str) -> bool:
-    """Whether the number at this path of a configuration has a say in how many cells outcomes fall into."""
+    """Whether the number at this path of a configuration has a say in how many cells outcomes fall into.
+
+    The policy's have not: an outcome of probability 0 keeps its cell.
+    """
     return path.startswith(("task.", "method.shaping."))
 
 
