@@ -255,6 +255,18 @@ def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
     assert "B10: committed reproduced, now not testable at smoke size" in said
 
 
+def test_every_claim_s_smoke_verdict_is_committed_and_ci_compares_with_it():
+    smoke = report.read_ledger(report.ledger_path(harness.SCRIPTS, "smoke"))
+    assert list(smoke) == list(harness.find_claims())
+    assert {entry["size"] for entry in smoke.values()} == {"smoke"}
+    known = {"reproduced", "qualified", "refuted", "not testable at smoke size"}
+    assert {entry["verdict"] for entry in smoke.values()} <= known
+    commands = (harness.SCRIPTS.parent / ".ci" / "run").read_text().splitlines()
+    (line,) = (line for line in commands if "-m experiments" in line)
+    assert "--size smoke" in line
+    assert "--check" in line
+
+
 def test_differences_name_what_is_new_and_what_crashed(ran):
     claims = harness.find_claims(ran[0])
     good = Outcome(Job(claims["A2"], "quick", 0), {"verdict": "reproduced"}, None)
