@@ -106,7 +106,7 @@ def sweep(
     if progress:
         print(wanted.sentence(), file=sys.stderr)
         for text in filter(None, map(unlike, variant_axes)):
-            print(f"besides, these differ\n{text}", file=sys.stderr)
+            print(f"what else differs between the methods\n{text}", file=sys.stderr)
     report = _Report(programs, runs * len(programs), iterations, progress)
     results = [
         _variant(i, program, seed_values, runs, store, report, disk=store if streamed else None)
