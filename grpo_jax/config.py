@@ -329,9 +329,7 @@ def check_length(iterations: Any, record_every: Any) -> None:
 
 
 def check_root(root: Any) -> Any:
-    """The seed root; it must be a whole number in [0, 2^32), or be traced."""
-    if isinstance(root, jax.core.Tracer):
-        return root
-    if whole("root", root, low=0) >= 2**32:
+    """The seed root; it must be a whole number in [0, 2^32), where it is at hand."""
+    if not isinstance(root, jax.core.Tracer) and whole("root", root, low=0) >= 2**32:
         raise ValueError(f"root is {root}; it must be below 2^32")
-    return int(root)
+    return root

@@ -313,7 +313,7 @@ def test_what_else_differs_between_methods_is_said(capsys):
     variants = {"method": {"grpo": gj.methods.grpo, "dr_grpo": gj.methods.dr_grpo}}
     data = gj.sweep(CONFIG, variants=variants, seeds=2, iterations=2)
     said = capsys.readouterr().err
-    different = "penalty: grpo Penalty(divergence=K3, coef=0.04), dr_grpo none"
+    different = "penalty: Penalty(divergence=K3, coef=0.04) in grpo; none in dr_grpo"
     assert f"these differ in more than their names\n{different}\n" in said
     assert data.attrs["differences"] == different
     assert "runs x 2 iterations in" in said

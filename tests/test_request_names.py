@@ -155,8 +155,8 @@ def test_a_comparison_of_methods_says_what_else_differs():
         config(), {"method": {n: methods.METHODS[n] for n in ("grpo", "dr_grpo", "gspo")}}
     )
     text = unlike(found)
-    assert "grpo Penalty(divergence=K3, coef=0.04), dr_grpo none, gspo none" in text
-    assert "gspo Clip(low=0.0003, high=0.0004)" in text
+    assert "penalty: Penalty(divergence=K3, coef=0.04) in grpo; none in dr_grpo, gspo" in text
+    assert "gain: Clip(low=0.2, high=0.2) in grpo, dr_grpo; Clip(low=0.0003, high=0.0004) in gspo" in text
     alike = {"grpo": methods.grpo, "bnpo": methods.bnpo}
     assert unlike(parse_variants(config(), {"method": alike})[0]) is None
     assert unlike(parse_variants(config(), {"group_size": [2, 4]})[0]) is None

@@ -175,6 +175,18 @@ def test_a_setting_that_would_be_changed_or_lost_is_refused(axes, variants, erro
         gj.sweep(config(), axes, variants=variants, **SHORT)
 
 
+def test_tables_are_judged_by_their_part_all_together():
+    coins = config(task=gj.Questions(table=np.full((2, 3), 0.5), noise=gj.Bernoulli()))
+    tables = np.stack([np.full((2, 3), 0.1), np.full((2, 3), 1.5)])
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\] under Bernoulli noise"):
+        parse_axes(coins, {"task.table": tables})
+    parse_axes(config(), {"task.table": tables})
+    starts = np.zeros((4, 2, 3))
+    starts[2, 1] = -np.inf
+    with pytest.raises(ValueError, match="-inf for single actions, not for all of a context"):
+        parse_axes(config(), {"policy.logits": starts})
+
+
 def test_what_single_precision_loses_double_keeps(x64, door):
     with pytest.raises(Reached):
         gj.sweep(config(), {"learning_rate": [0.1, TWICE, 1e-60]}, **SHORT)

@@ -52,6 +52,18 @@ def test_a_reward_that_mixes_runs_is_refused(function):
         train.init(dataclasses.replace(tree(function), policy=certain), np.arange(2))
 
 
+def test_a_reward_may_call_python():
+    def verify(tokens, mask):
+        return np.sum((tokens == 1) * mask, 2).astype(mask.dtype)
+
+    def function(prompts, tokens, mask):
+        shape = tokens.shape[:2] + tokens.shape[3:]
+        return jax.pure_callback(verify, jax.ShapeDtypeStruct(shape, mask.dtype), tokens, mask)
+
+    for runs in (0, np.arange(2)):
+        train.init(tree(function), runs)
+
+
 @gj.part
 class Flawed:
     """The number of tokens 1, wrongly in one of three ways."""

@@ -244,8 +244,9 @@ def _labels(name: str, settings: list[Any], labels: np.ndarray | None) -> np.nda
     words = all(isinstance(s, (str, bool, int, float, type(None))) for s in settings)
     keys = [repr(s) if words else id(s) for s in settings]
     if len(set(keys)) < len(keys):
-        twice = next(s for s, key in zip(settings, keys, strict=True) if keys.count(key) > 1)
-        raise ValueError(f"the sweep over {name!r} has {twice!r} twice: equal settings give equal runs")
+        place = next(i for i, key in enumerate(keys) if keys.count(key) > 1)
+        twice = repr(settings[place]) if words else f"one {type(settings[place]).__name__}"
+        raise ValueError(f"the sweep over {name!r} has {twice} twice: equal settings give equal runs")
     if not words:
         return np.arange(len(settings))
     return np.asarray([str(s) for s in settings] if None in settings else settings)

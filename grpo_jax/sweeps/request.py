@@ -146,20 +146,21 @@ def unlike(axis: Axis, swept: Sequence[Axis] = ()) -> str | None:
     >>> from grpo_jax import methods
     >>> pair = (methods.dapo, methods.bnpo)
     >>> print(unlike(Axis("algorithm", ("method",), (pair,), {"algorithm": np.array(["dapo", "bnpo"])})))
-    gain: dapo Clip(high=0.28), bnpo Clip
-    penalty: dapo none, bnpo Penalty(divergence=K3, coef=0.04)
+    gain: Clip(low=0.2, high=0.28) in dapo; Clip(low=0.2, high=0.2) in bnpo
+    penalty: none in dapo; Penalty(divergence=K3, coef=0.04) in bnpo
     """
     methods = axis.values[0]
     if axis.paths != ("method",) or not all(isinstance(method, Method) for method in methods):
         return None
-    labels = axis.labels[axis.name]
     given = {p.removeprefix("method."): v[0] for a in swept for p, v in zip(a.paths, a.values, strict=True)}
     own = {path: float(value) for path, value in given.items() if path.split(".")[0] in COMPARED}
     methods = tuple(put_all(method, own) for method in methods)
     lines = []
     for slot in COMPARED:
-        texts = [effective(method, slot) for method in methods]
-        if len(set(texts)) > 1:
-            said = (f"{label} {text}" for label, text in zip(labels, texts, strict=True))
-            lines.append(f"{slot}: {', '.join(said)}")
+        users: dict[str, list[str]] = {}
+        for label, method in zip(axis.labels[axis.name], methods, strict=True):
+            users.setdefault(effective(method, slot, defaults=True), []).append(str(label))
+        if len(users) > 1:
+            said = (f"{text} in {', '.join(labels)}" for text, labels in users.items())
+            lines.append(f"{slot}: {'; '.join(said)}")
     return "\n".join(lines) or None

@@ -127,7 +127,8 @@ def _terms(method: Method, picked: Mapping[str, Array], factors: Array) -> tuple
 def trial(method: Method, swept: Swept = ()) -> Trial | None:
     """Try a method at the numbers it will have; None where nothing can be said.
 
-    That is: while its numbers are traced, and where an array that a part holds fits no small batch.
+    That is: while its numbers are traced, and where a part calls Python or holds an array that fits no small
+    batch.
     """
     if not at_hand(method):
         return None
@@ -141,6 +142,8 @@ def trial(method: Method, swept: Swept = ()) -> Trial | None:
     with jax.ensure_compile_time_eval():
         try:
             together, (alone, counted) = map(np.asarray, _terms(method, picked, jnp.asarray(factors)))
+        except NotImplementedError:  # a call back to Python, which cannot be spread over runs
+            return None
         except (TypeError, ValueError, IndexError):
             if any(np.ndim(leaf) for path, leaf in leaf_paths(method).items() if path not in own):
                 return None

@@ -33,7 +33,7 @@ from grpo_jax.user_parts.methods import QUICK
 
 ENTRIES = 4
 """Entries of each prompt's group in a trial."""
-RUNS = 3
+RUNS = 2
 LISTED = 10_000
 """The most outputs that are listed in a trial."""
 AXES = "axes 0, 1, 2 are prompts, entries, tokens, and what follows are runs"
@@ -144,9 +144,10 @@ def _alone(says: Says, policy: Policy, task: Task, given: _Given) -> dict[str, A
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _both(says: Says, policy: Policy, task: Task, given: _Given) -> tuple[dict, dict]:
-    """What is said of each run alone, and of several at once; runs last."""
-    alone = jax.vmap(lambda given: says(policy, task, given), in_axes=-1, out_axes=-1)(given)
-    return alone, says(aligned(policy), aligned(task), given)
+    """What is said of each run alone, one after the other, and of several at once; runs last."""
+    alone = [says(policy, task, jax.tree.map(lambda x, r=r: x[..., r], given)) for r in range(RUNS)]
+    stacked = {what: jnp.stack([one[what] for one in alone], -1) for what in alone[0]}
+    return stacked, says(aligned(policy), aligned(task), given)
 
 
 class _Kept:
