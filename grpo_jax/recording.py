@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from grpo_jax import diagnostics
 from grpo_jax.config import Batch, Config, OwnStatistics, TrainState
 from grpo_jax.part import nearest
-from grpo_jax.types import Array, support_of
+from grpo_jax.types import Array, Tabular, support_of
 
 
 class Inner(NamedTuple):
@@ -70,6 +70,12 @@ def _probabilities(view: View) -> Array:
     return jnp.exp(diagnostics.log_support(policy, view.state.params, diagnostics.all_prompts(policy)))
 
 
+def _finite(view: View) -> Array:
+    policy = view.config.policy
+    start = policy.logits if isinstance(policy, Tabular) else None
+    return diagnostics.finite(view.state.params, runs=view.runs, start=start)
+
+
 def clip_fractions(config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
     """Share of the batch's tokens that the clip holds, above and below; an expectation may have its own."""
     if isinstance(config.expectation, OwnStatistics):
@@ -126,9 +132,7 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         "quantiles of the ratio after the last inner step",
     ),
     "tied": Diagnostic(lambda v: tied_share(v.config, v.batch), (), False, "share of tied groups"),
-    "finite": Diagnostic(
-        lambda v: diagnostics.finite(v.state.params, runs=v.runs), (), False, "all parameters are finite"
-    ),
+    "finite": Diagnostic(_finite, (), False, "all parameters are finite, but logits that start at -inf"),
     "probabilities": Diagnostic(_probabilities, ("context", "output"), True, "probability of every output"),
 }
 """Name -> diagnostic."""
