@@ -19,6 +19,7 @@ from grpo_jax.types import (
     HasContexts,
     HasTable,
     NeedsGroup,
+    OneToken,
     OverSequences,
     Params,
     Policy,
@@ -211,6 +212,17 @@ def _task_contexts(task: Task) -> int | None:
 
 def _check_table(config: Config) -> None:
     task, policy = config.task, config.policy
+    if isinstance(task, OneToken) and policy.horizon != 1:
+        raise ValueError(
+            f"{type(task).__name__} rewards single actions; {type(policy).__name__} gives sequences of up to "
+            f"{policy.horizon} tokens, of which it would read the first; use SequenceTable or SequenceReward"
+        )
+    if isinstance(task, OneToken) and isinstance(policy, OverSequences):
+        answers = jnp.shape(task.table)[1]
+        if answers != policy.space.vocab:
+            raise ValueError(
+                f"the reward table has {answers} answers, the policy {policy.space.vocab} tokens"
+            )
     if isinstance(task, HasTable) and isinstance(policy, FiniteActions):
         answers = jnp.shape(task.table)[1]
         if answers != policy.actions:

@@ -63,13 +63,13 @@ def prompt_reward(policy: Policy, task: Task, params: Params, prompts: Array) ->
 
 
 def entropy(policy: Policy, params: Params, prompts: Array) -> Array:
-    """Entropy in nats of the distribution over whole outputs, mean over prompts."""
+    """Entropy in nats of the distribution over whole outputs, mean over prompts; NaN where one is."""
     logp = log_support(policy, params, prompts)
     return -_over_prompts(_times(jnp.exp(logp), logp))
 
 
 def kl(policy: Policy, params: Params, other: Params, prompts: Array) -> Array:
-    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts."""
+    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts; NaN where one is."""
     logp, reference = log_support(policy, params, prompts), log_support(policy, other, prompts)
     return _over_prompts(_times(jnp.exp(logp), logp - reference))
 
@@ -80,8 +80,8 @@ def _over_prompts(terms: Array) -> Array:
 
 
 def _times(probability: Array, value: Array) -> Array:
-    """p·v with 0·anything := 0."""
-    return jnp.where(probability > 0, probability * jnp.where(probability > 0, value, 0), 0)
+    """p·v with 0·anything := 0; a NaN probability is no 0."""
+    return jnp.where(probability == 0, 0, probability * jnp.where(probability == 0, 0, value))
 
 
 def tied_share(rollout: Rollout) -> Array:
@@ -162,15 +162,21 @@ def norm(tree: Params, *, runs: bool) -> Array:
     return jnp.sqrt(jnp.sum(jnp.stack([squares(leaf) for leaf in jax.tree.leaves(tree)]), 0))
 
 
-def finite(tree: Params, *, runs: bool) -> Array:
-    """True for every run all of whose numbers are finite."""
+def finite(tree: Params, *, runs: bool, start: Params | None = None) -> Array:
+    """True for every run all of whose numbers are finite.
 
-    def every(leaf: Array) -> Array:
-        wrong = jnp.where(jnp.isfinite(leaf), 0.0, 1.0)
+    A number may be −inf (a logit of probability 0) where ``start``, a tree alike, is; nowhere without it.
+    """
+
+    def every(leaf: Array, first: Array) -> Array:
+        allowed = jnp.isfinite(leaf) | ((leaf == -jnp.inf) & (first == -jnp.inf))
+        wrong = jnp.where(allowed, 0.0, 1.0)
         axes = tuple(range(leaf.ndim - 1)) if runs else tuple(range(leaf.ndim))
         return total(wrong, axes).reshape(leaf.shape[-1:] if runs else ()) == 0
 
-    return jnp.all(jnp.stack([every(leaf) for leaf in jax.tree.leaves(tree)]), 0)
+    firsts = jax.tree.map(lambda _: jnp.zeros(()), tree) if start is None else start
+    found = jax.tree.map(every, tree, firsts)
+    return jnp.all(jnp.stack(jax.tree.leaves(found)), 0)
 
 
 def all_prompts(policy: Policy) -> Any:

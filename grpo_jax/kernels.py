@@ -19,6 +19,8 @@ import numpy as np
 
 from grpo_jax.types import Array
 
+ROUNDING = 4
+"""A sum smaller than so many units of rounding of its terms is taken for 0: nothing else is left of it."""
 WRITTEN_OUT = 64
 """The longest axis that is written out whole; longer ones are folded to ``BLOCK`` first."""
 BLOCK = 32
@@ -112,13 +114,16 @@ def cumulative(x: Array, axis: int) -> Array:
     return _cut(whole, 0, length, axis)
 
 
-def count(length: int, condition: Callable[[Any], Array], kind: Any = int) -> Array:
-    """How many i < ``length`` fulfil ``condition(i)``, elementwise; the conditions are never stored."""
+def count(length: int, condition: Callable[[Any], Array]) -> Array:
+    """How many i < ``length`` fulfil ``condition(i)``, elementwise; the conditions are never stored.
+
+    Whole numbers: a float stops growing by ones at 2^24 (float32).
+    """
 
     def add(i: Any, found: Array) -> Array:
         return found + jnp.where(condition(i), 1, 0).astype(found.dtype)
 
-    found = jnp.zeros(jax.eval_shape(condition, 0).shape, kind)
+    found = jnp.zeros(jax.eval_shape(condition, 0).shape, int)
     if not _short(length):
         return jax.lax.fori_loop(0, length, add, found)
     for i in range(length):
@@ -132,9 +137,24 @@ def at(x: Array, i: Any, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, i, 1, axis)
 
 
+def rounding(x: Array) -> Array:
+    """ROUNDING·ε·|x|, what may be wrong in a sum because x is one of its terms; ε the dtype's."""
+    return ROUNDING * jnp.finfo(x.dtype).eps * jnp.abs(x)
+
+
+def flush_to_zero(x: Array, noise: Array) -> Array:
+    """x, and exactly 0 where |x| < ``noise``: where terms cancel and only their rounding is left."""
+    return jnp.where(jnp.abs(x) < noise, 0, x)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax(logits: Array, axis: int) -> Array:
-    """log of the softmax over a leading axis; −inf stays −inf. dlogp = dθ − Σ p dθ."""
+    """log of the softmax over a leading axis; −inf stays −inf. dlogp = dθ − Σ p dθ.
+
+    Its gradient g_k = c_k − p_k Σ_j c_j is exactly 0 where it is below the rounding of its own terms (for
+    cotangents c_j of both signs it often has to be 0: an output that was not drawn, advantages that sum to
+    0). Otherwise an optimizer that asks for a gradient's sign or divides by its size would follow noise.
+    """
     return _log_softmax(logits, axis)[0]
 
 
@@ -150,13 +170,46 @@ def _log_softmax(logits: Array, axis: int) -> tuple[Array, Array]:
 def _log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (logits,), (tangent,) = primals, tangents
     logp, p = _log_softmax(logits, axis)
-    tangent = materialize(tangent)
-    pull = materialize(-jnp.sum(p * tangent, axis, keepdims=True))
-    return logp, materialize(tangent + _repeated(pull, axis, logits.shape[axis]))
+    own, pulled = _both(materialize(tangent))
+    pull = materialize(-jnp.sum(p * pulled, axis, keepdims=True))
+    return logp, materialize(own + _copies(pull, axis, logits.shape[axis]))
+
+
+def _linear(apply: Callable[[Any], Any], transpose: Callable[[Any], Any], x: Any) -> Any:
+    """apply(x), linear in x, with a transpose of its own: forward and reverse derivatives both exist.
+
+    ``custom_linear_solve`` takes the two as the solution of a system and of its transpose, whatever the
+    system is.
+    """
+    return jax.lax.custom_linear_solve(
+        lambda x: x, x, solve=lambda _, b: apply(b), transpose_solve=lambda _, c: transpose(c)
+    )
+
+
+def _both(x: Array) -> tuple[Array, Array]:
+    """x twice; the transpose is a flushed sum of two."""
+
+    def add(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        a, b = pair
+        return flush_to_zero(a + b, rounding(a) + rounding(b)), jnp.zeros_like(a)
+
+    return _linear(lambda pair: pair, add, (x, x))
+
+
+def _copies(x: Array, axis: int, count: int) -> Array:
+    """``count`` copies along an axis of length one; the transpose is a flushed sum."""
+    rest = jnp.zeros((*x.shape[:axis], count - 1, *x.shape[axis + 1 :]), x.dtype)
+
+    def add(c: Array) -> Array:
+        mass = materialize(flush_to_zero(total(c, (axis,)), total(rounding(c), (axis,))))
+        return jnp.concatenate([mass, rest], axis)
+
+    padded = jnp.concatenate([x, rest], axis)
+    return _linear(lambda x: _repeated(_cut(x, 0, 1, axis), axis, count), add, padded)
 
 
 def _repeated(x: Array, axis: int, count: int) -> Array:
-    """``count`` copies along an axis of length one; its transpose is a sum that is written out."""
+    """``count`` copies along an axis of length one."""
     if count <= WRITTEN_OUT:
         return jnp.concatenate([x] * count, axis)
     if count % BLOCK == 0 and _short(count):

@@ -28,7 +28,7 @@ from grpo_jax.kernels import exponential
 from grpo_jax.part import nearest
 from grpo_jax.parts.gains import ClipMask, clip_mask
 from grpo_jax.surrogate import sanitized
-from grpo_jax.types import Array, HasMeans, Params, support_of
+from grpo_jax.types import Array, HasMeans, Params, Tabular, support_of
 
 TOKENS = ("prompt", "entry", "token")
 STEP = "inner_step"
@@ -214,7 +214,8 @@ def _ratio(view: View) -> diagnostics.RatioStatistics:
 
 
 def _finite(view: View) -> Array:
-    return diagnostics.finite(view.state.params, runs=view.runs)
+    start = view.config.policy.logits if isinstance(view.config.policy, Tabular) else None
+    return diagnostics.finite(view.state.params, runs=view.runs, start=start)
 
 
 def _ratio_now(view: StepView) -> Array:
@@ -302,7 +303,9 @@ DIAGNOSTICS: dict[str, Measure] = {
         "quantiles of the ratio after the last inner step",
     ),
     "tied": _iteration(_tied, "share of tied groups"),
-    "finite": Measure(_finite, (), about="all parameters are finite", averaged=False),
+    "finite": Measure(
+        _finite, (), about="parameters are finite (or -inf as at the start)", averaged=False
+    ),
     "probabilities": _iteration(
         lambda v: v.probabilities,
         "probability of every output",

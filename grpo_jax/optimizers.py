@@ -211,8 +211,14 @@ def _one_run_at_a_time(optimizer: Optimizer) -> bool:
     return any(isinstance(p, ReducesParams) and p.reduces for p in subparts(optimizer))
 
 
+def _where_absent(params: Params, there: Params) -> Params:
+    """``there``, and 0 where the parameter is −inf."""
+    return jax.tree.map(lambda p, x: jnp.where(p == -jnp.inf, 0, x), params, there)
+
+
 def init(optimizer: Optimizer, params: Params, *, runs: bool) -> Any:
     """The optimizer's state; ``runs``: the parameters carry runs as their last axis."""
+    params = _where_absent(params, params)
     if runs and _one_run_at_a_time(optimizer):
         axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, optimizer)
         size = jax.tree.leaves(params)[0].shape[-1]
@@ -224,15 +230,22 @@ def init(optimizer: Optimizer, params: Params, *, runs: bool) -> Any:
 def update(
     optimizer: Optimizer, grads: Params, state: Any, params: Params, *, runs: bool
 ) -> tuple[Params, Any]:
-    """(updates to add, new state) for the gradients of the *loss*; see ``init``."""
+    """(updates to add, new state) for the gradients of the *loss*; see ``init``.
+
+    A parameter of −inf (a logit of probability 0) is none: the transformation sees 0 in its place, so that
+    neither decay nor a norm reads it, and its update is 0. It stays −inf whatever the weight decay.
+    """
+    absent = params
+    params = _where_absent(absent, params)
 
     def one(optimizer: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         return optimizer.transform().update(grads, state, params)
 
     if runs and _one_run_at_a_time(optimizer):
         axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, optimizer)
-        return jax.vmap(one, in_axes=(axes, -1, -1, -1), out_axes=-1)(optimizer, grads, state, params)
-    return one(optimizer, grads, state, params)
+        one = jax.vmap(one, in_axes=(axes, -1, -1, -1), out_axes=-1)
+    updates, state = one(optimizer, grads, state, params)
+    return _where_absent(absent, updates), state
 
 
 def step(

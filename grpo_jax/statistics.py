@@ -50,10 +50,17 @@ def tied(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
 
 
 def centred(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
-    """x minus its mean, exactly 0 where all present values are equal."""
-    low, _ = extent(x, weight, axes)
+    """x minus its mean, exactly 0 where all present values are equal.
+
+    0, too, at a value that equals the mean up to the rounding of the mean. What is left of Σ w (x − x̄) is of
+    the order of the rounding of its own terms, however many values stand on one side: the mean is taken out
+    twice.
+    """
+    low, high = extent(x, weight, axes)
     shifted = x - jnp.where(jnp.isfinite(low), low, 0)
-    return jnp.where(tied(x, weight, axes), 0, shifted - mean(shifted, weight, axes))
+    nearly = shifted - mean(shifted, weight, axes)
+    deviation = kernels.flush_to_zero(nearly - mean(nearly, weight, axes), kernels.rounding(high - low))
+    return jnp.where(tied(x, weight, axes), 0, deviation)
 
 
 def spread(x: Array, weight: Array, axes: tuple[int, ...], *, ddof: Number = 0.0) -> Array:

@@ -13,7 +13,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.part import part
+from grpo_jax.part import part, subparts
 from grpo_jax.parts.advantages import Advantage, Normalized
 from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, Gain
@@ -21,7 +21,7 @@ from grpo_jax.parts.penalties import PenaltyTerm
 from grpo_jax.parts.ratios import Ratio, Token
 from grpo_jax.parts.reductions import PerSequence, Reduction
 from grpo_jax.parts.shaping import Shaping, Sum
-from grpo_jax.types import Array, Evaluation, Rollout, fits
+from grpo_jax.types import Array, CorrectsSampler, Evaluation, Rollout, fits
 
 
 @part
@@ -70,6 +70,17 @@ def check_slots(method: Method) -> None:
             inspect.signature(held).bind(*takes.split(", "))
         except TypeError as error:
             raise TypeError(f"method.{name} is {held!r}; its slot calls a part with ({takes})") from error
+
+
+def idle_corrections(method: Method) -> list[str]:
+    """Names of the parts that read who sampled (``rollout.sampling_logp``).
+
+    Where the old policy samples, π_old/π_sampling is exactly 1, so that they correct nothing.
+    """
+    found = (
+        type(p).__name__ for p in subparts(method) if isinstance(p, CorrectsSampler) and p.corrects_sampler
+    )
+    return list(dict.fromkeys(found))
 
 
 def _fitting(slot: str, value: Array, rollout: Rollout, axes: str) -> Array:

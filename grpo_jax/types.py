@@ -186,6 +186,14 @@ class HasTable(Protocol):
 
 
 @runtime_checkable
+class OneToken(Protocol):
+    """A task whose answers are single tokens, numbered by the columns of its table."""
+
+    one_token: ClassVar[bool]
+    table: Any
+
+
+@runtime_checkable
 class HasContexts(Protocol):
     """A task that knows its number of prompts."""
 
@@ -234,6 +242,13 @@ class ReadsReference(Protocol):
     @property
     def reference_coef(self) -> Number:
         """The coefficient."""
+
+
+@runtime_checkable
+class CorrectsSampler(Protocol):
+    """A part that reads ``rollout.sampling_logp``: without a sampler apart from π_old it corrects nothing."""
+
+    corrects_sampler: bool
 
 
 @runtime_checkable

@@ -30,6 +30,11 @@ class OffPolicyMask:
     threshold: Number = number(0.1, nonfinite=True)
     from_sampler: bool = static(False)
 
+    @property
+    def corrects_sampler(self) -> bool:
+        """from_sampler."""
+        return self.from_sampler
+
     def __call__(self, at: Evaluation) -> Array:
         source = at.rollout.sampling_logp if self.from_sampler else at.rollout.old_logp
         gap = jnp.where(at.rollout.mask > 0, source - at.logp, 0)

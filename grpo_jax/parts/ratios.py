@@ -89,6 +89,7 @@ class FromSampler:
     """An inner ratio whose denominator is the sampler instead of the old policy (OpenRLHF's GSPO)."""
 
     inner: Ratio = SequenceMean()
+    corrects_sampler: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
         return self.inner(rollout._replace(old_logp=rollout.sampling_logp), logp)

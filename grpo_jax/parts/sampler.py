@@ -5,7 +5,7 @@ The mismatch is π_old/π_sampling, by token or by sequence, as one of the ratio
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
 
@@ -35,6 +35,7 @@ class SamplerMismatch:
     ratio: Ratio = Token()
     low: Number = number(0.0, low=0.0)
     high: Number = number(2.0, low=0.0, nonfinite=True)
+    corrects_sampler: ClassVar[bool] = True
 
     def __call__(self, at: Evaluation) -> Array:
         return jnp.clip(mismatch(self.ratio, at.rollout), self.low, self.high)
@@ -58,6 +59,7 @@ class SamplerMask:
     statistic: Statistic = MismatchRatio()
     low: Number = number(0.0, low=0.0)
     high: Number = number(2.0, low=0.0, nonfinite=True)
+    corrects_sampler: ClassVar[bool] = True
 
     def __call__(self, at: Evaluation) -> Array:
         value = self.statistic(at.rollout)

@@ -18,7 +18,8 @@ class ActionPolicy:
     """π_θ(k|c) = softmax(θ_c)_k; the parameters are the logits θ, [C, K].
 
     Args:
-      logits: [C, K] where training starts, and the reference unless another is given. −inf is probability 0.
+      logits: [C, K] where training starts, and the reference unless another is given. −inf is probability
+        0, and no optimizer moves it (``optimizers.update``).
     """
 
     logits: Any = number(nonfinite=True, rank=2)
@@ -79,12 +80,16 @@ class ActionPolicy:
         return tokens, jnp.ones(tokens.shape)
 
     def counts(self, params: Array, prompts: Array, uniforms: Array) -> Array:
-        """[P, K] histogram of what ``sample`` would draw from the same uniforms [P, G, 1]."""
+        """[P, K] histogram of what ``sample`` would draw from the same uniforms [P, G, 1].
+
+        Counted in whole numbers; a count beyond 2^24 is then rounded to the nearest float32.
+        """
         upto = materialize(cumulative(materialize(jnp.exp(self.log_probabilities(params, prompts))), 1))
         level = materialize(uniforms[:, :, 0] * upto[:, -1:])
-        below = count(level.shape[1], lambda g: at(level, g, 1) < upto[:, :-1], upto.dtype)
-        ends = jnp.zeros_like(below[:, :1])
-        return jnp.diff(jnp.concatenate([ends, below, ends + uniforms.shape[1]], 1), axis=1)
+        below = count(level.shape[1], lambda g: at(level, g, 1) < upto[:, :-1])
+        ends = jnp.zeros(level[:, :1].shape, below.dtype)
+        counts = jnp.diff(jnp.concatenate([ends, below, ends + level.shape[1]], 1), axis=1)
+        return counts.astype(upto.dtype)
 
     def score(self, params: Array, prompts: Array, tokens: Array, mask: Array) -> Scores:
         """[P, N, 1] log-probability of each action and entropy of its distribution."""

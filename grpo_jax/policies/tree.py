@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.kernels import trailing
+from grpo_jax.kernels import log_softmax, trailing
 from grpo_jax.part import number, part, static
 from grpo_jax.sequences import Sequences, at_prompts, inverse_cdf
 from grpo_jax.types import Array, Scores, Support
@@ -74,7 +73,7 @@ class TreePolicy:
         if self.tie is not None:
             table = table[:, np.array(self.tie)]
         allowed = trailing(self.space.allowed[self.space.depths][None], table.ndim)
-        return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, table, _NEVER), axis=2), _NEVER)
+        return jnp.where(allowed, log_softmax(jnp.where(allowed, table, _NEVER), 2), _NEVER)
 
     def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
         """Sequences [P, G, T] by inverse CDF, token by token; see ``types.Policy``."""
@@ -117,10 +116,13 @@ class TreePolicy:
         return Scores(logp=logp, entropy=jnp.where(live, _entropy(table)[:, node], 0))
 
     def counts(self, params: Array, prompts: Array, uniforms: Array) -> Array:
-        """[P, S] histogram over the support of what ``sample`` draws from the same uniforms."""
+        """[P, S] histogram over the support of what ``sample`` draws from the same uniforms.
+
+        Counted in whole numbers; a count beyond 2^24 is then rounded to the nearest float32.
+        """
         place = self.space.place(*self.sample(params, prompts, uniforms))
         rows = trailing(np.arange(len(self.space.support[0])), place.ndim - 1)
-        return jnp.sum(place[:, :, None] == rows, 1, dtype=uniforms.dtype)
+        return jnp.sum(place[:, :, None] == rows, 1, dtype=int).astype(uniforms.dtype)
 
 
 def share_rows(space: Sequences, key: Callable[[tuple[int, ...]], Hashable]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,7 @@ class Questions:
     table: Any = number(rank=2)
     noise: Noise | None = None
     scale: Number = number(1.0)
+    one_token: ClassVar[bool] = True
 
     def check(self) -> None:
         """The table must be [contexts, actions]."""
