@@ -303,9 +303,7 @@ DIAGNOSTICS: dict[str, Measure] = {
         "quantiles of the ratio after the last inner step",
     ),
     "tied": _iteration(_tied, "share of tied groups"),
-    "finite": Measure(
-        _finite, (), about="parameters are finite (or -inf as at the start)", averaged=False
-    ),
+    "finite": Measure(_finite, (), about="parameters are finite (or -inf as at the start)", averaged=False),
     "probabilities": _iteration(
         lambda v: v.probabilities,
         "probability of every output",

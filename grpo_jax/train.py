@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from grpo_jax.kernels import materialize, per_prompt
 from grpo_jax.measures import Measure, Recording, StepView, View, recording
 from grpo_jax.part import aligned, put
 from grpo_jax.random import Stream, uniforms
+from grpo_jax.surrogate import idle_corrections
 from grpo_jax.types import Array, Params, Rollout, evaluated_at_old
 
 Info = dict[str, Array]
@@ -165,6 +167,17 @@ def ready(config: Config, state: TrainState) -> Config:
     validate(config)
     check_runs(config, state.seed)
     return choose(config)
+
+
+def warn_of_idle_corrections(config: Config, *, stacklevel: int = 3) -> None:
+    """UserWarning for parts that correct for a sampler apart from π_old, which training does not have."""
+    idle = idle_corrections(config.method)
+    if idle:
+        warnings.warn(
+            f"{', '.join(idle)} corrects nothing here: the old policy samples, so that its ratio to the "
+            "sampler is exactly 1",
+            stacklevel=stacklevel,
+        )
 
 
 def _steps_watched(
@@ -395,6 +408,7 @@ def run(
     traced = runtime.staged(config, state)
     if not traced:
         runtime.keep_compilations()
+        warn_of_idle_corrections(config)
     config = ready(config, state)
     plan = recording(
         config, record, measure, iterations=iterations, every=record_every, average_from=average_from,

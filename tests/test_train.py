@@ -1,5 +1,6 @@
 """What the training loop promises of steps, records and runs; its numbers: ``test_simulation.py``."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import methods, train
+from grpo_jax import methods, presets, train
 from grpo_jax.config import Config, Loop
 from grpo_jax.optimizers import SGD, Adam, ClippedNorm
 from grpo_jax.part import number, part, put_all
@@ -135,6 +136,15 @@ def test_a_jitted_step_is_traced_once_whatever_its_numbers():
         state, info = stepped(configured(optimizer=SGD(learning_rate=rate)), state)
         chex.assert_shape(info["reward"], ())
     chex.assert_trees_all_equal_shapes(state, train.init(configured(), 0))
+
+
+@pytest.mark.parametrize("preset", [{"use_vllm": True}, {}])
+def test_corrections_of_a_sampler_that_is_not_apart_are_said_to_be_idle(preset):
+    config = configured(method=presets.trl(**preset))
+    state = train.init(config, 0)
+    said = pytest.warns(UserWarning, match="SamplerM.* corrects nothing here")
+    with said if preset else contextlib.nullcontext():
+        train.run(config, state, iterations=1, record=["reward"])
 
 
 TRACES = []

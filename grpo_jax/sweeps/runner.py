@@ -50,6 +50,7 @@ from grpo_jax.sweeps.tuning import (
     tuned,
     worth_tuning,
 )
+from grpo_jax.train import warn_of_idle_corrections
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
@@ -126,6 +127,8 @@ def sweep(
     for c, a in zip(varied, run_axes, strict=True):
         check_grid(c, a)
     configs = [_chosen(c, a) for c, a in zip(varied, run_axes, strict=True)]
+    for c in varied:
+        warn_of_idle_corrections(c)
     request = Request(iterations, plan)
     because = reason(varied[0], swept_numbers(run_axes[0]))
     work = _Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, because)
