@@ -207,8 +207,8 @@ def draw(figure, data: xr.Dataset) -> None:
     left.plot([-edge, edge], [-edge, edge], color="0.4", lw=1, zorder=0)
     left.plot(data.covariance.values.ravel(), data.constant.values.ravel(), "o", ms=3, color="#7570b3")
     left.annotate(
-        "the same groups, constant weights", (-edge, 0), (0, 5), textcoords="offset points", color="#7570b3",
-        fontsize=8,
+        "the same groups, constant weights", (edge, 0), (0, -12), textcoords="offset points", ha="right",
+        color="#7570b3", fontsize=8,
     )  # fmt: skip
     left.set(xlabel="Cov(A, 1/len) of the group", ylabel="push on the shared prefix, $W_{agg}$")
     left.locator_params(axis="x", nbins=5)

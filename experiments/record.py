@@ -85,7 +85,7 @@ def number_record(number: Number) -> dict[str, Any]:
     """A number for JSON: what it does not have is left out, and what is not finite is null.
 
     >>> number_record(Number(float("nan"), expected=1.0))
-    {'value': None, 'expected': 1.0, 'holds': None}
+    {'value': None, 'expected': 1.0, 'holds': False}
     """
     ends = {name: float(end) for name, end in asdict(number).items() if isinstance(end, (int, float))}
     record: dict[str, Any] = {name: end if math.isfinite(end) else None for name, end in ends.items()}
