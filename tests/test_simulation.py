@@ -113,7 +113,8 @@ def slopes(name, numbers, advantages, logp, old, ref, mask):
         slope = np.where(held, 0, ratio * advantage)
     if name in ("tic_grpo", "rloo"):  # once per output, and every token moves the product
         slope = slope * length
-    weight = {"dr_grpo": 1 / entries, "dapo": 1 / tokens, "cispo": 1 / tokens}.get(name, 1 / (entries * length))
+    constant = {"dr_grpo": 1 / entries, "dapo": 1 / tokens, "cispo": 1 / tokens}
+    weight = constant.get(name, 1 / (entries * length))
     penalty = coef * (1 - np.exp(ref - logp)) if name in ("grpo", "dr_grpo") else 0.0
     return weight * mask * (slope - penalty), (held * mask).sum() / tokens
 
@@ -134,7 +135,8 @@ def descended(optimizer, theta, g, memory, t):
     o, kind = optimizer, optimizer["kind"]
     if kind == "clipped":
         size = np.sqrt((g * g).sum())
-        return descended(o["inner"], theta, g * (o["max_norm"] / size if size > o["max_norm"] else 1), memory, t)
+        shrunk = g * (o["max_norm"] / size) if size > o["max_norm"] else g
+        return descended(o["inner"], theta, shrunk, memory, t)
     if kind == "l2":
         return descended(o["inner"], theta, g + o["coef"] * theta, memory, t)
     lr, decay = rate(o["learning_rate"], t), o.get("weight_decay", 0.0)
@@ -254,7 +256,6 @@ NUMBERS = {
     "tic_grpo": {"high": 0.1},
     "rloo": {"low": 0.2, "high": 0.1},
 }
-PLAIN = Loop(group_size=6)
 INNER = Loop(group_size=6, inner_steps=3)
 SPLIT = Loop(group_size=5, inner_steps=2, minibatches=2)
 STALE = Loop(group_size=5, inner_steps=2, refresh_every=3)
@@ -295,7 +296,7 @@ def check(problem, name, optimizer, loop, expectation=None):
             np.testing.assert_allclose(found[..., r], wanted.reshape(shape), rtol=0, atol=1e-10)
         held, moved = held + sum(oracle.held), max(moved, np.abs(oracle.theta - problem.start).max())
     assert moved > 0.1
-    assert held > 0 or (loop.inner_steps == loop.refresh_every == 1)
+    assert held > 0
 
 
 @pytest.mark.parametrize(
