@@ -10,11 +10,18 @@ import pytest
 
 from grpo_jax import methods, train
 from grpo_jax.collectors import Counts, Sampled
-from grpo_jax.config import Config, Loop
+from grpo_jax.config import Config, Loop, validate
+from grpo_jax.methods import METHODS
 from grpo_jax.optimizers import SGD
 from grpo_jax.part import put_all
+from grpo_jax.parts.corrections import OffPolicyMask
+from grpo_jax.parts.ratios import FromSampler
+from grpo_jax.parts.sampler import SamplerMask, SamplerMismatch, SequenceGeometricMean
+from grpo_jax.parts.soft_gains import Vespo
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
+from grpo_jax.presets import PRESETS
 from grpo_jax.sequences import Sequences
+from grpo_jax.surrogate import idle_corrections
 from grpo_jax.tasks import Questions, SequenceReward, SequenceTable
 
 RNG = np.random.default_rng(11)
@@ -78,6 +85,54 @@ def test_a_tree_trains_alike_as_samples_of_one_run_and_counts_of_many():
     counted = dataclasses.replace(config, expectation=Counts())
     together, _ = train.run(counted, train.init(counted, np.array([4, 5])), iterations=3)
     np.testing.assert_allclose(together.params[..., 1], alone.params, rtol=1e-9, atol=1e-11)
+
+
+SAMPLER = {
+    "SamplerMismatch": {"corrections": (SamplerMismatch(),)},
+    "SamplerMask": {"corrections": (SamplerMask(),)},
+    "OffPolicyMask": {"corrections": (OffPolicyMask(from_sampler=True),)},
+    "FromSampler": {"ratio": FromSampler()},
+}
+
+
+def test_corrections_for_a_sampler_are_named_where_the_old_policy_samples():
+    for name, changes in SAMPLER.items():
+        assert idle_corrections(dataclasses.replace(methods.grpo, **changes)) == [name]
+    inside = dataclasses.replace(methods.vespo, gain=Vespo(sampler=SamplerMismatch()))
+    assert idle_corrections(inside) == ["SamplerMismatch"]
+    wrapped = dataclasses.replace(methods.grpo, corrections=(SequenceGeometricMean(), SamplerMask()))
+    assert idle_corrections(wrapped) == ["SamplerMismatch", "SamplerMask"]
+    assert not [name for name, method in METHODS.items() if idle_corrections(method)]
+    assert not [name for name, make in PRESETS.items() if idle_corrections(make())]
+    assert idle_corrections(PRESETS["trl"](use_vllm=True)) == ["SamplerMask"]
+
+
+@pytest.mark.parametrize("name", ["SamplerMismatch", "SamplerMask", "OffPolicyMask"])
+@pytest.mark.usefixtures("x64")
+def test_what_is_named_is_idle_indeed(name):
+    """In training: the objective is that without the correction, or with the old policy as the sampler."""
+    plain = () if name != "OffPolicyMask" else (OffPolicyMask(),)
+    base = configured(method=methods.dapo)
+    ends = [
+        gradients(put_all(base, {"method.corrections": corrections}))[0]
+        for corrections in (SAMPLER[name]["corrections"], plain)
+    ]
+    for found, wanted in zip(*ends, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
+TOKENS = Sequences(vocab=3, horizon=1)
+
+
+def test_questions_are_put_to_policies_of_single_actions_only():
+    questions = Questions(table=np.eye(2, 3))
+    with pytest.raises(
+        ValueError, match="Questions rewards single actions; TreePolicy gives sequences of up"
+    ):
+        validate(Config(policy=TreePolicy.uniform(SPACE, contexts=2), task=questions))
+    with pytest.raises(ValueError, match="table has 4 answers, the policy 3 tokens"):
+        validate(Config(policy=TreePolicy.uniform(TOKENS, contexts=2), task=Questions(table=np.eye(2, 4))))
+    validate(Config(policy=TreePolicy.uniform(TOKENS, contexts=2), task=questions))
 
 
 def test_a_neural_policy_trains_under_vmap_as_run_by_run():

@@ -158,6 +158,33 @@ def test_norms_and_finiteness_keep_runs_apart():
     np.testing.assert_allclose(diagnostics.norm(whole, runs=False), np.linalg.norm(flat[:, :2]), rtol=1e-6)
 
 
+def test_a_run_of_nan_measures_nan():
+    """Not 0, which is what a policy that never moved would measure."""
+    policy, prompts = ActionPolicy(logits=BARRED), np.arange(2)
+    params = jnp.asarray(BARRED, jnp.float32)[..., None] * jnp.array([1.0, jnp.nan])
+    start, task = jnp.asarray(BARRED, jnp.float32)[..., None], aligned(Questions(table=np.ones((2, 3))))
+    measured = {
+        "entropy": diagnostics.entropy(policy, params, prompts),
+        "kl_ref": diagnostics.kl(policy, params, start, prompts),
+        "kl_ref_reverse": diagnostics.kl(policy, start, params, prompts),
+        "expected_reward": diagnostics.expected_reward(policy, task, params, prompts),
+    }
+    for name, found in measured.items():
+        assert np.isfinite(found[0]), name
+        assert np.isnan(found[1]), name
+
+
+def test_probability_zero_is_finite_where_it_was_from_the_start():
+    start = jnp.asarray(BARRED, jnp.float32)
+    assert diagnostics.finite(start, runs=False, start=BARRED)
+    assert not diagnostics.finite(start, runs=False)
+    assert not diagnostics.finite(start.at[1, 1].set(-jnp.inf), runs=False, start=BARRED)
+    assert not diagnostics.finite(start.at[0, 1].set(jnp.inf), runs=False, start=BARRED)
+    assert not diagnostics.finite(start.at[0, 1].set(jnp.nan), runs=False, start=BARRED)
+    many = jnp.stack([start, start.at[1, 0].set(-jnp.inf), start.at[0, 1].set(0.0)], -1)
+    assert diagnostics.finite(many, runs=True, start=BARRED[..., None]).tolist() == [True, False, True]
+
+
 def test_every_diagnostic_is_described_and_defaults_are_scalars():
     assert set(DEFAULT) <= set(DIAGNOSTICS)
     assert all(d.about for d in DIAGNOSTICS.values())

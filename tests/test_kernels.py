@@ -91,6 +91,39 @@ def test_log_softmax_of_any_length_and_its_derivatives(length):
     np.testing.assert_allclose(jax.jvp(ours, (x,), (weight,)), jax.jvp(theirs, (x,), (weight,)), atol=1e-10)
 
 
+def pulled_back(logits, cotangent):
+    """The gradient of Σ_k c_k log softmax(θ)_k."""
+    return np.asarray(jax.vjp(lambda x: kernels.log_softmax(x, 1), logits)[1](cotangent)[0])
+
+
+@pytest.mark.parametrize("size", [1e30, 1.0, 1e-30])
+@pytest.mark.parametrize("length", [5, 70, 1100])
+def test_what_only_rounding_keeps_from_zero_is_zero(length, size):
+    """Advantages of a group sum to 0, so an output that was not drawn has gradient −π·0 = 0."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(50, length)), jnp.float32)
+    rewards = rng.random((50, 4))
+    advantages = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
+    drawn = np.zeros((50, length), np.float32)
+    drawn[:, :4] = size * advantages
+    assert (kernels.total(jnp.asarray(drawn), (1,)) != 0).any()
+    found = pulled_back(logits, jnp.asarray(drawn))
+    assert (found[:, 4:] == 0).all()
+    np.testing.assert_allclose(found[:, :4], drawn[:, :4], rtol=1e-3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_what_rounding_does_not_explain_stays():
+    """A cotangent of sum 1e-12 among terms of 1 is resolved in float64, and kept."""
+    logits = jnp.asarray([[0.3, -20.0, 1.0, 0.1]])
+    cotangent = np.array([[0.5, 0.0, -0.5 + 1e-12, 0.0]])
+    p = np.exp(logits) / np.exp(logits).sum()
+    exact = cotangent - p * 1e-12
+    np.testing.assert_allclose(pulled_back(logits, jnp.asarray(cotangent)), exact, rtol=1e-3)
+    assert not np.isfinite(pulled_back(logits, jnp.asarray([[np.inf, 0.0, 1.0, 0.0]]))).any()
+    assert np.isnan(pulled_back(logits, jnp.asarray([[np.nan, 0.0, 1.0, 0.0]]))).all()
+
+
 @pytest.mark.parametrize("length", [1, 8, 33, 64, 1100])
 def test_conditions_are_counted(length):
     values = jnp.asarray(np.random.default_rng(0).random((2, length, 3)))

@@ -172,6 +172,23 @@ def test_runs_as_the_last_axis_equal_a_loop_over_runs(name):
         np.testing.assert_allclose(together[..., r], alone, rtol=1e-13, atol=1e-15)
 
 
+ALL = CASES | {"custom": Custom(transformation=CHAIN), "custom_lion": Custom(transformation=optax.lion(0.1))}
+
+
+@pytest.mark.parametrize("optimizer", ALL.values(), ids=ALL)
+@pytest.mark.usefixtures("x64")
+def test_a_logit_of_minus_infinity_stays_and_is_read_by_nothing(optimizer):
+    """Decay would be 0·inf. The others move as beside a parameter that is 0 and never has a gradient."""
+    barred, zero = START.copy(), START.copy()
+    barred[0, 0], zero[0, 0] = -np.inf, 0.0
+    found, beside = (np.array(trained(optimizer, start, GRADS)) for start in (barred, zero))
+    assert np.isneginf(found[:, 0, 0]).all()
+    found[:, 0, 0] = beside[:, 0, 0]
+    np.testing.assert_array_equal(found, beside)
+    assert np.isfinite(found).all()
+    assert np.abs(found[-1] - zero).max() > 0.01
+
+
 @pytest.mark.usefixtures("x64")
 def test_a_custom_transformation_is_itself():
     state, theta = CHAIN.init(START), START

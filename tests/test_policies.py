@@ -152,6 +152,28 @@ def test_counts_are_the_histogram_of_the_samples(policy):
         np.testing.assert_array_equal(found["counts"][c], [drawn.count(name) for name in names])
 
 
+@pytest.mark.parametrize("kind", ["actions", "tree"])
+def test_large_groups_are_counted_in_whole_numbers(kind):
+    """Beyond 2^24 a float32 no longer grows by ones."""
+    size, chance = 2**24 + 2**23, 0.9
+    u = jnp.asarray((np.arange(size) + 0.5) / size, jnp.float32).reshape(1, size, 1)
+    logits = np.log([chance, 1 - chance])[None]
+    policy = ActionPolicy(logits=logits)
+    if kind == "tree":
+        policy = TreePolicy(space=Sequences(vocab=2, horizon=1), logits=logits[None])
+    found = np.asarray(jax.jit(policy.counts)(policy.init(None), np.arange(1), u), float)
+    np.testing.assert_allclose(found, [[chance * size, (1 - chance) * size]], rtol=2e-6)
+    assert found.sum() == size
+
+
+def test_a_single_action_is_counted():
+    policy = ActionPolicy.uniform(contexts=2, actions=1)
+    for seed in (3, np.array([3, 4, 5])):
+        params = policy.init(None) if np.ndim(seed) == 0 else policy.init(None)[..., None]
+        found = jax.jit(policy.counts)(params, PROMPTS, draws(policy, 7, seed))
+        np.testing.assert_array_equal(found, np.full((2, 1, *np.shape(seed)), 7.0))
+
+
 @each_table
 def test_runs_as_the_last_axis_equal_a_loop_over_runs(policy):
     base = np.asarray(start(policy))

@@ -58,5 +58,23 @@ def test_a_nan_is_not_a_tie() -> None:
     assert np.isnan(np.asarray(centred(x, weight, GROUP_AXES))).all()
 
 
+@pytest.mark.parametrize("size", [1e30, 1.0, 1e-20])
+def test_deviations_cancel_to_the_rounding_of_their_own_size(size: float) -> None:
+    """In a group that is almost all right the mean is far from 0 and the deviations are small."""
+    x = jnp.asarray([[0.0, 0.7, *[1.0] * 998]], jnp.float32) * size
+    found = np.asarray(centred(x, jnp.ones((1, 1000)), GROUP_AXES), np.float64)
+    assert abs(found.sum()) < 2 * np.finfo(np.float32).eps * np.abs(found).sum()
+    assert (found[0, 2:] > 0).all()
+
+
+def test_a_value_at_the_mean_deviates_by_exactly_zero() -> None:
+    """(0.1 + 0.4 + 0.7)/3 is 0.4, however the three are counted; what is truly off the mean stays."""
+    x = jnp.asarray([[0.1, 0.4, 0.7], [0.7, 0.1, 0.4], [0.0, 0.5 + 1e-5, 1.0]], jnp.float32)
+    for weight in (1.0, 3.0, 1 / 3):
+        found = np.asarray(centred(x, jnp.full((3, 3), weight), GROUP_AXES))
+        assert found[0, 1] == found[1, 2] == 0
+        np.testing.assert_allclose(found[2, 1], 2e-5 / 3, rtol=0.02)
+
+
 def test_single_entry_with_ddof_one_has_no_spread() -> None:
     assert np.asarray(spread(row([3.0]), jnp.ones((1, 1)), GROUP_AXES, ddof=1.0))[0, 0] == 0
