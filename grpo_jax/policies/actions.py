@@ -18,8 +18,8 @@ class ActionPolicy:
     """π_θ(k|c) = softmax(θ_c)_k; the parameters are the logits θ, [C, K].
 
     Args:
-      logits: [C, K] where training starts, and the reference unless another is given. −inf is probability 0, and
-        no optimizer moves it (``optimizers.update``).
+      logits: [C, K] where training starts, and the reference unless another is given. −inf is probability 0,
+        and no optimizer moves it (``optimizers.update``).
     """
 
     logits: Any = number(nonfinite=True, rank=2)
