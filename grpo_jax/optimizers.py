@@ -125,7 +125,12 @@ class AdamW:
 
 @part
 class Lion:
-    """θ ← θ − lr·(sign(b1·m + (1−b1)·g) + weight_decay·θ), then m ← b2·m + (1−b2)·g (arXiv:2302.06675)."""
+    """θ ← θ − lr·(sign(b1·m + (1−b1)·g) + weight_decay·θ), then m ← b2·m + (1−b2)·g (arXiv:2302.06675).
+
+    A gradient that is 0 but for the rounding of a softmax's own terms is exactly 0
+    (``kernels.log_softmax``), so that its sign is. A sum that cancels before it gets there (outputs of a tree
+    that share a token, noisy rewards of one action, the layers of a network) may keep the sign of rounding.
+    """
 
     learning_rate: Rate = number(1e-4, low=0.0)
     b1: Number = number(0.9, low=0.0, high=1.0, open_high=True)
