@@ -294,14 +294,15 @@ def test_covariance_parts_choose_tokens() -> None:
     valid = np.asarray(rollout.mask) > 0
     advantage = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, 1)))
     level = np.broadcast_to(advantage, valid.shape)[valid]
-    at = np.asarray(logp)[valid]
-    cov = (level - level.mean()) * (at - at.mean())
+    here = np.asarray(logp)[valid]
+    cov = (level - level.mean()) * (here - here.mean())
     np.testing.assert_allclose(
         np.asarray(soft_gains.covariance(rollout, logp, advantage))[valid], cov, rtol=1e-12
     )
     part = soft_gains.CovariancePenalty(share=0.4, coef=2.0)
     d = logp - rollout.old_logp
-    extra = np.asarray(part(rollout, d, logp, advantage) - jnp.exp(d) * advantage)[valid]
+    at = Evaluation(rollout, logp=logp, log_ratio=d, advantages=advantage)
+    extra = np.asarray(part(at) - jnp.exp(d) * advantage)[valid]
     chosen = np.argsort(-cov)[: max(1, int(0.4 * cov.size))]
     expected = np.zeros(cov.size)
     expected[chosen] = -2 * np.abs(np.asarray(d)[valid][chosen])
