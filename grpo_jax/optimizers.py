@@ -217,8 +217,12 @@ def _one_run_at_a_time(optimizer: Optimizer) -> bool:
 
 
 def _where_absent(params: Params, there: Params) -> Params:
-    """``there``, and 0 where the parameter is −inf."""
-    return jax.tree.map(lambda p, x: jnp.where(p == -jnp.inf, 0, x), params, there)
+    """``there``, and 0 where the parameter is −inf. What has another shape is left to the check of shapes."""
+
+    def one(own: Any, x: Any) -> Any:
+        return jnp.where(own == -jnp.inf, 0, x) if jnp.shape(own) == jnp.shape(x) else x
+
+    return jax.tree.map(one, params, there)
 
 
 def init(optimizer: Optimizer, params: Params, *, runs: bool) -> Any:

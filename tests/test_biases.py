@@ -118,7 +118,8 @@ def test_inner_path_is_an_iteration_of_training():
     state = train.init(config, np.arange(3))
     after, _ = train.run(config, state, iterations=1)
     _, path = inner_path(config, state, steps=5)
-    np.testing.assert_array_equal(path.params[-1] + path.updates[-1], after.params)
+    # two programs, so that the last bit may differ
+    np.testing.assert_allclose(path.params[-1] + path.updates[-1], after.params, rtol=1e-14)
     np.testing.assert_array_equal(path.log_ratio[0], 0)
 
 
