@@ -2,16 +2,24 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import harness, report
-from experiments.harness import Claim, Job, Outcome, Refusal, Size
+from experiments.harness import ledger as ledgers
+from experiments.harness import run as runs
+from experiments.harness import scripts as claims_of
+from experiments.harness.provenance import source
+from experiments.harness.report import write_index
+from experiments.harness.run import Job, Outcome
+from experiments.harness.scripts import Refusal, Script, Size
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
+UNKNOWN = 15.0
+"""Seconds that a claim is taken to need if nobody has timed it."""
 
 
 def main(
@@ -22,16 +30,18 @@ def main(
     seed: int | None = None,
     out: Path = Path("results"),
     jobs: int = 2,
-    scripts: Path = harness.SCRIPTS,
+    scripts: Path = claims_of.SCRIPTS,
     list_: Annotated[Flag, tyro.conf.arg(name="list")] = False,
+    again: Flag = False,
     check: Flag = False,
     update_ledger: Flag = False,
 ) -> int:
     """Run claims of the papers and write what came out.
 
-    Every claim runs in a process of its own and writes `<out>/<claim>/{data.nc, record.json, figure.png}`;
-    `<out>/index.html` shows all of them. The exit status is 0 when all ran, whatever their verdicts, 1 when
-    one crashed or a check found a difference, and 2 when the request has no meaning.
+    Every claim runs in a process of its own and writes `<out>/<claim>/{data.nc, record.json, figure.svg}`;
+    `<out>/index.html` shows all of them. What the same code has finished in `<out>` is kept, so that a run that
+    was interrupted goes on. The exit status is 0 when all ran, whatever their verdicts, 1 when one crashed or
+    a check found a difference, and 2 when the request has no meaning.
 
     Args:
       claims: Claims to run, such as A5 B3; all of them if none is named.
@@ -39,53 +49,52 @@ def main(
       seed: Seed of every random number; 0, or with --check the committed seed.
       out: Folder of the results.
       jobs: How many claims run at once.
-      scripts: Folder of the claims' scripts and of ledger.json.
+      scripts: Folder of the claims' scripts; the ledgers lie beside it.
       list_: Only list the claims.
+      again: Run anew what the same code has finished, too.
       check: Compare the verdicts with the committed ones: ledger.json, of smoke runs ledger_smoke.json.
       update_ledger: Enter the verdicts into the committed ledger and the README beside it; those of smoke
         runs into ledger_smoke.json.
     """
     try:
-        chosen = harness.choose(harness.find_claims(scripts), claims)
+        chosen = claims_of.choose(claims_of.find_scripts(scripts), claims)
         if list_:
-            print("\n".join(f"{claim.id:5} {claim.title}" for claim in chosen))
+            print("\n".join(f"{script.id:5} {script.says}" for script in chosen))
             return 0
-        path = report.ledger_path(scripts, size or "quick")
-        ledger = report.read_ledger(path)
+        path = ledgers.ledger_path(scripts, size or "quick")
+        ledger = ledgers.read_ledger(path)
         planned = plan(chosen, ledger if check else {}, size=size, seed=seed)
         refuse(planned, out, ledger, jobs=jobs, check=check, update_ledger=update_ledger)
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
-    print(report.announcement(planned, ledger, out, jobs), flush=True)
-    outcomes = run(planned, out, jobs)
+    outcomes = run(planned, ledger, out, jobs, again=again)
     if update_ledger:
-        report.update_ledger(path, outcomes)
-        readme = scripts.parent / "README.md"
+        ledgers.update_ledger(path, outcomes)
+        readme = scripts.parent.parent / "README.md"
         if readme.exists() and size != "smoke":
-            report.update_readme(readme, report.ledger_table(report.read_ledger(path), scripts))
-    gone = (
-        []
-        if claims
-        else [f"{name}: committed, but has no script" for name in set(ledger) - {c.id for c in chosen}]
-    )
-    found = [*report.differences(ledger, outcomes), *gone] if check else []
+            ledgers.update_readme(readme, ledgers.ledger_table(ledgers.read_ledger(path), scripts))
+    known = {script.id for script in chosen}
+    gone = [] if claims else [f"{name}: no script" for name in ledger if name.partition(".")[0] not in known]
+    found = [*ledgers.differences(ledger, outcomes), *gone] if check else []
     if check:
         print("\n".join(found) if found else f"The verdicts are those of {path.name}.")
     return int(bool(found) or any(outcome.record is None for outcome in outcomes))
 
 
-def plan(chosen: list[Claim], committed: report.Ledger, *, size: Size | None, seed: int | None) -> list[Job]:
+def plan(
+    chosen: list[Script], committed: ledgers.Ledger, *, size: Size | None, seed: int | None
+) -> list[Job]:
     """A job for each claim: what was asked for, else what was committed, else quick and seed 0."""
-    entries = [committed.get(claim.id, {}) for claim in chosen]
+    entries = [committed.get(script.id, {}) for script in chosen]
     return [
-        Job(claim, size or entry.get("size", "quick"), entry.get("seed", 0) if seed is None else seed)
-        for claim, entry in zip(chosen, entries, strict=True)
+        Job(script, size or entry.get("size", "quick"), entry.get("seed", 0) if seed is None else seed)
+        for script, entry in zip(chosen, entries, strict=True)
     ]
 
 
 def refuse(
-    planned: list[Job], out: Path, ledger: report.Ledger, *, jobs: int, check: bool, update_ledger: bool
+    planned: list[Job], out: Path, ledger: ledgers.Ledger, *, jobs: int, check: bool, update_ledger: bool
 ) -> None:
     """Raise `Refusal` where the request has no meaning, before anything runs."""
     if not planned:
@@ -94,23 +103,39 @@ def refuse(
         raise Refusal(f"--jobs is at least 1; got {jobs}")
     if check and update_ledger:
         raise Refusal("--check compares with the ledger and --update-ledger changes it: choose one")
-    if check and not any(report.committed(ledger, job) for job in planned):
+    if check and not any(ledgers.committed(ledger, job) for job in planned):
         raise Refusal(
             f"there is nothing to check: no verdict of these is committed at size {planned[0].size}"
         )
-    harness.refuse_to_overwrite(planned, out)
+    runs.refuse_to_overwrite(planned, out)
 
 
-def run(planned: list[Job], out: Path, at_once: int) -> list[Outcome]:
-    """Run the jobs under a progress bar, print the ledger, and write the index."""
-    outcomes = []
-    with tqdm(total=len(planned), unit="claim", disable=None) as bar:
-        for outcome in harness.run_jobs(planned, out, at_once=at_once):
+def run(planned: list[Job], ledger: ledgers.Ledger, out: Path, at_once: int, *, again: bool) -> list[Outcome]:
+    """Run what has not been finished, cheapest first, print the ledger, and write the index."""
+    here = source()
+    held = {} if again else {job.script.id: runs.finished(job, out, here) for job in planned}
+    outcomes = [Outcome(job, record, None) for job in planned if (record := held.get(job.script.id))]
+    left = [job for job in planned if not held.get(job.script.id)]
+    if outcomes:
+        names = ", ".join(outcome.job.script.id for outcome in outcomes)
+        print(f"Finished before by the same code, kept (--again runs them anew): {names}.", flush=True)
+    costs = {job.script.id: ledgers.seconds(job, ledger, out) or UNKNOWN for job in left}
+    left.sort(key=lambda job: costs[job.script.id])
+    if left:
+        print(ledgers.announcement(left, ledger, out, at_once), flush=True)
+    began = time.perf_counter()
+    with tqdm(total=round(sum(costs.values())), unit="s of work", disable=None) as bar:
+        for outcome in runs.run_jobs(left, out, at_once=at_once):
             outcomes.append(outcome)
-            verdict = outcome.record["verdict"] if outcome.record else f"crashed\n{outcome.crash}"
-            bar.write(f"{outcome.job.claim.id}: {verdict}")
-            bar.update()
-    print(f"\n{report.ledger_text(outcomes)}\n{report.write_index(out)}")
+            id = outcome.job.script.id
+            rows = outcome.record["rows"] if outcome.record else []
+            told = ", ".join(f"{row['id']} {row['verdict']}" for row in rows)
+            bar.write(f"{time.perf_counter() - began:5.0f} s  {told or f'{id} crashed: {outcome.reason}'}")
+            bar.update(round(costs[id]))
+    print(f"\n{ledgers.ledger_text(outcomes)}")
+    if left:
+        print(f"{len(left)} claims took {time.perf_counter() - began:.0f} s.")
+    print(write_index(out))
     return outcomes
 
 
@@ -121,11 +146,16 @@ def enter() -> int:
             return tyro.cli(main, prog="python -m experiments")
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("Interrupted; what has finished is kept, and the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit has a place to go
         return CLOSED_PIPE
 
 
+INTERRUPTED = 130
+"""The status that shells give to a program that Ctrl-C ended: 128 + SIGINT."""
 CLOSED_PIPE = 141
 """The status that shells give to a program that wrote to a closed pipe: 128 + SIGPIPE."""
 

@@ -126,7 +126,8 @@ def _settings(name: str, given: Any) -> tuple[Any, np.ndarray | None]:
     """Settings in order, and their labels where a mapping gives them."""
     labels = None
     if isinstance(given, Mapping):
-        labels = np.asarray([str(key) for key in given])
+        plain = all(isinstance(k, (int, float, np.number)) and not isinstance(k, bool) for k in given)
+        labels = np.asarray([key if plain else str(key) for key in given])
         kinds, counts = np.unique(labels, return_counts=True)
         if (counts > 1).any():
             raise ValueError(f"the sweep over {name!r} has the label '{kinds[counts.argmax()]}' twice")

@@ -1,0 +1,199 @@
+"""With two answers and groups of two, the stationary policy is
+π(a) = ½(1 − β/γ + √((1 − β/γ)² + 4(β/γ)π_ref(a))).
+
+[A] (14): γ = P(a ≻ b) − P(b ≻ a) > 0; π_ref for a tie; at least max(1 − β/γ, π_ref(a)); √π_ref(a) at β = γ;
+with a jump at π_ref(a) = 0 iff β < γ. All training starts apart from π_ref: a penalty that pulls to the start
+or to the sampling policy instead, which a run that starts at π_ref and has no reason to leave it would not
+show, ends elsewhere.
+
+Refuted if exact ascent ends 1e-6 from the curve, from the bound or from the ends of the curve, or if a sampled
+run's time average under SGD, extrapolated to learning rate zero, is not within 0.01 of it (99.9 % intervals of
+every setting). Qualified if AdamW, judged with the same margin, is not. The general solver of (11), which knows
+nothing of (14), and a placebo (a fair coin for both answers, which leads to π_ref) are checks of the instrument.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+import grpo_jax as gj
+from experiments.formulas.optimality import LOCAL, MAXIMUM, MINIMUM, rank
+from experiments.harness.numbers import Number, extrapolated, furthest, interval, tabulated, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems.answers import ended, pairs, question, time_averages
+from grpo_jax import plotting, theory
+from grpo_jax.tasks import Bernoulli
+
+PRECISION = "float64"
+SIZES = sizes(seeds=(64, 64, 256), iterations=(3000, 3000, 12000))
+
+REFERENCES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9]
+STRENGTHS = [0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 3.0, 10.0]
+"""β/γ."""
+STARTS = [0.02, 0.3, 0.7, 0.98]
+PAIRS = {1.0: (1.0, 0.0), 0.4: (0.7, 0.3), 0.1: (0.95, 0.85)}
+"""γ -> success probabilities of the two answers."""
+TIES = {"coins of 0.6": (0.6, 0.6), "both certain": (1.0, 1.0)}
+SAMPLED = {"reference": [0.05, 0.2, 0.5, 0.8], "strength": [0.25, 0.5, 1.0, 3.0]}
+START = [0.35, 0.65]
+"""Where sampled runs start: apart from every π_ref."""
+OPTIMIZERS = {"SGD": (gj.SGD, [0.05, 0.1, 0.2]), "AdamW": (gj.AdamW, [0.02, 0.04, 0.08])}
+FINE = np.geomspace(1e-4, 0.99, 160), np.linspace(0.025, 4, 160)
+"""π_ref and β/γ of the map of optimality."""
+TINY = 1e-9
+MARGIN = 0.01
+
+
+def settled(success, strengths, references, starts, *, gap: float = 1.0) -> xr.DataArray:
+    """π(a) where exact ascent ends; in a tie β is the strength itself."""
+    config = question(success, group_size=2, noise=Bernoulli())
+    scale = gap or 1.0
+    forces = {s: (scale * s, 3 / (gap + scale * s)) for s in strengths}
+    axes = {
+        "reference": pairs(references),
+        ("kl_coef", "learning_rate"): forces,
+        "policy.logits": pairs(starts),
+    }
+    found = ended(config, axes, iterations=800).rename({"kl_coef+learning_rate": "strength"})
+    return found.rename({"policy.logits": "start"}).drop_vars(["kl_coef", "learning_rate"])
+
+
+def solved(references, strengths) -> xr.DataArray:
+    """π(a) of the general solver of (11), which knows nothing of (14)."""
+
+    @jax.vmap
+    def solve(gap, anchor, strength, success):
+        rewards = theory.Rewards(jnp.array([0.0, 1.0]), jnp.stack([1 - success, success], 1))
+        anchor = jnp.stack([anchor, 1 - anchor])
+        return theory.stationary(anchor, rewards, gap * strength, group_size=2).policy[0]
+
+    def of(gap, anchor, strength):
+        success = np.array([PAIRS[g] for g in gap.ravel()])
+        found = jax.jit(solve)(gap.ravel(), anchor.ravel(), strength.ravel(), success)
+        return np.reshape(found, gap.shape)
+
+    return tabulated(of, gap=list(PAIRS), reference=references, strength=strengths)
+
+
+def sampled(name: str, seed: int, size: Any) -> xr.DataArray:
+    """Time averages of π(a) with rewards 1 and 0, from a start apart from every π_ref."""
+    kind, rates = OPTIMIZERS[name]
+    config = question([1.0, 0.0], group_size=2, start=START, optimizer=kind(learning_rate=0.1))
+    axes = {"learning_rate": rates, "reference": pairs(SAMPLED["reference"]), "kl_coef": SAMPLED["strength"]}
+    return time_averages(config, axes, size, seed).rename(kl_coef="strength")
+
+
+def placebo(seed: int, size: Any) -> xr.DataArray:
+    """The same where a fair coin rewards both answers: β = 1 leads to π_ref."""
+    config = question([0.5, 0.5], group_size=2, start=START, noise=Bernoulli())
+    axes = {"learning_rate": OPTIMIZERS["SGD"][1], "reference": pairs(SAMPLED["reference"])}
+    return time_averages(config, axes, size, seed)
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Exact ascent over the curve and at its left end, the solver, and sampled time averages."""
+    untied = [settled(p, STRENGTHS, REFERENCES, STARTS, gap=g) for g, p in PAIRS.items()]
+    tied = [settled(p, STRENGTHS, REFERENCES, STARTS, gap=0.0) for p in TIES.values()]
+    below = [s for s in STRENGTHS if s < 1]
+    averages = {name: xr.Dataset({"average": sampled(name, seed, size)}) for name in OPTIMIZERS}
+    return {
+        "exact": xr.Dataset({
+            "trained": xr.concat(untied, xr.Variable("gap", list(PAIRS))),
+            "tied": xr.concat(tied, xr.Variable("tie", list(TIES))),
+            "solved": solved(REFERENCES, STRENGTHS),
+        }),
+        "left": xr.Dataset({
+            "trained": settled((1.0, 0.0), below, [TINY], [0.5]).squeeze(drop=True),
+            "at_zero": settled((1.0, 0.0), below, [0.0], [0.0]).squeeze(drop=True),
+        }),
+        "corner": xr.Dataset({"solved": solved([TINY], STRENGTHS).squeeze(drop=True)}),
+        "map": xr.Dataset({"rank": tabulated(rank, reference=FINE[0], strength=FINE[1])}),
+        "placebo": xr.Dataset({"average": placebo(seed, size)}),
+        **averages,
+    }  # fmt: skip
+
+
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """The curve, its ends, ties and bounds; sampled runs; and what maximises its own surrogate."""
+    exact, left, corner = data["exact"], data["left"], data["corner"].solved
+    curve = tabulated(theory.stationary_pair, reference=REFERENCES, strength=STRENGTHS)
+    bound = tabulated(partial(theory.lower_bound, group_size=2), reference=REFERENCES, strength=STRENGTHS)
+    end = 1 - left.strength
+    claim.requires("solver of (11) - (14)", worst(exact.solved, expected=curve, tolerance=1e-10))
+    claim.requires(
+        "solver at π_ref = 1e-9, β < γ",
+        worst(corner.sel(strength=left.strength), expected=end, tolerance=1e-6),
+    )
+    claim.requires(
+        "solver at π_ref = 1e-9, β ≥ γ: no jump", worst(corner.sel(strength=slice(1, None)), tolerance=1e-4)
+    )
+    claim.refutes("exact ascent - (14)", worst(exact.trained, expected=curve, tolerance=1e-6))
+    claim.refutes(
+        "exact ascent - bound", worst(exact.trained, expected=bound, tolerance=1e-6, relation="at least")
+    )
+    root = np.sqrt(exact.reference)
+    claim.refutes(
+        "exact ascent at β = γ, - √π_ref", worst(exact.trained.sel(strength=1), expected=root, tolerance=1e-6)
+    )
+    claim.refutes("tied: exact ascent - π_ref", worst(exact.tied, expected=exact.reference, tolerance=1e-6))
+    claim.refutes("π_ref = 1e-9: exact ascent - (1 - β/γ)", worst(left.trained, expected=end, tolerance=1e-6))
+    claim.refutes("π_ref = 0: exact ascent", worst(left.at_zero))
+    for name in OPTIMIZERS:
+        at_zero, slope = extrapolated(data[name].average)
+        gap = furthest(at_zero, tabulated(theory.stationary_pair, **SAMPLED), tolerance=MARGIN)
+        told = f"{name}: sampled, extrapolated - (14)"
+        claim.refutes(told, gap) if name == "SGD" else claim.qualifies(told, gap, only="under SGD")
+        claim.reports(f"{name}: steepest slope in the learning rate", worst(slope.mean("seed")))
+        claim.finds(f"{name} settles on the curve, sampled, to within {MARGIN}.", when=gap)
+    at_zero, _ = extrapolated(data["placebo"].average)
+    claim.requires(
+        "placebo: sampled, extrapolated - π_ref", furthest(at_zero, at_zero.reference, tolerance=MARGIN)
+    )
+    judge_optimality(
+        data["map"]["rank"], claim.ours("Every point of the curve maximises the surrogate frozen at it.")
+    )
+
+
+def judge_optimality(kind: xr.DataArray, row: Claim) -> None:
+    """Stationary is not optimal: where a point of the curve is only a local maximum, or not even that."""
+    for least, words in ((LOCAL, "a better policy"), (MINIMUM, "curvature upwards")):
+        found = kind >= least
+        row.refutes(f"share of the map with {words}", Number(float(found.mean()), 0.0, relation="at most"))
+        worst_reference = float(kind.reference.where(found.any("strength")).max())
+        row.reports(f"greatest π_ref with {words}", Number(worst_reference))
+    strengths = kind.strength.where((kind >= MINIMUM).any("reference"), drop=True)
+    low, high = float(strengths.min()), float(strengths.max())
+    row.finds(
+        f"Where π_ref is small and β/γ lies between {low:.2f} and {high:.2f}, the stationary point is a minimum of "
+        f"its own surrogate; training on-policy settles there all the same.",
+        when=bool((kind >= MINIMUM).any()),
+    )
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """The curve of (14) for every β/γ, where exact ascent ends (rings), and sampled runs (bars)."""
+    axes = plotting.panels(figure)
+    fine = np.concatenate([np.geomspace(1e-6, 0.01, 60), np.linspace(0.011, 0.999, 200)])
+    for strength, color in plotting.shades(STRENGTHS).items():
+        curve, best = (
+            theory.stationary_pair(fine, strength),
+            rank(fine, np.full(fine.shape, strength)) == MAXIMUM,
+        )
+        axes.plot(fine, np.where(best, curve, np.nan), color=color, label=f"{strength:g}")
+        axes.plot(fine, np.where(best, np.nan, curve), ":", color=color)
+        here = data["exact"].trained.sel(gap=0.4, strength=strength).isel(start=0)
+        axes.plot(here.reference, here, "o", mfc="white", ms=4, color=color)
+        if strength in SAMPLED["strength"]:
+            runs = interval(extrapolated(data["SGD"].average.sel(strength=strength))[0])
+            plotting.points(axes, runs.reference, runs.value, runs.low, runs.high, color=color, marker="_")
+        if strength < 1:
+            axes.plot(0, 1 - strength, "o", ms=4, color=color, clip_on=False)
+    axes.plot([], [], ":", color="0.3", label="no maximum of\nits own surrogate")
+    axes.legend(title="β/γ")
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="π_ref(a)", ylabel="stationary π(a)")
+    axes.set_title("Training ends on the curve of (14): rings exact, bars sampled at rate → 0")

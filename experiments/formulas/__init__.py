@@ -1,0 +1,1 @@
+"""Closed forms that belong to a claim's paper and not to the library's theory."""

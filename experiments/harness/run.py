@@ -1,0 +1,157 @@
+"""Run claims apart from each other, publish whole results, keep what has been finished."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.harness.scripts import Refusal, Script, Size
+
+FILES = ("data.nc", "figure.png", "figure.svg", "record.json")
+"""Published in this order: the record vouches for the others."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A claim to run, its size and its seed."""
+
+    script: Script
+    size: Size
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: its record, or else all that was said as it crashed, and in short why."""
+
+    job: Job
+    record: dict[str, Any] | None
+    crash: str | None
+    reason: str = ""
+
+
+def refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
+    """A smoke run never replaces a real one: raise `Refusal` before anything runs."""
+    for job in jobs:
+        found = read_record(out / job.script.id)
+        if job.size == "smoke" and found is not None and found["size"] != "smoke":
+            size = found["size"]
+            raise Refusal(f"{out} holds a {size} run of {job.script.id}; a smoke run needs another --out")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a claim's last run, if there is one."""
+    path = folder / "record.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def finished(job: Job, out: Path, source: str) -> dict[str, Any] | None:
+    """The record in `out` if this very job has been run there by the same code and versions."""
+    folder = out / job.script.id
+    found = read_record(folder)
+    if found is None or (folder / "crash.txt").exists() or not all((folder / f).exists() for f in FILES):
+        return None
+    same = (found["size"], found["seed"], found.get("source")) == (job.size, job.seed, source)
+    return found if same else None
+
+
+def run_jobs(jobs: Sequence[Job], out: Path, *, at_once: int = 2) -> Iterator[Outcome]:
+    """Run jobs in processes of their own, so many at once; yields each outcome as it comes."""
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for future in as_completed([pool.submit(run_job, job, out) for job in jobs]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run_job(job: Job, out: Path) -> Outcome:
+    """Run one job and publish its files in `out/<claim>`; a crash only adds `crash.txt`."""
+    script, folder = job.script, out / job.script.id
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
+        said = Path(aside) / "said.txt"
+        child = _processes().Process(target=_enter, args=(_job(job, aside), said, dict(os.environ)))
+        child.start()
+        child.join()
+        if code := child.exitcode or 0:
+            short, text = (_read(Path(aside) / "reason.txt"), _read(said))
+            short = short or (f"ended by signal {-code}" if code < 0 else f"ended with status {code}")
+            crash = f"{script.id} at size {job.size}, seed {job.seed}\n{short}\n\n{text}\n"
+            replace_text(folder / "crash.txt", crash)
+            return Outcome(job, None, crash, short)
+        record = json.loads((Path(aside) / "record.json").read_text(encoding="utf-8"))
+        for name in FILES:
+            (Path(aside) / name).replace(folder / name)
+    (folder / "crash.txt").unlink(missing_ok=True)
+    return Outcome(job, record, None)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+
+
+def reason(error: BaseException, script: Path) -> str:
+    """What an exception itself says, and the line of the script that it came through last.
+
+    Notes that others add to an exception, such as JAX's on its internal frames, are no part of the reason.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == script]
+    place = f" ({script.name}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+@functools.cache
+def _processes() -> Any:
+    """Where processes come from: copies of one that has imported what every claim imports, or fresh ones."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.__main__", "experiments.harness.record", "scipy.special"])
+    return context
+
+
+def _enter(job: dict[str, Any], said: Path, environment: dict[str, str]) -> None:
+    """One claim in this process: a GPU shared rather than seized, and all that is printed in a file."""
+    os.environ.update({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | environment)
+    with said.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    from experiments.harness.record import run_claim
+
+    try:
+        run_claim(job)
+    except Exception as error:
+        short = reason(error, Path(job["script"]))
+        (Path(job["folder"]) / "reason.txt").write_text(short, encoding="utf-8", errors="replace")
+        raise
+
+
+def _job(job: Job, folder: str) -> dict[str, Any]:
+    script = job.script
+    about = {"claim": script.id, "says": script.says, "about": script.about, "paper": script.paper}
+    place = {"script": str(script.path), "folder": str(Path(folder).resolve())}
+    return about | place | {"precision": script.precision, "size": job.size, "seed": job.seed}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text aside and put it in place at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,123 @@
+"""The claims' scripts: what each says about itself, read from its source and its name.
+
+A claim is a file `a05_binary_pairs.py`: letter and number are the claim's, the letter the paper's. The first
+line of its docstring is the sentence that is judged, as the paper has it; the rest says where it stands, what
+the setting is and what would refute it. It may name a `PRECISION`, and gives `SIZES`, `simulate(seed, size)`,
+`check(data, claim)` and `draw(figure, data)`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+Size = Literal["smoke", "quick", "full"]
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "claims"
+PAPERS = {
+    "A": "Vojnovic & Yun, What is the Alignment Objective of GRPO?, arXiv:2502.18548",
+    "B": "Fontana et al., On the Hidden Objective Biases of Group-based Reinforcement Learning, "
+    "arXiv:2601.05002",
+    "C": "Pang, Luo & Jin, TIC-GRPO, arXiv:2508.02833",
+}
+NAME = re.compile(r"([a-z])(\d+)_\w+")
+
+
+class Refusal(ValueError):
+    """A request that has no meaning, found before anything runs."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A claim's file and what it says about itself."""
+
+    id: str
+    says: str
+    about: str
+    paper: str
+    precision: str
+    path: Path
+
+
+def sizes(**numbers: tuple[Any, Any, Any]) -> dict[str, SimpleNamespace]:
+    """How much to simulate at each size, from numbers for smoke, quick and full.
+
+    >>> sizes(seeds=(8, 64, 1024), iterations=(50, 500, 500))["quick"].seeds
+    64
+    """
+    for name, given in numbers.items():
+        if not isinstance(given, tuple) or len(given) != 3:
+            raise ValueError(f"{name} needs three values, for smoke, quick and full; got {given!r}")
+    return {
+        size: SimpleNamespace(**{name: given[place] for name, given in numbers.items()})
+        for place, size in enumerate(get_args(Size))
+    }
+
+
+def claim_order(claim: str) -> tuple[str, list[int], str]:
+    """Sorts A2 before A10, and A2.1 between them.
+
+    >>> sorted(["B1", "A10", "A2.1", "A2"], key=claim_order)
+    ['A2', 'A2.1', 'A10', 'B1']
+    """
+    return claim[:1], [int(digits) for digits in re.findall(r"\d+", claim)], claim
+
+
+def find_scripts(folder: Path = SCRIPTS) -> dict[str, Script]:
+    """Every claim in a folder by its id, in order; scripts are read, not imported."""
+    scripts: dict[str, Script] = {}
+    for path in sorted(folder.glob("[a-z][0-9]*_*.py")):
+        script = read_script(path)
+        if script.id in scripts:
+            raise Refusal(f"{path.name} and {scripts[script.id].path.name} are both {script.id}")
+        scripts[script.id] = script
+    return dict(sorted(scripts.items(), key=lambda item: claim_order(item[0])))
+
+
+def read_script(path: Path) -> Script:
+    """A claim's id from its file's name, and what its source says about it."""
+    name = NAME.fullmatch(path.stem)
+    if not name:
+        raise Refusal(f"{path.name} is no claim's name; one is a05_binary_pairs.py")
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    sentence, _, about = (ast.get_docstring(tree) or "").partition("\n\n")
+    if not sentence.strip():
+        raise Refusal(f"{path.name} has no docstring; its first line is the sentence that is judged")
+    if "refuted" not in about.lower():
+        raise Refusal(f"{path.name} does not say what would refute it")
+    precision = _constant(tree, "PRECISION") or "float32"
+    if precision not in ("float32", "float64"):
+        raise Refusal(f"{path.name}: PRECISION is float32 or float64; got {precision!r}")
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if missing := [needed for needed in ("simulate", "check", "draw") if needed not in defined]:
+        raise Refusal(f"{path.name} does not define {', '.join(missing)}")
+    letter, number = name.groups()
+    says = " ".join(sentence.split())
+    paper = PAPERS.get(letter.upper(), "")
+    return Script(f"{letter.upper()}{int(number)}", says, about.strip(), paper, precision, path.resolve())
+
+
+def _constant(tree: ast.Module, name: str) -> str | None:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            if any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+                return str(node.value.value)
+    return None
+
+
+def choose(scripts: dict[str, Script], names: Sequence[str]) -> list[Script]:
+    """The claims of these names, upper or lower case, in order and once each; all of them without names."""
+    known = {name.upper(): script for name, script in scripts.items()}
+    for name in names:
+        if name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
+            hint = f"did you mean {near[0]}?" if near else "there are none here"
+            raise Refusal(f"unknown claim {name!r}: {hint} The claims are: {', '.join(scripts)}")
+    wanted = {name.upper() for name in names} or set(known)
+    return [script for name, script in known.items() if name in wanted]
