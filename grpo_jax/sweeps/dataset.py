@@ -15,6 +15,9 @@ from grpo_jax.measures import STEP, Measure, Recording
 from grpo_jax.sweeps.axes import Axis
 from grpo_jax.types import OverSequences, support_of
 
+UNITS = ("nats", "bits", "tokens", "steps", "seconds")
+"""What a description may give as a unit between its commas."""
+
 TRIAL_RUNS = 97
 """Runs that shapes are tried with: as many as no other axis has, so that a sum over the wrong axis shows."""
 
@@ -117,13 +120,28 @@ def dataset(
             np.moveaxis(value, range(split, split + len(inner)), range(-len(inner), 0)) if inner else value
         )
         dims = (*lead, *kept, *own_dims(name, measure, shapes[name]))
-        variables[name] = (dims, value, {"about": measure.about} if measure.about else {})
+        variables[name] = (dims, value, attributes(measure.about))
     coordinates: dict[str, Any] = {"seed": seeds}
     if kept:
         coordinates["iteration"] = plan.iterations(iterations)
     for axis in grid:
         coordinates |= {label: (axis.name, values) for label, values in axis.labels.items()}
     return xr.Dataset(variables, coordinates | dict(own))
+
+
+def attributes(about: str) -> dict[str, str]:
+    """A variable's metadata: what it is, and name and unit as plotting libraries read them.
+
+    >>> attributes("mean sampled length, tokens; NaN without any")["long_name"]
+    'mean sampled length'
+    >>> attributes("entropy of whole outputs, nats, exact")["units"]
+    'nats'
+    """
+    clauses = about.split(";")[0].split(", ")
+    units = [clause for clause in clauses if clause in UNITS]
+    name = ", ".join(clause for clause in clauses if clause not in (*UNITS, "exact"))
+    found = {"about": about, "long_name": name, "units": units[0] if units else ""}
+    return {key: value for key, value in found.items() if value}
 
 
 def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
