@@ -2,14 +2,15 @@
 π(a) = ½(1 − β/γ + √((1 − β/γ)² + 4(β/γ)π_ref(a))).
 
 [A] (14): γ = P(a ≻ b) − P(b ≻ a) > 0; π_ref for a tie; at least max(1 − β/γ, π_ref(a)); √π_ref(a) at β = γ;
-with a jump at π_ref(a) = 0 iff β < γ. All training starts apart from π_ref: a penalty that pulls to the start
-or to the sampling policy instead, which a run that starts at π_ref and has no reason to leave it would not
-show, ends elsewhere.
+with a jump at π_ref(a) = 0 iff β < γ. All training starts apart from π_ref: a penalty that pulls to the
+start or to the sampling policy instead, which a run that starts at π_ref and has no reason to leave it would
+not show, ends elsewhere.
 
-Refuted if exact ascent ends 1e-6 from the curve, from the bound or from the ends of the curve, or if a sampled
-run's time average under SGD, extrapolated to learning rate zero, is not within 0.01 of it (99.9 % intervals of
-every setting). Qualified if AdamW, judged with the same margin, is not. The general solver of (11), which knows
-nothing of (14), and a placebo (a fair coin for both answers, which leads to π_ref) are checks of the instrument.
+Refuted if exact ascent ends 1e-6 from the curve, from the bound or from the ends of the curve, or if a
+sampled run's time average under SGD, extrapolated to learning rate zero, is not within 0.01 of it (99.9 %
+intervals of every setting). Qualified if AdamW, judged with the same margin, is not. The general solver of
+(11), which knows nothing of (14), and a placebo (a fair coin for both answers, which leads to π_ref) are
+checks of the instrument.
 """
 
 from functools import partial
@@ -169,8 +170,8 @@ def judge_optimality(kind: xr.DataArray, row: Claim) -> None:
     strengths = kind.strength.where((kind >= MINIMUM).any("reference"), drop=True)
     low, high = float(strengths.min()), float(strengths.max())
     row.finds(
-        f"Where π_ref is small and β/γ lies between {low:.2f} and {high:.2f}, the stationary point is a minimum of "
-        f"its own surrogate; training on-policy settles there all the same.",
+        f"Where π_ref is small and β/γ lies between {low:.2f} and {high:.2f}, the stationary point is a minimum "
+        "of its own surrogate; training on-policy settles there all the same.",
         when=bool((kind >= MINIMUM).any()),
     )
 

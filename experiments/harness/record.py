@@ -51,7 +51,7 @@ def run_claim(job: dict[str, Any]) -> None:
         raise TypeError("check(data, claim) tells the claim what it measures and returns nothing")
     rows = [row_record(row) for row in (claim, *claim.rows)]
     figure = plotting.figure("page")
-    script.draw(figure, data)
+    plotting.styled(script.draw)(figure, data)
     plotting.save(figure, folder / "figure")
     record = {key: job[key] for key in ("claim", "about", "paper", "size", "seed")} | {"rows": rows}
     record |= {"seconds": round(time.perf_counter() - start, 3), "device": device()}

@@ -11,7 +11,8 @@ from experiments.harness.scripts import claim_order
 from experiments.harness.verdict import MEANING, VERDICTS
 
 STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.55 system-ui, sans-serif; color: #222; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #ddd; }
@@ -23,9 +24,10 @@ blockquote { margin: .5rem 0; padding-left: 1rem; border-left: 3px solid #ccc; }
 .reproduced { color: #1a7f37; } .qualified { color: #8a5a00; }
 .refuted, .crashed { color: #b3261e; } .not { color: #57606a; }
 """
-INTRODUCTION = """Each row is a sentence that a paper prints (or, marked <i>ours</i>, one that we put beside it),
-simulated on policies small enough that expectations can be computed exactly, and judged by rules that its script
-states before it runs. The verdict is computed from the numbers; nobody writes it. Intervals are 99.9 %."""
+INTRODUCTION = """Each row is a sentence that a paper prints (or, marked <i>ours</i>, one that we put
+beside it), simulated on policies small enough that expectations can be computed exactly, and judged by rules that its
+script states before it runs. The verdict is computed from the numbers; nobody writes it. Intervals are
+99.9 %."""
 
 
 def write_index(out: Path) -> Path:
@@ -97,7 +99,8 @@ def _section(folder: Path, record: dict[str, Any] | None, crash: str | None) -> 
 <img loading="lazy" alt="{says}" src="{name}/figure.svg">
 {judged}
 <p><small>Again: <code>python -m experiments {name}</code> · <a href="{name}/data.nc">data</a> ·
-<a href="{name}/figure.png">figure</a> · <a href="{name}/record.json">record</a><br>{_text(record["paper"])}<br>
+<a href="{name}/figure.png">figure</a> · <a href="{name}/record.json">record</a><br>
+{_text(record["paper"])}<br>
 {_text(f"{made} · {versions}")}</small></p>
 """
 

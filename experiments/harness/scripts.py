@@ -106,7 +106,8 @@ def read_script(path: Path) -> Script:
 def _constant(tree: ast.Module, name: str) -> str | None:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            if any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if name in names:
                 return str(node.value.value)
     return None
 

@@ -15,7 +15,7 @@ from grpo_jax.plotting.maps import heatmap, phases
 from grpo_jax.plotting.marks import points, theory
 from grpo_jax.plotting.ratios import ratio_histogram
 from grpo_jax.plotting.rows import intervals
-from grpo_jax.plotting.style import COLORS, DIVERGING, SEQUENTIAL, STYLE, figure, panels, save
+from grpo_jax.plotting.style import COLORS, DIVERGING, SEQUENTIAL, STYLE, figure, panels, save, shades, styled
 from grpo_jax.plotting.triangle import simplex
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "points",
     "ratio_histogram",
     "save",
+    "shades",
     "simplex",
+    "styled",
     "theory",
 ]

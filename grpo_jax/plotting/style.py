@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -60,6 +60,8 @@ STYLE: Any = {
     "ytick.major.size": 3.0,
     "xtick.minor.size": 1.8,
     "ytick.minor.size": 1.8,
+    "xtick.minor.width": 0.5,
+    "ytick.minor.width": 0.5,
     "axes.prop_cycle": cycler(color=COLORS),
     "lines.linewidth": 1.3,
     "lines.markersize": 4.0,
@@ -195,7 +197,15 @@ def palette(count: int) -> list[str]:
     """Colours for ``count`` things: ``COLORS`` for as many as there are, else steps of the sequential map."""
     if count <= len(COLORS):
         return list(COLORS[:count])
-    return [to_hex(color) for color in mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.92, count))]
+    return list(shades(range(count)).values())
+
+
+def shades(values: Iterable[Any]) -> dict[Any, str]:
+    """A step of the sequential map for every value, in order: {value: colour}."""
+    found = list(values)
+    return dict(
+        zip(found, map(to_hex, mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.92, len(found)))), strict=True)
+    )
 
 
 def checked_color(color: Any) -> Any:
