@@ -1,213 +1,200 @@
-"""TIC-GRPO's length-corrected reward maximises reward per token, not reward.
+"""With its length-corrected reward r/|o| TIC-GRPO's update estimates the gradient of the expected reward.
 
-Claim C6 of arXiv:2508.02833, whose full text was not available. With an end-of-sequence token the expected
-update at θ_old is (1 - 1/G) [∇E(r/len) - E[r] ∇E(1/len)] for GRPO with 1/len in the loss, and at any θ it is
-(1 - 1/G) ∇E_θ[r/len] for TIC-GRPO with rewards r/len. Refuted if either identity fails by 1e-10; or if, on a
-task that pays 1 at length 1 and 2 at length 3, exact training with r/len does not settle on the short answer
-while training with r settles on the long one; or if rewards per token point along ∇J on random trees.
+[C], arXiv:2508.02833. The full text was not available, and neither abstract (v2 of 2025, v5 of 23 March 2026)
+names the length correction: the sentence puts together what they say of TIC-GRPO, that its update estimates
+the current policy gradient, and the reward r/|o| that the method is said to take. Sequences of one to four
+tokens that end at an end-of-sequence token, random graded rewards, no clip, shift-only, groups of 4, exact
+expectations; and a task of two good answers, 1 for one token and 2 for three, trained with SGD.
+
+Refuted if on the median table the expected update's cosine to ∇J is below 0.99 (an angle of 8 degrees), or if
+exact training on that task leaves the answer that pays 1 more than a tenth. What it maximises instead, and
+what 1/|o| in GRPO's loss does, are rows of ours. Checks of the instrument: with the reward r itself the
+update is (1 - 1/G) ∇J(θ) to 1e-10, and training ends on the answer that pays 2.
 """
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+import grpo_jax as gj
+from experiments.harness.numbers import Number, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
 from experiments.problems import trees
 from experiments.problems.estimands import cosine, made
-from experiments.grid import grid
-from experiments.verdict import Number, judge, worst
-from grpo_jax import diagnostics, train
-from grpo_jax.config import Config, Loop
-from grpo_jax.exact import Exact, expected_gradient
+from grpo_jax import plotting
+from grpo_jax.exact import expected_gradient
 from grpo_jax.exact import values as tree_values
-from grpo_jax.optimizers import SGD
-from grpo_jax.part import aligned
-from grpo_jax.sequences import Sequences
 
-CLAIM = "C6"
-PAPER = "C"
 PRECISION = "float64"
+SIZES = sizes(tables=(50, 500, 5000))
 
-INF = np.inf
 GROUP = 4
 SHRINK = 1 - 1 / GROUP
-SPACE = Sequences(vocab=3, horizon=4, eos=2)
-FEW = 8
-"""Tables on which the identities go through every group of the tree's outcomes."""
-CHOICE = Sequences(vocab=2, horizon=3, eos=1)
-REWARDS = np.array([2.0, 2.0, 0.0, 1.0])
-"""Of aaa, aa·, a·, · (· ends): 2 at length 3, 0 at length 2, 1 at length 1."""
+SPACE = gj.Sequences(vocab=3, horizon=4, eos=2)
+FEW, CELLS = 8, 16
+"""Tables on which the identities go through every group, and four rewards at four lengths."""
+CHOICE = gj.Sequences(vocab=2, horizon=3, eos=1)
+REWARDS = {"aaa": 2.0, "aa.": 2.0, "a.": 0.0, ".": 1.0}
+"""Of every answer (. ends it): 2 at length 3, 0 at length 2, 1 at length 1."""
 STEPS, RATE = 400, 1.0
-UPDATES = {
-    "GRPO, 1/len in the loss": {"trajectory": 0.0, "loss_power": 1.0, "reward_power": 0.0},
-    "GRPO, constant weights": {"trajectory": 0.0, "loss_power": 0.0, "reward_power": 0.0},
-    "TIC-GRPO, reward r/len": {"trajectory": 1.0, "loss_power": 0.0, "reward_power": 1.0},
-    "TIC-GRPO, reward r": {"trajectory": 1.0, "loss_power": 0.0, "reward_power": 0.0},
-}
-STYLES = dict(
-    zip(
-        UPDATES,
-        (("#d95f02", 1.6, "-"), ("#bdbdbd", 4, "-"), ("#2166ac", 1.6, "-"), ("#111111", 1.2, "--")),
-        strict=True,
-    )
-)
-"""Colour, width, dashes; constant weights and TIC-GRPO's plain reward coincide at one step a batch."""
-STARTS = np.array([0.05, 0.2, 0.4])
+STARTS = (0.05, 0.2, 0.4)
 """Chance of the short answer at the start."""
-SIZES = {"smoke": 50, "quick": 500, "full": 5000}
-
-
-def method(names, which: np.ndarray):
-    """Shift-only and unclipped, the named update in each run."""
-    numbers = {key: np.array([UPDATES[n][key] for n in names])[which] for key in UPDATES[next(iter(UPDATES))]}
-    return trees.method(**numbers, low=INF, high=INF)
+CORRECTED, PLAIN, LOSS = "TIC-GRPO, reward r/|o|", "TIC-GRPO, reward r", "GRPO, 1/|o| in the loss"
+UPDATES = {
+    CORRECTED: {"trajectory": 1.0, "loss_power": 0.0, "reward_power": 1.0},
+    PLAIN: {"trajectory": 1.0, "loss_power": 0.0, "reward_power": 0.0},
+    LOSS: {"trajectory": 0.0, "loss_power": 1.0, "reward_power": 0.0},
+    "GRPO, constant weights": {"trajectory": 0.0, "loss_power": 0.0, "reward_power": 0.0},
+}
 
 
 @jax.jit
-def corrected(policy, task, params, old) -> dict[str, jax.Array]:
-    """The formulas, each [1, rows, V, R]: GRPO's at θ_old, TIC-GRPO's at θ; and ∇J at θ_old."""
+def formulas(policy: gj.TreePolicy, task: gj.SequenceTable, params: Any, old: Any) -> dict[str, jax.Array]:
+    """Of ``UPDATES`` over 1 - 1/G, each [1, rows, V, R]: GRPO's at θ_old, TIC-GRPO's at θ."""
     length = policy.space.support[1].sum(1)[:, None]
     rewards = jnp.asarray(task.table)[0]
 
-    def slope(point, values):
+    def slope(point: Any, values: Any) -> jax.Array:
         return jax.grad(lambda p: jnp.sum(tree_values.expectation(policy, p, values)))(point)
 
     mean = tree_values.expectation(policy, old, rewards)
     return {
-        "GRPO": slope(old, rewards / length) - mean * slope(old, 1 / length),
-        "TIC": slope(params, rewards / length),
-        "J": slope(old, rewards),
+        LOSS: slope(old, rewards / length) - mean * slope(old, 1 / length),
+        CORRECTED: slope(params, rewards / length),
+        PLAIN: slope(params, rewards),
     }
 
 
-def identities(root: int) -> np.ndarray:
-    """Largest deviation from the formulas: GRPO with 1/len at θ_old; TIC-GRPO with r/len at and off θ_old."""
+def identities(root: int) -> xr.DataArray:
+    """Largest deviation of the library's update from the formulas: GRPO's at θ_old, TIC-GRPO's also off it."""
     given = trees.problem(root, SPACE, tables=FEW, kind="graded")
     policy, task = made(SPACE, given.logits, given.table)
     away = given.logits + 0.5 * np.cos(np.arange(given.logits.size)).reshape(given.logits.shape)
+    places = [(LOSS, given.logits), (CORRECTED, given.logits), (CORRECTED, away), (PLAIN, away)]
     found = []
-    for name, params in ((0, given.logits), (2, given.logits), (2, away)):
-        config = Config(
-            policy=policy, task=task, method=method(list(UPDATES), np.full(FEW, name)),
-            loop=Loop(group_size=GROUP), expectation=Exact(cells=0),
+    for name, params in places:
+        numbers = {key: np.full(FEW, value) for key, value in UPDATES[name].items()}
+        config = gj.Config(
+            policy=policy, task=task, method=trees.method(**numbers, low=np.inf, high=np.inf),
+            loop=gj.Loop(group_size=GROUP), expectation=gj.Exact(cells=CELLS),
         )  # fmt: skip
         moved = expected_gradient(config, params[None], old=policy.logits)
-        formula = corrected(policy, task, params[None], policy.logits)[("GRPO", "", "TIC")[name]]
+        formula = formulas(policy, task, params[None], policy.logits)[name]
         found.append(np.abs(np.asarray(moved - SHRINK * formula)).max())
-    return np.array(found)
+    names = [f"{name}, {'θ_old' if params is given.logits else 'θ'}" for name, params in places]
+    return xr.DataArray(found, {"identity": names}, ("identity",))
 
 
-def directions(root: int, tables: int) -> np.ndarray:
-    """[formula, table] cosine to ∇J at θ_old of GRPO's and of TIC-GRPO's length-corrected update."""
+def directions(root: int, tables: int) -> xr.DataArray:
+    """Cosine to ∇J at θ_old of both updates with a length in them, on every table."""
     given = trees.problem(root, SPACE, tables=tables, kind="graded")
     policy, task = made(SPACE, given.logits, given.table)
-    found = corrected(policy, task, policy.logits, policy.logits)
-    return np.stack([cosine(found[name], found["J"]) for name in ("GRPO", "TIC")])
+    found = formulas(policy, task, policy.logits, policy.logits)
+    each = [cosine(found[name], found[PLAIN]) for name in (CORRECTED, LOSS)]
+    return xr.DataArray(each, {"update": [CORRECTED, LOSS]}, ("update", "table"))
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def watched(config: Config, state: train.TrainState, *, steps: int) -> jax.Array:
-    """[steps + 1, S, R] probability of every answer under exact training."""
-    config = aligned(config)
-
-    def look(state: train.TrainState) -> jax.Array:
-        prompts = diagnostics.all_prompts(config.policy)
-        return jnp.exp(diagnostics.log_support(config.policy, state.params, prompts))[0]
-
-    def body(state: train.TrainState, _: None):
-        return train.step(config, state, record=())[0], look(state)
-
-    state, seen = jax.lax.scan(body, state, length=steps)
-    return jnp.concatenate([seen, look(state)[None]])
-
-
-def trained() -> np.ndarray:
-    """[time, answer, update, start] probabilities on the task of two lengths, by exact expectation."""
-    which, start = grid(np.arange(len(UPDATES)), STARTS)
-    runs = len(which)
-    logits = np.zeros((3, 2, runs))
-    logits[0, 1] = np.log(start / (1 - start))
-    policy, task = made(CHOICE, logits, np.repeat(REWARDS[:, None], runs, 1))
-    config = Config(
-        policy=policy, task=task, method=method(list(UPDATES), which), optimizer=SGD(learning_rate=RATE),
-        loop=Loop(group_size=GROUP), expectation=Exact(cells=0),
+def trained() -> xr.DataArray:
+    """Probability of every answer on the task of two lengths, by exact expectation."""
+    policy = gj.TreePolicy.uniform(CHOICE)
+    logits = np.zeros(np.shape(policy.logits))
+    starts = {start: logits + np.log(start / (1 - start)) * first_token(logits, 1) for start in STARTS}
+    config = gj.Config(
+        policy=policy, task=gj.SequenceTable(space=CHOICE, table=np.array([list(REWARDS.values())])),
+        method=trees.method(trajectory=0.0, low=np.inf, high=np.inf), optimizer=gj.SGD(learning_rate=RATE),
+        loop=gj.Loop(group_size=GROUP), expectation=gj.Exact(cells=0),
     )  # fmt: skip
-    seen = watched(config, train.init(config, np.arange(runs)), steps=STEPS)
-    return np.asarray(seen).reshape(STEPS + 1, len(REWARDS), len(UPDATES), len(STARTS))
-
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Identities, cosines over random tables, and training on the task of two lengths."""
-    root = int(jax.random.key_data(key)[-1])
-    return xr.Dataset(
-        {
-            "residual": ("identity", identities(root)),
-            "cosine": (("formula", "table"), directions(root, SIZES[size])),
-            "probability": (("time", "answer", "update", "start"), trained()),
-        },
-        {
-            "identity": ["GRPO at θ_old", "TIC-GRPO at θ_old", "TIC-GRPO at θ"],
-            "formula": ["GRPO, 1/len in the loss", "TIC-GRPO, reward r/len"],
-            "answer": ["aaa", "aa.", "a.", "."],
-            "update": list(UPDATES),
-            "start": STARTS,
-        },
-    )
-
-
-def check(data: xr.Dataset):
-    """Every number here refutes."""
-    short = data.probability.isel(time=-1).sel(answer=".")
-    numbers = {
-        "identities": worst(data.residual, expected=0, tolerance=1e-10),
-        "short answer under r/len": Number(
-            float(short.sel(update="TIC-GRPO, reward r/len").min()), expected=0.9, relation="at least"
-        ),
-        "short answer under r": Number(
-            float(short.sel(update="TIC-GRPO, reward r").max()), expected=0.1, relation="at most"
-        ),
-        "median cosine of r/len to ∇J": Number(
-            float(data.cosine.isel(formula=1).median()), expected=0.99, relation="at most"
-        ),
-        "median cosine of 1/len in the loss to ∇J": Number(float(data.cosine.isel(formula=0).median())),
-        "tables where r/len opposes ∇J": Number(float((data.cosine.isel(formula=1) < 0).mean())),
-        "short answer under GRPO with 1/len": Number(float(short.isel(update=0).max())),
+    names = ("method.ratio.trajectory", "method.reduction.power", "method.shaping.power")
+    updates = {
+        name: (of["trajectory"], of["trajectory"] + of["loss_power"], of["reward_power"])
+        for name, of in UPDATES.items()
     }
-    return judge(numbers, refutes=list(numbers)[:4])
+    data = gj.sweep(
+        config, {names: updates, "policy.logits": starts}, iterations=STEPS, record=["probabilities"],
+        record_start=True,
+    )  # fmt: skip
+    found = data.probabilities.isel(context=0, seed=0, drop=True).drop_vars(names)
+    found = found.rename({"+".join(names): "update", "policy.logits": "start", "output": "answer"})
+    return found.assign_coords(answer=list(REWARDS))
 
 
-def draw(figure, data: xr.Dataset) -> None:
-    """Reward in training, the short answer's share, and cosines to ∇J."""
-    figure.set_size_inches(11, 4.1)
-    left, middle, right = figure.subplots(1, 3)
-    reward = (data.probability * xr.DataArray(REWARDS, dims="answer")).sum("answer")
-    _draw_training(left, reward)
-    left.set(ylabel="expected reward", ylim=(0.95, 2.05))
-    left.set_title("two good answers: 1 at length 1, 2 at length 3", fontsize=9)
-    _draw_training(middle, data.probability.sel(answer="."))
-    middle.set(ylabel="probability of the short answer", ylim=(-0.02, 1.02))
-    middle.set_title("only r/len learns the one that pays less", fontsize=9)
-    _draw_cosines(right, data.cosine)
+def first_token(logits: np.ndarray, token: int) -> np.ndarray:
+    """1 at the logit of this token at the empty prefix, else 0."""
+    found = np.zeros(logits.shape)
+    found[0, 0, token] = 1
+    return found
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Identities, cosines over random tables, and training on the task of two lengths."""
+    return {
+        "identities": xr.Dataset({"residual": identities(seed)}),
+        "random": xr.Dataset({"cosine": directions(seed, size.tables)}),
+        "training": xr.Dataset({"probability": trained()}),
+    }
+
+
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """The correction as printed; what it maximises; and 1/|o| in GRPO's loss."""
+    residual, cosines = data["identities"].residual, data["random"].cosine
+    short = data["training"].probability.sel(answer=".").isel(iteration=-1)
+    plain = residual.sel(identity=f"{PLAIN}, θ")
+    claim.requires("reward r: update - (1 - 1/G) ∇J(θ)", worst(plain, tolerance=1e-10))
+    most = float(short.sel(update=PLAIN).max())
+    claim.requires("reward r: answer that pays 1, trained", Number(most, 0.1, relation="at most"))
+    middle = Number(float(cosines.sel(update=CORRECTED).median()), 0.99, relation="at least")
+    claim.refutes("reward r/|o|: median cosine of the update to ∇J", middle)
+    end = short.sel(update=CORRECTED)
+    learned = Number(float(end.max()), 0.1, relation="at most")
+    claim.refutes("reward r/|o|: answer that pays 1, trained", learned)
+    against = float((cosines.sel(update=CORRECTED) < 0).mean())
+    claim.reports("share of tables where r/|o| opposes ∇J", Number(against))
+    claim.finds(
+        f"Divided by the length, the reward turns the update: on random tasks its median cosine to the gradient "
+        f"of the expected reward is {middle.value:.2f}, and on {against:.0%} of them it points away from it.",
+        when=middle.holds is False,
+    )
+    claim.finds(
+        f"Between an answer of one token that pays 1 and one of three tokens that pays 2 it learns the first "
+        f"(probability {float(end.min()):.2f}).",
+        when=learned.holds is False,
+    )
+    row = claim.ours("TIC-GRPO's length-corrected reward maximises reward per token, not reward.")
+    here = residual.sel(identity=[f"{CORRECTED}, θ_old", f"{CORRECTED}, θ"])
+    row.refutes("update - (1 - 1/G) ∇E[r/|o|]", worst(here, tolerance=1e-10))
+    row.refutes("short answer, trained", Number(float(end.min()), 0.9, relation="at least"))
+    row = claim.ours(
+        "With 1/|o| in the loss GRPO's expected update at θ_old is (1 - 1/G) [∇E(r/|o|) - E[r] ∇E(1/|o|)]."
+    )
+    row.refutes("update - formula", worst(residual.sel(identity=f"{LOSS}, θ_old"), tolerance=1e-10))
+    row.reports("median cosine to ∇J", Number(float(cosines.sel(update=LOSS).median())))
+    row.reports("short answer, trained", Number(float(short.sel(update=LOSS).max())))
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Training on the task of two lengths, and the angle on random tables that explains it."""
+    figure.set_size_inches(7, 2.9)
+    left, right = plotting.panels(figure, 1, 2, width_ratios=(1.25, 1))
+    colors = dict(zip(UPDATES, (plotting.COLORS[1], "0.7", plotting.COLORS[0], "black"), strict=True))
+    for name, color in colors.items():
+        lines = data["training"].probability.sel(answer=".", update=name)
+        wide, dash = (4, "-") if name == PLAIN else (1.4, ":" if name.endswith("weights") else "-")
+        for start in STARTS:
+            label = name if start == STARTS[0] else None
+            left.plot(lines.iteration, lines.sel(start=start), dash, color=color, lw=wide, label=label)
+    left.set(xlim=(0, 100), ylim=(-0.02, 1.02), xlabel="update (exact expectation)")
+    left.set_ylabel("probability of the answer that pays 1")
+    left.set_title("1 for one token or 2 for three tokens:\nr/|o| learns the answer that pays less")
+    for name in (LOSS, CORRECTED):
+        values = data["random"].cosine.sel(update=name)
+        label = f"{name}:\nmedian {float(values.median()):.2f}"
+        right.hist(values, np.linspace(-0.4, 1, 43), color=colors[name], alpha=0.65, label=label)
+    right.set(xlabel="cosine of the expected update to ∇J", ylabel="random tasks")
+    right.set_title("random rewards, lengths 1 to 4")
+    right.legend(loc="upper left")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside lower center", ncols=4)
-
-
-def _draw_training(axis, values: xr.DataArray) -> None:
-    for name, (color, width, style) in STYLES.items():
-        for place, start in enumerate(STARTS):
-            label = name if place == 0 else None
-            axis.plot(values.sel(update=name, start=start), style, color=color, lw=width, label=label)
-    axis.set(xlabel="update (exact expectation)", xscale="symlog", xlim=(0, STEPS))
-
-
-def _draw_cosines(axis, cosine: xr.DataArray) -> None:
-    bins = np.linspace(-0.4, 1, 57)
-    for name in ("TIC-GRPO, reward r/len", "GRPO, 1/len in the loss"):
-        values = cosine.sel(formula=name)
-        label = f"{name.split(',')[1].strip()}: median {float(values.median()):.2f}"
-        axis.hist(values, bins, color=STYLES[name][0], alpha=0.65, label=label)
-    axis.set(xlabel="cosine of the expected update to ∇J at θ$_{old}$", ylabel="random tables")
-    axis.set_title("random rewards, lengths 1 to 4", fontsize=9)
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
