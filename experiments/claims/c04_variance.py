@@ -1,4 +1,4 @@
-"""With a trajectory-level ratio, clipping it from above only keeps the variance of TIC-GRPO's gradient bounded.
+"""Clipped from above only, the trajectory-level ratio leaves TIC-GRPO's gradient with a bounded variance.
 
 [C], arXiv:2508.02833. The full text was not available: the sentence paraphrases what is said of the method's
 upper-only clip, and stands in neither abstract (v2 of 2025, v5 of 23 March 2026). With the minimum of PPO the
@@ -34,7 +34,8 @@ from grpo_jax.methods import SHIFT
 from grpo_jax.part import number, part
 from grpo_jax.parts.gains import Clip, Truncated, TruncatedScore
 from grpo_jax.theory import variance
-from grpo_jax.types import Array, Number as Traced, Rollout
+from grpo_jax.types import Array, Rollout
+from grpo_jax.types import Number as Traced
 
 SIZES = sizes(trees=(8, 64, 256), seeds=(28672, 28672, 114688), horizons=((2,), (2, 4, 6), (2, 4, 6)))
 
@@ -137,7 +138,7 @@ def random_trees(rng: np.random.Generator, trees: int, horizon: int, chi2: float
 
 @part
 class Mixed:
-    """log s_t = token·log ρ_t + whole·Σ_t log ρ_t: ``Token``, ``Trajectory`` and ``SequenceMean`` by numbers."""
+    """log s_t = token·log ρ_t + whole·Σ_t log ρ_t: ``Token``, ``Trajectory``, ``SequenceMean`` by numbers."""
 
     token: Traced = number(1.0, low=0.0)
     whole: Traced = number(0.0, low=0.0)
@@ -277,8 +278,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     alike = Number(lost.value / float(free.sel(drift="towards losers").max()), 1.0, 0.01)
     claim.reports("towards losers: variance over that without a clip", alike)
     claim.finds(
-        "PPO's minimum never clips an answer with a negative advantage. Where the policy drifts towards losing "
-        f"answers the variance reaches {lost.value:.0f} times the on-policy one ({lost.at}), as it does "
+        "PPO's minimum never clips an answer with a negative advantage. Where the policy drifts towards "
+        f"losing answers the variance reaches {lost.value:.0f} times the on-policy one ({lost.at}), as it does "
         "without a clip.",
         when=lost.holds is False and alike.holds is True,
     )

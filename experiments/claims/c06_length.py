@@ -70,7 +70,7 @@ def formulas(policy: gj.TreePolicy, task: gj.SequenceTable, params: Any, old: An
 
 
 def identities(root: int) -> xr.DataArray:
-    """Largest deviation of the library's update from the formulas: GRPO's at θ_old, TIC-GRPO's also off it."""
+    """Largest deviation of the library's update from the formulas: GRPO's at θ_old, TIC-GRPO's also at θ."""
     given = trees.problem(root, SPACE, tables=FEW, kind="graded")
     policy, task = made(SPACE, given.logits, given.table)
     away = given.logits + 0.5 * np.cos(np.arange(given.logits.size)).reshape(given.logits.shape)
@@ -154,8 +154,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     against = float((cosines.sel(update=CORRECTED) < 0).mean())
     claim.reports("share of tables where r/|o| opposes ∇J", Number(against))
     claim.finds(
-        f"Divided by the length, the reward turns the update: on random tasks its median cosine to the gradient "
-        f"of the expected reward is {middle.value:.2f}, and on {against:.0%} of them it points away from it.",
+        f"Divided by the length, the reward turns the update: on random tasks its median cosine to the "
+        f"gradient of the expected reward is {middle.value:.2f}, and on {against:.0%} of them it points away from it.",
         when=middle.holds is False,
     )
     claim.finds(
