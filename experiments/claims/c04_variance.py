@@ -279,7 +279,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     claim.reports("towards losers: variance over that without a clip", alike)
     claim.finds(
         "PPO's minimum never clips an answer with a negative advantage. Where the policy drifts towards "
-        f"losing answers the variance reaches {lost.value:.0f} times the on-policy one ({lost.at}), as it does "
+        f"losing answers the variance reaches {lost.value:.0f} times the on-policy one ({lost.at}), as "
         "without a clip.",
         when=lost.holds is False and alike.holds is True,
     )

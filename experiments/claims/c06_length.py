@@ -154,8 +154,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     against = float((cosines.sel(update=CORRECTED) < 0).mean())
     claim.reports("share of tables where r/|o| opposes ∇J", Number(against))
     claim.finds(
-        f"Divided by the length, the reward turns the update: on random tasks its median cosine to the "
-        f"gradient of the expected reward is {middle.value:.2f}, and on {against:.0%} of them it points away from it.",
+        "Divided by the length, the reward turns the update: on random tasks its median cosine to the "
+        f"gradient of the expected reward is {middle.value:.2f}, and on {against:.0%} it points away from it.",
         when=middle.holds is False,
     )
     claim.finds(

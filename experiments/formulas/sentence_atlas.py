@@ -111,13 +111,18 @@ def sentence(data: xr.Dataset) -> xr.Dataset:
     within a tenth of ‖∇J(θ_old)‖ at every horizon; 0 if there is none.
     """
     tables = int(data.attrs["tables"])
-    enough = next((n for n in range(tables + 1) if share(n, tables, expected=0.5).low > 0.5), tables + 1)
+    enough = next((n for n in range(tables + 1) if _most(n, tables)), tables + 1)
     most = (data.nearer >= enough).all(("direction", "drift"))
     onward = most.isel(horizon=slice(None, None, -1)).cumprod("horizon") > 0
     start = data.horizon.where(onward.isel(horizon=slice(None, None, -1))).min("horizon")
     far = data.distance.sel(target=TARGETS[0], quantile=0.5).max(("direction", "horizon"))
     reach = data.drift.where((far <= NEAR).cumprod("drift") > 0).max("drift").fillna(0.0)
     return xr.Dataset({"start": start, "reach": reach})
+
+
+def _most(successes: int, trials: int) -> bool:
+    """Whether more than half is certain (99.9 %)."""
+    return share(successes, trials, expected=0.5, relation="at least").holds is True
 
 
 def rows() -> list[tuple[str, str]]:
