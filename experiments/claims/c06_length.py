@@ -155,7 +155,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     claim.reports("share of tables where r/|o| opposes ∇J", Number(against))
     claim.finds(
         "Divided by the length, the reward turns the update: on random tasks its median cosine to the "
-        f"gradient of the expected reward is {middle.value:.2f}, and on {against:.0%} it points away from it.",
+        f"gradient of the expected reward is {middle.value:.2f}, and on {against:.0%} it points away.",
         when=middle.holds is False,
     )
     claim.finds(
