@@ -1,0 +1,369 @@
+"""Rules by which C1, C2, C4 and C6 are judged, with numbers made up for the purpose: what should fail fails.
+
+And their instruments: closed-form expected updates against the library's sum over every group.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments.claims import c01_estimand, c02_trajectory, c04_variance, c06_length
+from experiments.formulas import expected_updates as closed
+from experiments.formulas import sentence_atlas
+from experiments.harness.verdict import Claim
+from experiments.problems import estimands, trees
+from grpo_jax import Sequences
+from grpo_jax.parts.gains import Clip, Truncated, TruncatedScore
+from grpo_jax.parts.ratios import SequenceMean, Token, Trajectory
+from grpo_jax.theory import variance
+from grpo_jax.types import Rollout
+
+pytestmark = pytest.mark.usefixtures("x64")
+SPACE = Sequences(vocab=3, horizon=2)
+
+
+def far(kind: str, tables: int) -> tuple[trees.Problem, np.ndarray]:
+    """Random tables, and parameters far enough for ratios on both sides of every clip."""
+    given = trees.problem(4, SPACE, tables=tables, kind=kind)
+    return given, given.logits + 0.6 * np.random.default_rng(1).normal(size=given.logits.shape)
+
+
+def library(given, params, estimator: str, clip: str, normalized: float, size: int) -> np.ndarray:
+    """The same update summed over every group, through the surrogate."""
+    inf = np.inf
+    gain = {
+        "upper, truncated": Truncated(high=closed.EPS),
+        "upper, truncated score": TruncatedScore(high=closed.EPS),
+    }.get(
+        clip,
+        Clip(
+            low=closed.EPS if clip == "two-sided" else inf,
+            high=inf if clip == "none" else closed.EPS,
+        ),
+    )
+    whole, alone = estimator == "TIC-GRPO", float(estimator == "score")
+    method = estimands.method(trajectory=float(whole), score=alone, normalized=normalized, gain=gain)
+    if estimator == "GSPO":
+        method = dataclasses.replace(method, ratio=SequenceMean())
+    if clip == "upper, truncated score":  # the score stands at each token by itself: no 1/|o|
+        method = dataclasses.replace(method, reduction=trees.LengthPower(power=0.0))
+    problem = estimands.made(given.space, given.logits, given.table)
+    return estimands.update(problem, method, params, group_size=size)[0]
+
+
+@pytest.mark.parametrize("clip", closed.CLIPS)
+@pytest.mark.parametrize("estimator", ["GRPO", "TIC-GRPO", "GSPO"])
+def test_closed_form_is_the_sum_over_every_group(estimator, clip):
+    given, params = far("graded", 3)
+    at = closed.point(SPACE, given.logits, params)
+    found = closed.updates(closed.batch(given, group_size=3), at, estimator, clip)
+    for normalized in (0, 1):
+        want = library(given, params, estimator, clip, float(normalized), 3)
+        assert np.abs(want).max() > 1e-3
+        np.testing.assert_allclose(found[normalized], want, atol=1e-14)
+
+
+@pytest.mark.parametrize("at_old", [False, True], ids=["score", "frozen"])
+def test_without_a_ratio(at_old):
+    given, params = far("graded", 3)
+    params = given.logits if at_old else params
+    at = closed.point(SPACE, given.logits, params)
+    found = closed.updates(closed.batch(given, group_size=3), at, "score", "none")
+    for normalized in (0, 1):
+        want = library(given, params, "score", "none", float(normalized), 3)
+        np.testing.assert_allclose(found[normalized], want, atol=1e-14)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_advantages_are_those_of_every_group(normalized):
+    """All 4^3 groups of an output with three others, by their rewards, one by one."""
+    levels, chance = np.array([0.0, 1 / 3, 2 / 3, 1.0]), np.array([0.1, 0.4, 0.2, 0.3])
+    up, down = closed.advantage_law(levels[:, None], chance[:, None], group_size=4, normalized=normalized)
+    for own in range(4):
+        total = np.zeros(2)
+        for others in itertools.product(range(4), repeat=3):
+            rewards = levels[[own, *others]]
+            advantage = rewards[0] - rewards.mean()
+            if normalized:
+                advantage = advantage / rewards.std() if np.ptp(rewards) else 0.0
+            total += chance[list(others)].prod() * np.array([max(advantage, 0), min(advantage, 0)])
+        np.testing.assert_allclose([up[own, 0], down[own, 0]], total, atol=1e-15)
+
+
+def test_candidates_are_the_gradients_of_the_tree():
+    given, params = far("binary", 3)
+    policy, task = estimands.made(SPACE, given.logits, given.table)
+    want = estimands.candidates(policy, task, params[None], given.logits[None])
+    found = closed.candidates(given, closed.point(SPACE, given.logits, params))
+    for mine, name in zip(found, estimands.TARGETS, strict=True):
+        np.testing.assert_allclose(mine, want[name][0], atol=1e-15)
+    np.testing.assert_allclose(closed.success_rate(given), (given.table * probability(given.logits)).sum(0))
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    """[S, R] by the product along each of the nine sequences."""
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return np.array([p[0, a] * p[1 + a, b] for a, b in itertools.product(range(3), repeat=2)])
+
+
+@pytest.mark.parametrize("kl", [1e-3, 0.1, 2.0])
+@pytest.mark.parametrize("direction", closed.DIRECTIONS)
+def test_a_drift_is_as_far_as_it_says(direction, kl):
+    given, _ = far("graded", 5)
+    params = closed.drifted(given, closed.direction(given, direction), kl)
+    old, new = probability(given.logits), probability(params)
+    np.testing.assert_allclose(np.sum(old * np.log(old / new), 0), kl, rtol=1e-9)
+
+
+def made_up(nearer, distance) -> xr.Dataset:
+    """Three horizons and two drifts in one direction, of one estimator."""
+    nearer, distance = np.array(nearer)[:, None], np.array(distance)[:, None, :, None, None]
+    return xr.Dataset(
+        {
+            "nearer": (("horizon", "direction", "drift"), nearer),
+            "distance": (("horizon", "direction", "drift", "target", "quantile"), distance),
+        },
+        {"horizon": [1, 2, 3], "drift": [0.1, 1.0], "target": [estimands.TARGETS[0]], "quantile": [0.5]},
+        {"tables": 200},
+    )
+
+
+NEAR, FAR = [[0.01, 0.05]] * 3, [[0.01, 0.2], [0.3, 0.2], [0.01, 0.01]]
+
+
+@pytest.mark.parametrize(
+    ("nearer", "distance", "start", "reach"),
+    [
+        ([[200, 200]] * 3, NEAR, 1, 1.0),
+        ([[200, 101], [200, 150], [200, 200]], NEAR, 2, 1.0),
+        ([[200, 200], [200, 110], [150, 150]], [[0.01, 0.2]] * 3, 3, 0.1),
+        ([[200, 200], [200, 200], [99, 200]], FAR, np.nan, 0.0),
+    ],
+)
+def test_where_the_sentence_is_true(nearer, distance, start, reach):
+    """101 or 110 of 200 tables are not most of them at 99.9 %; 150 are."""
+    found = sentence_atlas.sentence(made_up(nearer, distance))
+    np.testing.assert_equal((float(found.start), float(found.reach)), (start, reach))
+
+
+def compared_by_hand(found, targets, scale):
+    """Distances table by table."""
+    size = np.linalg.norm(targets[0].reshape(-1, targets.shape[-1]), axis=0)
+    gaps = found[:, None] / scale[:, None, None, None] - targets
+    return np.sqrt((gaps**2).sum((2, 3))) / size
+
+
+def test_distances_of_the_atlas_are_those_table_by_table():
+    rng = np.random.default_rng(0)
+    found, targets = rng.normal(size=(2, 3, 2, 9)), rng.normal(size=(3, 3, 2, 9))
+    scale = rng.uniform(0.5, 1, (2, 9))
+    want = compared_by_hand(found, targets, scale)
+    got = sentence_atlas.compared(found, targets, scale)
+    np.testing.assert_allclose(got[:3], np.quantile(want, sentence_atlas.QUANTILES, -1))
+    np.testing.assert_array_equal(got[-1], (want[:, :1] < want).sum(-1))
+
+
+def atlas(nearer_old: dict[str, int], *, tables: int = 200) -> dict[str, xr.Dataset]:
+    """C1's data with so many tables nearer to the old gradient, by estimator and clip, everywhere."""
+    axes = {
+        "kind": list(c01_estimand.KINDS), "horizon": c01_estimand.HORIZONS, "direction": ["random", "ascent"],
+        "drift": c01_estimand.DRIFTS, "estimator": list(closed.ESTIMATORS), "clip": list(closed.CLIPS),
+        "advantage": list(c01_estimand.ADVANTAGES),
+    }  # fmt: skip
+    nearer = xr.DataArray(np.full([len(v) for v in axes.values()], tables), axes, tuple(axes))
+    nearer.loc[{"estimator": "TIC-GRPO"}] = 0
+    for clip, count in nearer_old.items():
+        nearer.loc[{"estimator": "GRPO", "clip": clip}] = count
+    spread = {"target": list(estimands.TARGETS), "quantile": [0.1, 0.5, 0.9]}
+    distance = (0.01 + 0 * nearer).expand_dims(spread)
+    each = {"kind": axes["kind"], "horizon": axes["horizon"]}
+    residual = xr.DataArray(
+        np.zeros((2, 8, 3)),
+        each | {"identity": ["at the old policy", "away", "the atlas"]},
+        (*each, "identity"),
+    )
+    found = xr.Dataset({"nearer": nearer, "distance": distance, "angle": distance}, attrs={"tables": tables})
+    return {"identities": xr.Dataset({"residual": residual}), "atlas": found}
+
+
+@pytest.mark.parametrize(
+    ("nearer", "residual", "verdict"),
+    [
+        ({}, 0.0, "reproduced"),
+        ({"two-sided": 60}, 0.0, "refuted"),
+        ({"none": 60}, 0.0, "refuted"),
+        ({"none": 105}, 0.0, "not testable here"),
+        ({}, 1e-6, "not testable here"),
+    ],
+)
+def test_c1_falls_with_the_printed_sentence_and_not_with_our_identity(nearer, residual, verdict):
+    data = atlas(nearer)
+    data["identities"]["residual"] += residual
+    claim = Claim("C1", "GRPO's update estimates the gradient at the old policy.")
+    c01_estimand.check(data, claim)
+    assert claim.verdict().verdict == verdict
+    assert claim.rows[0].verdict().verdict == ("refuted" if residual else "reproduced")
+
+
+def test_c1_is_qualified_where_short_outputs_or_large_drifts_break_it():
+    data = atlas({})
+    data["atlas"]["nearer"].loc[{"estimator": "GRPO", "horizon": [1, 2]}] = 10
+    claim = Claim("C1", "GRPO's update estimates the gradient at the old policy.")
+    c01_estimand.check(data, claim)
+    assert claim.verdict().verdict == "qualified"
+    assert "from T = 3 on" in claim.verdict().because
+
+
+def tables(**wrong) -> dict[str, xr.Dataset]:
+    """C2's data where everything is as a right update has it, but for what is said."""
+    axes = {
+        "kind": list(c02_trajectory.KINDS), "horizon": c02_trajectory.HORIZONS,
+        "direction": list(closed.DIRECTIONS), "drift": c02_trajectory.DRIFTS, "clip": list(closed.CLIPS),
+        "advantage": [c02_trajectory.SHIFT, c02_trajectory.NORMAL], "table": np.arange(200),
+    }  # fmt: skip
+    blank = xr.DataArray(np.zeros([len(v) for v in axes.values()]), axes, tuple(axes))
+    right = {"scale": 1.0, "error": 0.0, "angle": 0.0, "gap": 0.0, "nearer": 1.0} | wrong
+    each = {"kind": axes["kind"], "horizon": axes["horizon"]}
+    identity = [c02_trajectory.SHIFT, c02_trajectory.NORMAL, "token ratio"]
+    residual = xr.DataArray(np.zeros((2, 8, 3)), each | {"identity": identity}, (*each, "identity"))
+    residual.loc[{"identity": "token ratio"}] = wrong.pop("control", 0.05)
+    found = xr.Dataset({name: blank + value for name, value in right.items() if name != "control"})
+    return {"identities": xr.Dataset({"residual": residual}), "tables": found}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdict"),
+    [
+        ({}, "reproduced"),
+        ({"gap": 1e-6}, "refuted"),
+        ({"error": 0.2}, "qualified"),
+        ({"scale": 0.875}, "qualified"),
+        ({"control": 0.0}, "not testable here"),
+    ],
+)
+def test_c2_falls_with_a_bias_and_is_qualified_by_the_clip(wrong, verdict):
+    claim = Claim("C2", "The update is unbiased.")
+    c02_trajectory.check(tables(**wrong), claim)
+    assert claim.verdict().verdict == verdict
+
+
+@pytest.mark.parametrize(("nearer", "verdict"), [(1.0, "reproduced"), (0.0, "refuted")])
+def test_c2_judges_v5_by_the_published_update_alone(nearer, verdict):
+    data = tables()
+    data["tables"]["nearer"].loc[{"clip": c02_trajectory.OWN}] = nearer
+    claim = Claim("C2", "The update is unbiased.")
+    c02_trajectory.check(data, claim)
+    assert claim.rows[0].verdict().verdict == verdict
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1, 1 / 1.1])
+def test_a_variance_that_is_wrong_by_a_tenth_fails_c4_s_check(factor):
+    """Settings whose intervals are as wide as C4 says that they are, 2.5 % to either side."""
+    rng = np.random.default_rng(0)
+    settings = [f"setting {i}" for i in range(31)]
+    samples = rng.normal(size=(31, 24576))
+    samples = (samples - samples.mean(1, keepdims=True)) / samples.std(1, keepdims=True)
+    reach, mistake = 0.025, rng.normal(size=(31, 1)) / 4.1 * 0.015
+    samples = factor * (1 + mistake + samples * reach / 4.15 * np.sqrt(24576))
+    data = xr.DataArray(samples, {"setting": settings}, ("setting", "seed"))
+    numbers = c04_variance.sampled_numbers(data)
+    half = [(number.high - number.low) / 2 for number in numbers.values()]
+    np.testing.assert_allclose(half, reach * factor, rtol=0.02)
+    assert len(numbers) == 31
+    assert {number.holds for number in numbers.values()} == {factor == 1.0}
+
+
+def variances(factor: float = 1.0, **relative: float) -> dict[str, xr.Dataset]:
+    """C4's data with these variances over on-policy, by clip, at every T and drift."""
+    axes = {
+        "drift": list(c04_variance.DRIFTS), "chi2": c04_variance.CHI2, "ratio": list(variance.RATIOS),
+        "clip": list(variance.FORMS), "horizon": c04_variance.HORIZONS,
+    }  # fmt: skip
+    ones = xr.DataArray(np.ones([len(v) for v in axes.values()]), axes, tuple(axes))
+    moment = ones * (1 + ones.chi2) ** ones.horizon
+    spread = ones.copy()
+    for clip, value in relative.items():
+        spread.loc[{"clip": clip}] = value
+    listed = moment.isel(drift=0, ratio=0, clip=0, drop=True).sel(horizon=slice(1, 6)).expand_dims(tree=2)
+    samples = factor * (1 + 0.1 * np.random.default_rng(0).normal(size=(2, 1000)))
+    sampled = xr.DataArray(samples, {"setting": ["a", "b"]}, ("setting", "seed"))
+    return {
+        "exact": xr.Dataset({"bias": 0 * ones, "variance": spread, "moment": moment}),
+        "listed": xr.Dataset({"moment": listed}),
+        "sampled": xr.Dataset({"variance": sampled}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("relative", "factor", "verdicts"),
+    [
+        ({}, 1.0, ("reproduced", "reproduced", "reproduced")),
+        ({"upper, minimum": 17.0}, 1.0, ("refuted", "reproduced", "reproduced")),
+        ({"upper, truncated": 17.0}, 1.0, ("reproduced", "refuted", "reproduced")),
+        ({"two-sided": 17.0}, 1.0, ("reproduced", "reproduced", "refuted")),
+        ({"upper, minimum": 17.0}, 1.1, ("not testable here", "reproduced", "reproduced")),
+    ],
+)
+def test_c4_falls_with_the_papers_own_clip_alone(relative, factor, verdicts):
+    claim = Claim("C4", "The clip bounds the variance.")
+    c04_variance.check(variances(factor, **relative), claim)
+    assert tuple(row.verdict().verdict for row in (claim, *claim.rows)) == verdicts
+
+
+def test_c4_s_ratio_is_the_library_s_by_numbers():
+    rng = np.random.default_rng(1)
+    old, logp = (jnp.asarray(-rng.uniform(0.1, 2, (2, 5, 4))) for _ in range(2))
+    ones = jnp.ones((2, 5, 4))
+    rollout = Rollout(
+        np.arange(2), jnp.zeros((2, 5, 4), int), ones, jnp.zeros((2, 5, 1)), jnp.ones((2, 5)), old, old, old
+    )
+    named = {"token": Token(), "trajectory": Trajectory(), "length-normalised": SequenceMean()}
+    for name, ratio in named.items():
+        given = c04_variance.numbers_of(name, "none", 4)
+        mixed = c04_variance.Mixed(token=given["method.ratio.token"], whole=given["method.ratio.whole"])
+        np.testing.assert_allclose(mixed(rollout, logp), ratio(rollout, logp), atol=1e-14)
+
+
+def test_c4_s_optimizer_jumps_to_theta():
+    law = c04_variance.AWAY
+    transform = c04_variance.jump(law).transform()
+    params = jnp.zeros((1, 4, 3)) + 0.3
+    updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
+    np.testing.assert_allclose(jax.nn.softmax(params + updates)[0, 2], law, rtol=1e-12)
+
+
+def corrected(cosine: float, short: float, residual: float = 0.0) -> dict[str, xr.Dataset]:
+    """C6's data: this cosine to ∇J on every table, and the short answer's share in the end under r/|o|."""
+    names = list(c06_length.UPDATES)
+    first, plain, loss = c06_length.CORRECTED, c06_length.PLAIN, c06_length.LOSS
+    identity = [f"{loss}, θ_old", f"{first}, θ_old", f"{first}, θ", f"{plain}, θ"]
+    ends = xr.DataArray(np.full((4, 3, 4, 2), 0.01), dims=("update", "start", "answer", "iteration"))
+    ends = ends.assign_coords(update=names, start=list(c06_length.STARTS), answer=list(c06_length.REWARDS))
+    ends.loc[{"update": first, "answer": "."}] = short
+    cosines = xr.DataArray(np.full((2, 9), cosine), {"update": [first, loss]}, ("update", "table"))
+    gaps = xr.DataArray([0.0, 0.0, 0.0, residual], {"identity": identity}, ("identity",))
+    return {
+        "identities": xr.Dataset({"residual": gaps}),
+        "random": xr.Dataset({"cosine": cosines}),
+        "training": xr.Dataset({"probability": ends}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "verdicts"),
+    [
+        (corrected(0.999, 0.01), ("reproduced", "refuted")),
+        (corrected(0.86, 0.99), ("refuted", "reproduced")),
+        (corrected(0.999, 0.99), ("refuted", "reproduced")),
+        (corrected(0.86, 0.99, residual=1e-3), ("not testable here", "reproduced")),
+    ],
+)
+def test_c6_judges_the_papers_correction_and_not_our_critique(data, verdicts):
+    claim = Claim("C6", "The corrected update estimates the gradient.")
+    c06_length.check(data, claim)
+    assert (claim.verdict().verdict, claim.rows[0].verdict().verdict) == verdicts
