@@ -13,10 +13,10 @@ import pytest
 import xarray as xr
 
 from experiments.claims import c01_estimand, c02_trajectory, c04_variance, c06_length
+from experiments.formulas import drift_moments, sentence_atlas
 from experiments.formulas import expected_updates as closed
-from experiments.formulas import sentence_atlas
 from experiments.harness.verdict import Claim
-from experiments.problems import estimands, trees
+from experiments.problems import estimands, three_tokens, trees
 from grpo_jax import Sequences
 from grpo_jax.parts.gains import Clip, Truncated, TruncatedScore
 from grpo_jax.parts.ratios import SequenceMean, Token, Trajectory
@@ -281,8 +281,8 @@ def test_a_variance_that_is_wrong_by_a_tenth_fails_c4_s_check(factor):
 def variances(factor: float = 1.0, **relative: float) -> dict[str, xr.Dataset]:
     """C4's data with these variances over on-policy, by clip, at every T and drift."""
     axes = {
-        "drift": list(c04_variance.DRIFTS), "chi2": c04_variance.CHI2, "ratio": list(variance.RATIOS),
-        "clip": list(variance.FORMS), "horizon": c04_variance.HORIZONS,
+        "drift": list(three_tokens.DRIFTS), "chi2": drift_moments.CHI2, "ratio": list(variance.RATIOS),
+        "clip": list(variance.FORMS), "horizon": drift_moments.HORIZONS,
     }  # fmt: skip
     ones = xr.DataArray(np.ones([len(v) for v in axes.values()]), axes, tuple(axes))
     moment = ones * (1 + ones.chi2) ** ones.horizon
@@ -324,14 +324,14 @@ def test_c4_s_ratio_is_the_library_s_by_numbers():
     )
     named = {"token": Token(), "trajectory": Trajectory(), "length-normalised": SequenceMean()}
     for name, ratio in named.items():
-        given = c04_variance.numbers_of(name, "none", 4)
-        mixed = c04_variance.Mixed(token=given["method.ratio.token"], whole=given["method.ratio.whole"])
+        given = three_tokens.numbers_of(name, "none", 4)
+        mixed = three_tokens.Mixed(token=given["method.ratio.token"], whole=given["method.ratio.whole"])
         np.testing.assert_allclose(mixed(rollout, logp), ratio(rollout, logp), atol=1e-14)
 
 
 def test_c4_s_optimizer_jumps_to_theta():
-    law = c04_variance.AWAY
-    transform = c04_variance.jump(law).transform()
+    law = three_tokens.AWAY
+    transform = three_tokens.jump(law).transform()
     params = jnp.zeros((1, 4, 3)) + 0.3
     updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
     np.testing.assert_allclose(jax.nn.softmax(params + updates)[0, 2], law, rtol=1e-12)

@@ -190,12 +190,12 @@ def told(atlas: xr.Dataset, where: xr.Dataset, claim: Claim) -> None:
     rule = RULES["as published"] | {"horizon": 8, "drift": SOME}
     shares = atlas.nearer.sel(rule).min("direction") / int(atlas.attrs["tables"])
     angles = atlas.angle.sel(rule | {"quantile": 0.5, "target": TARGETS[0]}).max("kind")
-    lost = [n for name, n in claim.numbers.items() if "published" in name and claim.roles[name] == "refutes"]
+    judged = [name for name, role in claim.roles.items() if role == "refutes" and "published" in name]
     claim.finds(
-        f"With the published clip only {float(shares.min()):.0%} to {float(shares.max()):.0%} of the tasks have "
-        f"it nearer to the old one's after {SOME} nat, at 8 tokens; its median angle to that gradient is then "
-        f"{float(angles.min()):.0f} degrees or more.",
-        when=all(number.holds is False for number in lost),
+        f"With the published clip only {float(shares.min()):.0%} to {float(shares.max()):.0%} of the tasks "
+        f"have it nearer to the old one's after {SOME} nat, at 8 tokens; its median angle to that one is "
+        f"then {float(angles.min()):.0f} degrees or more.",
+        when=all(claim.numbers[name].holds is False for name in judged),
     )
 
 
@@ -233,7 +233,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         plotting.heatmap(
             axes, near.sel(rule), x="drift", y="horizon", center=0.5, annotate=True, colorbar=False
         )
-        axes.set_title(words)
+        axes.set_title(words if words != "as published" else "as published (σ-normalised, two-sided clip)")
     panels[1].set_ylabel("")
     figure.suptitle(
         "Share of tasks with GRPO's update nearer to the old policy's gradient than to the current one's"
