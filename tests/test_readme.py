@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 import grpo_jax as gj
-from experiments import report
+from experiments.harness import ledger as ledgers
+from experiments.harness.scripts import SCRIPTS
 from grpo_jax import methods
 
 ROOT = Path(__file__).parent.parent
@@ -43,5 +44,5 @@ def test_both_commands_stand_as_ci_runs_them():
 
 
 def test_the_ledger_is_the_committed_one():
-    ledger = report.read_ledger(ROOT / "experiments" / "ledger.json")
-    assert section("ledger") == report.ledger_table(ledger, ROOT / "experiments").strip()
+    ledger = ledgers.read_ledger(ROOT / "experiments" / "ledger.json")
+    assert section("ledger") == ledgers.ledger_table(ledger, SCRIPTS).strip()
