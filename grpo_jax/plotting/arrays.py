@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from grpo_jax.part import nearest
-from grpo_jax.plotting.style import checked_color, palette
+from grpo_jax.plotting.colors import checked_color, palette
 from grpo_jax.plotting.words import texts
 
 Names = str | Sequence[str] | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,8 @@ from matplotlib.patches import Patch
 from scipy import ndimage
 
 from grpo_jax.plotting.arrays import Names, dimension, labelled, over_of, require_used, values_of
-from grpo_jax.plotting.style import COLORS, DIVERGING, SEQUENTIAL, checked, palette, styled
+from grpo_jax.plotting.colors import COLORS, DIVERGING, SEQUENTIAL, palette
+from grpo_jax.plotting.style import checked, styled
 from grpo_jax.plotting.words import (
     CHARACTER,
     described,
@@ -82,9 +85,9 @@ def heatmap(
         cmap=colormaps[SEQUENTIAL if center is None else DIVERGING].with_extremes(bad=BLANK),
         norm=_norm(cells, center, log, limits),
     )
-    _frame(axes, array, x, y)
+    _frame(axes, array, x, y, 0.8 if colorbar else 1.0)
     if annotate:
-        _annotate(axes, cells, image)
+        _annotate(axes, cells, image, log)
     if colorbar:
         bar = axes.figure.colorbar(image, ax=axes)
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -117,15 +120,18 @@ def _norm(
     return LogNorm(low, high) if log else Normalize(low, high)
 
 
-def _frame(axes: Axes, array: xr.DataArray, x: str, y: str) -> None:
+def _frame(axes: Axes, array: xr.DataArray, x: str, y: str, share: float) -> None:
+    """Ticks and names; ``share`` of the width is left beside what else there is."""
     for along, name in (("x", x), ("y", y)):
-        index_ticks(axes, along, values_of(array, name))
+        index_ticks(axes, along, values_of(array, name), share if along == "x" else 1.0)
         label_axis(axes, along, titled(array, name))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _annotate(axes: Axes, cells: np.ndarray, image: Any) -> None:
+def _annotate(axes: Axes, cells: np.ndarray, image: Any, log: bool) -> None:
+    most = np.nanmax(np.abs(cells), initial=0.0)
+    decimals = max(0, 1 - math.floor(math.log10(most / 2))) if most > 0 else 0
     for (row, column), value in np.ndenumerate(cells):
         if not np.isnan(value):
             light = np.dot(to_rgb(image.cmap(image.norm(value))), [0.299, 0.587, 0.114]) > 0.55
@@ -135,7 +141,8 @@ def _annotate(axes: Axes, cells: np.ndarray, image: Any) -> None:
                 "fontsize": 7,
                 "color": "black" if light else "white",
             }
-            axes.text(column, row, number(value, 2), **text)
+            said = number(value, 2) if log else f"{value:.{decimals}f}".replace("-", "−")
+            axes.text(column, row, said, **text)
 
 
 @styled
@@ -177,14 +184,18 @@ def phases(
         norm=Normalize(-0.5, len(fills) - 0.5),
     )
     _borders(axes, places)
-    _frame(axes, array, x, y)
     outside = []
     for place, (name, fill) in enumerate(zip(known.values(), fills, strict=True)):
-        spot = _spot(places == place, name, axes)
-        if spot is not None:
-            axes.text(spot[1], spot[0], name, ha="center", va="center", fontsize=7.5)
+        foldings = [textwrap.fill(name, math.ceil(len(name) / n) + 2) for n in (2, 3)]
+        found = [
+            (spot, words) for words in (name, *foldings) if (spot := _spot(places == place, words, axes))
+        ]
+        if found:
+            (row, column), words = found[0]
+            axes.text(column, row, words, ha="center", va="center", fontsize=7.5)
         elif (places == place).any():
-            outside.append(Patch(facecolor=fill, edgecolor="0.4", linewidth=0.5, label=name))
+            outside.append(Patch(facecolor=fill, edgecolor="0.4", linewidth=0.5, label=foldings[0]))
+    _frame(axes, array, x, y, 0.6 if outside else 1.0)
     if outside:
         axes.legend(handles=outside, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return axes
@@ -192,7 +203,8 @@ def phases(
 
 def _pale(count: int) -> list[str]:
     colors = palette(count) if count > len(COLORS) else COLORS[:count]
-    return [to_hex(tuple(0.42 * part + 0.58 for part in to_rgb(color))) for color in colors]
+    mixed: Any = [0.42 * np.array(to_rgb(color)) + 0.58 for color in colors]  # with white
+    return [to_hex(color) for color in mixed]
 
 
 def _borders(axes: Axes, places: np.ndarray) -> None:
@@ -209,16 +221,18 @@ def _borders(axes: Axes, places: np.ndarray) -> None:
 def _spot(inside: np.ndarray, name: str, axes: Axes) -> tuple[float, float] | None:
     """Row and column around which the name fits into the region, as deep inside as can be; None for nowhere.
 
-    Distances are measured in halves of the text's box, so that a box fits where the distance is √2: a long
-    name wants a wide place.
+    Depths are measured in the text's height and width: a long name wants a wide place.
     """
     lines = name.splitlines() or [""]
-    width = 7.5 * CHARACTER * max(map(len, lines)) + 2
-    height = 9.0 * len(lines)
-    cell = (room(axes, "y") / inside.shape[0] / (height / 2), room(axes, "x") / inside.shape[1] / (width / 2))
-    fine = np.pad(inside.repeat(4, 0).repeat(4, 1), 1)  # quarters of cells, so that few cells place well
-    depth = ndimage.distance_transform_edt(fine, sampling=(cell[0] / 4, cell[1] / 4))
-    row, column = np.unravel_index(np.argmax(depth), depth.shape)
-    if depth[row, column] < 1.25:
+    fine = 4  # parts of a cell, so that a few large cells place well, too
+    cell = room(axes, "y") / inside.shape[0] / fine, room(axes, "x") / inside.shape[1] / fine
+    text = 9.0 * len(lines) + 2, 7.5 * CHARACTER * max(map(len, lines)) + 3
+    box = [math.ceil(size / part) for size, part in zip(text, cell, strict=True)]
+    region = inside.repeat(fine, 0).repeat(fine, 1)
+    fits = ndimage.minimum_filter(region, box, mode="constant", cval=False)
+    if not fits.any():
         return None
-    return (float(row) - 1 + 0.5) / 4 - 0.5, (float(column) - 1 + 0.5) / 4 - 0.5
+    sampling = [part / size for size, part in zip(text, cell, strict=True)]
+    depth = ndimage.distance_transform_edt(np.pad(region, 1), sampling=sampling)[1:-1, 1:-1]
+    row, column = np.unravel_index(np.argmax(np.where(fits, depth, -1)), depth.shape)
+    return (float(row) + 0.5) / fine - 0.5, (float(column) + 0.5) / fine - 0.5

@@ -10,7 +10,8 @@ from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 
 from grpo_jax.plotting.arrays import as_floats
-from grpo_jax.plotting.style import COLORS, INK, checked, checked_color, styled
+from grpo_jax.plotting.colors import COLORS, checked_color
+from grpo_jax.plotting.style import INK, checked, styled
 from grpo_jax.plotting.words import room, wrapped
 
 INSIDE = 5
