@@ -146,18 +146,18 @@ def _shown(values: np.ndarray) -> set[int]:
 def middle_and_band(runs: np.ndarray, band: float, band_of: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, lower and upper end over the last axis of [X, runs]; NaN where they cannot be had."""
     count = (~np.isnan(runs)).sum(-1)
-    some, held = count > 0, np.isnan(runs)
+    several, held = count > 1, np.isnan(runs)
     with np.errstate(all="ignore"):
         mean = np.where(held, 0, runs).sum(-1) / count
         if band_of == "runs":
             low, high = np.full(len(runs), np.nan), np.full(len(runs), np.nan)
             ends = [(1 - band) / 2, (1 + band) / 2]
-            low[some], high[some] = np.nanquantile(runs[some], ends, axis=-1)
-            low[count < 2] = high[count < 2] = np.nan
+            if several.any():
+                low[several], high[several] = np.nanquantile(runs[several], ends, axis=-1)
         else:
             spread = np.where(held, 0, (runs - mean[..., None]) ** 2).sum(-1)
             reach = np.sqrt(spread / (count - 1) / count) * stdtrit(count - 1.0, 0.5 + band / 2)
-            reach = np.where(count > 1, reach, np.nan)
+            reach = np.where(several, reach, np.nan)
             low, high = mean - reach, mean + reach
     return mean, low, high
 

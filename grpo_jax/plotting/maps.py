@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm, ListedColormap, LogNorm, Normalize, to_hex, to_rgb
 from matplotlib.patches import Patch
-from scipy import ndimage
 
 from grpo_jax.plotting.arrays import Names, dimension, labelled, over_of, require_used, values_of
 from grpo_jax.plotting.colors import COLORS, DIVERGING, SEQUENTIAL, palette
+from grpo_jax.plotting.spots import folded, names_inside
 from grpo_jax.plotting.style import checked, styled
 from grpo_jax.plotting.words import (
-    CHARACTER,
     described,
     index_ticks,
     label_axis,
@@ -32,6 +30,9 @@ from grpo_jax.plotting.words import (
 
 BLANK = "#DDDDDD"
 """Cells without a number."""
+
+BESIDE = 0.6
+"""Share of the width that a legend beside a map leaves to it."""
 
 
 @styled
@@ -184,18 +185,19 @@ def phases(
         norm=Normalize(-0.5, len(fills) - 0.5),
     )
     _borders(axes, places)
-    outside = []
-    for place, (name, fill) in enumerate(zip(known.values(), fills, strict=True)):
-        foldings = [textwrap.fill(name, math.ceil(len(name) / n) + 2) for n in (2, 3)]
-        found = [
-            (spot, words) for words in (name, *foldings) if (spot := _spot(places == place, words, axes))
-        ]
-        if found:
-            (row, column), words = found[0]
-            axes.text(column, row, words, ha="center", va="center", fontsize=7.5)
-        elif (places == place).any():
-            outside.append(Patch(facecolor=fill, edgecolor="0.4", linewidth=0.5, label=foldings[0]))
-    _frame(axes, array, x, y, 0.6 if outside else 1.0)
+    here = [name for place, name in enumerate(known.values()) if (places == place).any()]
+    found = names_inside(axes, places, list(known.values()), 1.0)
+    if len(found) < len(here):
+        found = names_inside(axes, places, list(known.values()), BESIDE)
+    for row, column, words in found.values():
+        axes.text(column, row, words, ha="center", va="center", fontsize=7.5)
+    looks = [(name, fill) for name, fill in zip(known.values(), fills, strict=True) if name in here]
+    outside = [
+        Patch(facecolor=fill, edgecolor="0.4", linewidth=0.5, label=folded(name, 2))
+        for name, fill in looks
+        if name not in found
+    ]
+    _frame(axes, array, x, y, BESIDE if outside else 1.0)
     if outside:
         axes.legend(handles=outside, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return axes
@@ -216,23 +218,3 @@ def _borders(axes: Axes, places: np.ndarray) -> None:
     level = [[(c - 0.5, r + 0.5), (c + 0.5, r + 0.5)] for r, c in zip(rows, columns, strict=True)]
     lines = LineCollection(upright + level, colors="0.35", linewidths=0.6, capstyle="projecting")
     axes.add_collection(lines, autolim=False)
-
-
-def _spot(inside: np.ndarray, name: str, axes: Axes) -> tuple[float, float] | None:
-    """Row and column around which the name fits into the region, as deep inside as can be; None for nowhere.
-
-    Depths are measured in the text's height and width: a long name wants a wide place.
-    """
-    lines = name.splitlines() or [""]
-    fine = 4  # parts of a cell, so that a few large cells place well, too
-    cell = room(axes, "y") / inside.shape[0] / fine, room(axes, "x") / inside.shape[1] / fine
-    text = 9.0 * len(lines) + 2, 7.5 * CHARACTER * max(map(len, lines)) + 3
-    box = [math.ceil(size / part) for size, part in zip(text, cell, strict=True)]
-    region = inside.repeat(fine, 0).repeat(fine, 1)
-    fits = ndimage.minimum_filter(region, box, mode="constant", cval=False)
-    if not fits.any():
-        return None
-    sampling = [part / size for size, part in zip(text, cell, strict=True)]
-    depth = ndimage.distance_transform_edt(np.pad(region, 1), sampling=sampling)[1:-1, 1:-1]
-    row, column = np.unravel_index(np.argmax(np.where(fits, depth, -1)), depth.shape)
-    return (float(row) + 0.5) / fine - 0.5, (float(column) + 0.5) / fine - 0.5
