@@ -139,6 +139,8 @@ def test_a_swept_word_is_a_place_with_its_name():
     plotting.curves(axes, data, x="algorithm")
     assert [text.get_text() for text in axes.get_xticklabels()] == ["grpo", "trl"]
     assert not axes.collections
+    assert lines(axes)[0].get_linestyle() == "None"  # nothing lies between two words
+    assert lines(axes)[0].get_marker() == "o"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ STYLE: Any = {
     "ytick.minor.size": 1.8,
     "xtick.minor.width": 0.5,
     "ytick.minor.width": 0.5,
+    "xtick.major.pad": 3.5,
+    "ytick.major.pad": 3.5,
+    "xtick.minor.pad": 4.7,  # labels of short ticks stand level with those of long ones
+    "ytick.minor.pad": 4.7,
     "axes.prop_cycle": cycler(color=COLORS),
     "lines.linewidth": 1.3,
     "lines.markersize": 4.0,
@@ -184,6 +188,7 @@ def _keep_ticks(axes: Axes) -> None:
                 labelsize=STYLE[f"{axis}tick.labelsize"],
                 labelfontfamily="sans-serif",
                 size=STYLE[f"{axis}tick.{which}.size"],
+                pad=STYLE[f"{axis}tick.{which}.pad"],
                 width=STYLE[f"{axis}tick.{which}.width"],
                 color=INK,
                 labelcolor=INK,
