@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from scipy import stats
 
 import grpo_jax as gj
@@ -393,4 +394,5 @@ def test_everything_draws_one_run_and_nothing_but_nan():
         plotting.ratio_histogram(all_axes[6], np.exp(last * 0), low=0.2, high=0.2)
         plotting.points(all_axes[7], [1.0], [value], [value], [value])
         plotting.theory(all_axes[7], [1.0], [value])
-        figure._repr_png_()
+        figure.draw_without_rendering()
+        assert min(text.get_fontsize() for text in figure.findobj(Text)) >= 7

@@ -88,7 +88,7 @@ def curves(
     at = values_of(array, along)
     apart = not numeric(at)
     if apart:
-        index_ticks(axes, "x", at)
+        index_ticks(axes, "x", at, 0.65 if len(groups) > 1 else 1.0)  # a legend of two parts stands beside
         axes.set_xlim(-0.5, len(at) - 0.5)
         at = np.arange(len(at))
     data = array.transpose(*split, place, *runs).values

@@ -125,19 +125,19 @@ def label_axis(axes: Axes, along: str, text: str) -> None:
 
 def index_ticks(axes: Axes, along: str, values: Any, share: float = 1.0) -> None:
     """Values as tick labels of the places 0, 1, ..., as many as fit into this share of the side."""
-    words = texts(values)
-    if along == "x" and not np.issubdtype(np.asarray(values).dtype, np.number):
-        slot = int(share * room(axes, along) / len(words) / (7.5 * CHARACTER)) - 1
-        if max(len(part) for word in words for part in word.split()) <= slot:
-            words = [textwrap.fill(word, slot) for word in words]
+    words, wide = texts(values), share * room(axes, along)
+    figures = np.issubdtype(np.asarray(values).dtype, np.number)
+    slot = int(wide / len(words) / (7.5 * CHARACTER)) - 1
+    if (
+        along == "x"
+        and not figures
+        and max(len(part) for word in words for part in word.split() or [""]) <= slot
+    ):
+        words = [textwrap.fill(word, slot) for word in words]
     longest = max(len(line) for word in words for line in word.split("\n"))
-    width = (
-        7.5 * CHARACTER * longest + (7 if isinstance(values[0], (int, float, np.number)) else 3)
-        if along == "x"
-        else 12.0
-    )
-    step = math.ceil(len(words) * width / (share * room(axes, along)))
-    turned = along == "x" and step > 1 and not np.issubdtype(np.asarray(values).dtype, np.number)
+    gap = 7 if figures else 3
+    step = math.ceil(len(words) * (7.5 * CHARACTER * longest + gap if along == "x" else 12.0) / wide)
+    turned = along == "x" and step > 1 and not figures
     step = 1 if turned else step
     places = list(range(0, len(words), step))
     axis = getattr(axes, f"{along}axis")
