@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -283,9 +283,9 @@ def each(
     return found
 
 
-def _named(array: xr.DataArray, dim: str, index: int) -> str:
+def _named(array: xr.DataArray, dim: Hashable, index: int) -> str:
     label = array[dim].values[index] if dim in array.coords else index
-    return str(label) if isinstance(label, str) else f"{dim.replace('_', ' ')} {_label(label)}"
+    return str(label) if isinstance(label, str) else f"{str(dim).replace('_', ' ')} {_label(label)}"
 
 
 def prefixed(name: str, numbers: Mapping[str, Number]) -> dict[str, Number]:
