@@ -1,5 +1,6 @@
 """The README keeps its word: its code runs and its generated tables are those that the code prints."""
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -23,15 +24,18 @@ def section(name):
 
 
 @pytest.fixture(scope="module")
-def ran():
+def ran(tmp_path_factory):
     names = {"dataclasses": dataclasses, "jnp": jnp, "gj": gj}
-    for block in re.findall(r"```python\n(.*?)```", README, re.S):
-        exec(compile(block, "README.md", "exec"), names)
+    with contextlib.chdir(tmp_path_factory.mktemp("readme")):
+        for block in re.findall(r"```python\n(.*?)```", README, re.S):
+            exec(compile(block, "README.md", "exec"), names)
+        names["written"] = sorted(path.name for path in Path.cwd().iterdir())
     return names
 
 
 def test_the_code_runs_in_order(ran):
     assert ran["data"].sizes["seed"] == 64
+    assert ran["written"] == ["right.png", "right.svg"]
 
 
 def test_the_method_table_is_the_code_s():
