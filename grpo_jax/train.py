@@ -16,9 +16,10 @@ from grpo_jax import optimizers, runtime
 from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState, check_root, check_runs, prompt_count, validate
 from grpo_jax.kernels import materialize, per_prompt
-from grpo_jax.measures import Measure, Recording, StepView, View, recording
+from grpo_jax.measures import Measure, StepView, View
 from grpo_jax.part import aligned, put
 from grpo_jax.random import Stream, uniforms
+from grpo_jax.records import Recording, recording
 from grpo_jax.surrogate import idle_corrections
 from grpo_jax.types import Array, Params, Rollout, evaluated_at_old
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.length_forecast import forecast
 
 from experiments import b06_idle_clip as idle
 from experiments import length_task as task
 from experiments import past_the_clip as past
-from experiments.length_forecast import forecast
 from grpo_jax import methods, train
 from grpo_jax.collectors import Sampled
 from grpo_jax.config import Config, Loop

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import xarray as xr
+from experiments.verdict import judge
 from matplotlib.figure import Figure
 
 from experiments import (
@@ -17,7 +18,6 @@ from experiments import (
     c04_variance,
     direct_phases,
 )
-from experiments.verdict import judge
 from grpo_jax.collectors import Sampled
 from grpo_jax.optimizers import SGD
 from grpo_jax.part import part

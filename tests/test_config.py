@@ -12,13 +12,14 @@ import pytest
 from grpo_jax import methods, train
 from grpo_jax.collectors import Counts, Sampled, choose, reason
 from grpo_jax.config import Config, Loop, prompt_count, validate
-from grpo_jax.measures import DEFAULT, recording
+from grpo_jax.measures import DEFAULT
 from grpo_jax.optimizers import SGD, AdamW, Custom
 from grpo_jax.part import put_all
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.penalties import K3, Penalty
 from grpo_jax.parts.shaping import KLInReward
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
+from grpo_jax.records import recording
 from grpo_jax.sequences import Sequences
 from grpo_jax.tasks import Bernoulli, Questions, SequenceTable
 

@@ -15,52 +15,56 @@ import pytest
 import tyro
 import xarray as xr
 
-from experiments import harness, record, report
 from experiments.__main__ import main
-from experiments.harness import Job, Outcome, Refusal
+from experiments.harness import ledger as ledgers
+from experiments.harness import provenance, report, run
+from experiments.harness import scripts as claims_of
+from experiments.harness.record import read_data, write_data
+from experiments.harness.run import Job, Outcome
+from experiments.harness.scripts import Refusal
 
-SCRIPT = '''"""{title}.
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = '''"""{says}
 
-Claim {claim}. Refuted if the mean leaves its margin.
+Refuted if the mean leaves its margin.
 """
 
 import jax
 import numpy as np
 import xarray as xr
 
-from experiments.verdict import Number, judge, mean
+from experiments.harness.numbers import Number, mean
+from experiments.harness.scripts import sizes
+from grpo_jax import plotting
 
-CLAIM = "{claim}"
-PAPER = "{paper}"
 PRECISION = "{precision}"
+SIZES = sizes(runs=(16, 16, 32))
 
 
-def simulate(key, size):
-    return xr.Dataset({{"x": ("run", np.asarray(jax.random.uniform(key, (16,))))}})
+def simulate(seed, size):
+    return xr.Dataset({{"x": ("run", np.asarray(jax.random.uniform(jax.random.key(seed), (size.runs,))))}})
 
 
-def check(data):
+def check(data, claim):
     {check}
-    numbers = {{"mean": mean(data.x, expected=0.5, tolerance={tolerance}), "lost": Number(float("nan"))}}
-    return judge(numbers, refutes=["mean"])
+    claim.refutes("mean", mean(data.x, expected=0.5, tolerance={tolerance}))
+    claim.reports("lost", Number(float("nan")))
+    claim.finds("The mean is in the middle.", when=claim.numbers["mean"])
+    row = claim.ours("The mean is far away.")
+    row.refutes("mean", mean(data.x, expected=9.0, tolerance=0.1))
 
 
 def draw(figure, data):
-    figure.add_subplot().plot(data.x)
+    plotting.panels(figure).plot(data.x)
 '''
 
 
-def write_claim(
-    folder: Path, claim: str, *, check="pass", tolerance=0.5, precision="float32", paper="A"
-) -> None:
-    text = SCRIPT.format(
-        title=f"Title of {claim}",
-        claim=claim,
-        check=check,
-        tolerance=tolerance,
-        precision=precision,
-        paper=paper,
-    )
+def says(claim: str) -> str:
+    return f"Sentence of {claim}."
+
+
+def write_claim(folder: Path, claim: str, *, check="pass", tolerance=0.5, precision="float32") -> None:
+    text = SCRIPT.format(says=says(claim), check=check, tolerance=tolerance, precision=precision)
     (folder / f"{claim[0].lower()}{int(claim[1:]):02d}_noun.py").write_text(text)
 
 
@@ -71,9 +75,11 @@ def cli(*arguments: object) -> int:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Five claims run once: two that end well, two that raise, one of them within JAX, one that is killed."""
-    scripts, out = tmp_path_factory.mktemp("scripts"), tmp_path_factory.mktemp("out")
+    scripts = tmp_path_factory.mktemp("root") / "experiments" / "claims"
+    scripts.mkdir(parents=True)
+    out = tmp_path_factory.mktemp("out")
     write_claim(scripts, "A2", precision="float64")
-    write_claim(scripts, "B10", tolerance=1e-6, paper="B")
+    write_claim(scripts, "B10", tolerance=1e-6)
     write_claim(scripts, "B9", check="raise ValueError('<no & luck>')")
     write_claim(scripts, "B11", check="jax.jit(lambda x: x + np.ones(3))(np.ones(2))")
     write_claim(scripts, "C1", check="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
@@ -85,9 +91,12 @@ def ran(tmp_path_factory):
     return scripts, out, status, said.getvalue()
 
 
+OLD_ROW = {
+    "id": "B9", "says": "Old.", "verdict": "refuted", "found": "", "because": "It was so.", "numbers": {},
+}  # fmt: skip
 OLD = {
-    "claim": "B9", "title": "Old", "paper": "B", "verdict": "refuted", "because": "It was so.", "numbers": {},
-    "size": "full", "seed": 7, "seconds": 1.0, "device": "1 x cpu", "versions": {}, "commit": None,
+    "claim": "B9", "about": "Setting.", "paper": "B", "size": "full", "seed": 7, "rows": [OLD_ROW],
+    "seconds": 1.0, "device": "1 x cpu", "versions": {}, "commit": None, "source": "",
 }  # fmt: skip
 
 
@@ -105,7 +114,7 @@ def test_the_reason_of_a_crash_is_the_exception_s_own_and_the_claim_s_line(ran):
     assert f"(b11_noun.py, line {line_of(scripts, 'b11_noun.py', 'jit')})" in whole
     assert "incompatible shapes for broadcasting: (2,), (3,)" in whole.split("B11", 1)[1]
     assert "ended by signal 9" in whole
-    table = said[said.index("claim  verdict") :]
+    table = said[said.index("A2     REPRODUCED") :]
     assert "internal frames" not in table
     assert "internal frames" in (out / "B11" / "crash.txt").read_text()
 
@@ -117,19 +126,42 @@ def read(out: Path, claim: str) -> dict:
 def test_a_run_publishes_data_figure_and_record(ran):
     _, out, *_ = ran
     found = read(out, "A2")
-    assert list(found)[:3] == ["claim", "title", "paper"]
     assert set(found) == set(OLD)
-    assert found["title"] == "Title of A2"
-    assert found["verdict"] == "reproduced"
-    assert found["size"] == "quick"
-    assert found["seed"] == 3
+    assert (found["claim"], found["size"], found["seed"]) == ("A2", "quick", 3)
+    assert found["about"] == "Refuted if the mean leaves its margin."
     assert found["paper"].endswith("arXiv:2502.18548")
     assert found["versions"].keys() >= {"python", "jax", "numpy", "xarray"}
-    assert found["numbers"]["lost"] == {"value": None}
+    row, ours = found["rows"]
+    assert (row["id"], row["says"], row["verdict"]) == ("A2", "Sentence of A2.", "reproduced")
+    assert row["found"] == "The mean is in the middle."
+    assert (ours["id"], ours["says"], ours["verdict"]) == ("A2.1", "The mean is far away.", "refuted")
+    assert row["numbers"]["lost"] == {"role": "reports", "value": None}
     data = xr.load_dataset(out / "A2" / "data.nc", engine="h5netcdf")
-    assert found["numbers"]["mean"]["value"] == float(data.x.mean())
-    assert found["numbers"]["mean"]["low"] < float(data.x.mean()) < found["numbers"]["mean"]["high"]
+    number = row["numbers"]["mean"]
+    assert number["value"] == float(data.x.mean())
+    assert number["low"] < float(data.x.mean()) < number["high"]
+    assert number["role"] == "refutes"
+    assert number["holds"] is True
     assert (out / "A2" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (out / "A2" / "figure.svg").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["one", "several"])
+def test_data_come_back_as_they_were(tmp_path, name):
+    one = xr.Dataset({"x": ("seed", np.arange(3.0))}, {"seed": [0, 1, 2]}, {"config": "{}"})
+    other = xr.Dataset({"y": (("seed", "kind"), np.ones((2, 2)))}, {"kind": ["a", "b"]})
+    given = one if name == "one" else {"one": one, "other": other}
+    write_data(given, tmp_path / "data.nc", claim="A1")
+    found = read_data(tmp_path / "data.nc")
+    if name == "one":
+        xr.testing.assert_equal(found, one)
+        assert found.attrs == {"config": "{}", "claim": "A1"}
+    else:
+        assert list(found) == ["one", "other"]
+        for key, data in found.items():
+            xr.testing.assert_identical(data, given[key])
+    with pytest.raises(TypeError, match="a Dataset or several by name"):
+        write_data([one], tmp_path / "data.nc")
 
 
 def test_each_claim_has_its_own_precision_and_the_seed_that_was_asked_for(ran, x64):
@@ -145,7 +177,7 @@ def test_each_claim_has_its_own_precision_and_the_seed_that_was_asked_for(ran, x
 def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
     _, out, status, _ = ran
     assert status == 1
-    assert read(out, "B10")["verdict"] == "not testable here"
+    assert read(out, "B10")["rows"][0]["verdict"] == "not testable here"
     raised, killed = ((out / claim / "crash.txt").read_text() for claim in ("B9", "C1"))
     assert "Traceback" in raised
     assert "ValueError: <no & luck>" in raised
@@ -153,7 +185,7 @@ def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
     assert read(out, "B9") == OLD
     assert not list(out.glob("*/.*"))
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3  # A2, B10 and the old figure of B9
+    assert [name in page for name in ("A2/figure.svg", "B10/figure.svg", "B9/figure.svg")] == [True] * 3
     assert "&lt;no &amp; luck&gt;" in page
     assert page.index('id="A2"') < page.index('id="B9"') < page.index('id="B10"') < page.index('id="C1"')
 
@@ -179,24 +211,37 @@ def test_nothing_that_comes_from_data_is_markup(tmp_path):
     def mark(where: str) -> str:
         return f'"{where}&<evil-{where}>'
 
-    texts = ("title", "paper", "verdict", "because", "size", "seed", "seconds", "device", "commit")
+    texts = ("about", "paper", "size", "seed", "seconds", "device", "commit", "claim")
     found = {key: mark(key) for key in texts}
     found["versions"] = {mark("package"): mark("version")}
-    number = {key: mark(key) for key in ("value", "expected", "low", "high", "tolerance", "relation")}
-    found["numbers"] = {mark("number"): number | {"holds": True}}
+    keys = ("value", "expected", "low", "high", "tolerance", "relation", "at", "role")
+    numbers = {mark("number"): {key: mark(key) for key in keys} | {"holds": True}}
+    row = {key: mark(key) for key in ("id", "says", "verdict", "found", "because")} | {"numbers": numbers}
+    found["rows"] = [row, row | {"id": mark("other")}]
     folder = tmp_path / mark("folder")
     folder.mkdir()
     (folder / "record.json").write_text(json.dumps(found))
     (folder / "figure.png").write_bytes(b"picture")
-    (folder / "crash.txt").write_text(mark("crash"))
     (tmp_path / mark("empty")).mkdir()
     (tmp_path / mark("empty") / "crash.txt").write_text(mark("crash"))
     page = Elements()
     page.feed(report.write_index(tmp_path).read_text())
     assert not [name for name in page.names if name.startswith("evil")]
     said = "\n".join(page.texts)
-    shown = [*texts, "package", "version", "number", "value", "expected", "low", "high", "tolerance"]
-    for where in (*shown, "relation", "folder", "empty", "crash"):
+    shown = {
+        *texts,
+        *keys,
+        "package",
+        "version",
+        "number",
+        "says",
+        "verdict",
+        "found",
+        "because",
+        "id",
+        "other",
+    }
+    for where in (*(shown - {"claim"}), "folder", "empty", "crash"):
         assert mark(where) in said, where
 
 
@@ -212,38 +257,48 @@ def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_pat
     scripts, *_ = ran
     both = ["A2", "B9", "--scripts", scripts, "--out", tmp_path]
     assert cli(*both, "--seed", "5", "--update-ledger") == 1  # B9 crashes
-    path = scripts / "ledger.json"
+    path = scripts.parent / "ledger.json"
     ledger = json.loads(path.read_text(encoding="utf-8"))
-    assert ledger.keys() == {"A2"}
-    assert ledger["A2"]["seed"] == 5
+    assert ledger.keys() == {"A2", "A2.1"}
+    assert ledger["A2"]["seed"] == ledger["A2.1"]["seed"] == 5
+    assert ledger["A2"]["found"] == "The mean is in the middle."
     assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 0
     assert read(tmp_path, "A2")["seed"] == 5
     ledger["A2"]["verdict"] = "refuted"
     path.write_text(json.dumps(ledger))
     assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 1
     assert "A2: committed refuted, now reproduced" in capsys.readouterr().out
+    ledger["A2"]["verdict"] = "reproduced"
+    ledger["A2.2"] = ledger.pop("A2.1")
+    path.write_text(json.dumps(ledger))
+    assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 1
+    said = capsys.readouterr().out
+    assert "A2.1: committed nothing at size quick, now refuted" in said
+    assert "A2.2: committed refuted, now absent" in said
     path.unlink()
 
 
 def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
     """One claim decides at smoke size and one does not; a change of either is found."""
-    scripts = tmp_path / "experiments"
+    scripts = tmp_path / "experiments" / "claims"
     shutil.copytree(ran[0], scripts)
     (tmp_path / "README.md").write_text("<!-- ledger -->\n<!-- /ledger -->")
     both = ["A2", "B10", "--scripts", scripts, "--size", "smoke", "--out", tmp_path / "out"]
     assert cli(*both, "--check") == 2
     assert "committed at size smoke" in capsys.readouterr().err
     assert cli(*both, "--seed", "4", "--update-ledger") == 0
-    assert not (scripts / "ledger.json").exists()
+    assert not (scripts.parent / "ledger.json").exists()
     assert "A2" not in (tmp_path / "README.md").read_text()
-    path = scripts / "ledger_smoke.json"
+    path = scripts.parent / "ledger_smoke.json"
     smoke = json.loads(path.read_text(encoding="utf-8"))
     assert {claim: entry["verdict"] for claim, entry in smoke.items()} == {
         "A2": "reproduced",
+        "A2.1": "refuted",
         "B10": "not testable at smoke size",
+        "B10.1": "refuted",
     }
     assert all(entry["seed"] == 4 and entry["size"] == "smoke" for entry in smoke.values())
-    (scripts / "ledger.json").write_text(json.dumps({"A2": {"verdict": "refuted", "size": "quick"}}))
+    (scripts.parent / "ledger.json").write_text(json.dumps({"A2": {"verdict": "refuted", "size": "quick"}}))
     capsys.readouterr()
     assert cli(*both, "--check") == 0
     assert "The verdicts are those of ledger_smoke.json." in capsys.readouterr().out
@@ -256,36 +311,96 @@ def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
 
 
 def test_every_claim_s_smoke_verdict_is_committed_and_ci_compares_with_it():
-    smoke = report.read_ledger(report.ledger_path(harness.SCRIPTS, "smoke"))
-    assert list(smoke) == list(harness.find_claims())
+    smoke = ledgers.read_ledger(ledgers.ledger_path(claims_of.SCRIPTS, "smoke"))
+    assert [name for name in smoke if "." not in name] == list(claims_of.find_scripts())
     assert {entry["size"] for entry in smoke.values()} == {"smoke"}
     known = {"reproduced", "qualified", "refuted", "not testable at smoke size"}
     assert {entry["verdict"] for entry in smoke.values()} <= known
-    commands = (harness.SCRIPTS.parent / ".ci" / "run").read_text().splitlines()
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()
     (line,) = (line for line in commands if "-m experiments" in line)
     assert "--size smoke" in line
     assert "--check" in line
 
 
 def test_differences_name_what_is_new_and_what_crashed(ran):
-    claims = harness.find_claims(ran[0])
-    good = Outcome(Job(claims["A2"], "quick", 0), {"verdict": "reproduced"}, None)
-    bad = Outcome(Job(claims["B9"], "quick", 0), None, "trace")
-    ledger = {"B9": {"verdict": "refuted", "size": "quick"}}
-    found = report.differences(ledger, [good, bad])
+    scripts = claims_of.find_scripts(ran[0])
+    record = {"claim": "A2", "rows": [{"id": "A2", "verdict": "reproduced"}]}
+    good = Outcome(Job(scripts["A2"], "quick", 0), record, None)
+    bad = Outcome(Job(scripts["B9"], "quick", 0), None, "trace")
+    ledger = {name: {"verdict": "refuted", "size": "quick"} for name in ("B9", "B9.1")}
+    found = ledgers.differences(ledger, [good, bad])
     assert found == [
         "A2: committed nothing at size quick, now reproduced",
         "B9: committed refuted, now crashed",
     ]
     ledger["A2"] = {"verdict": "reproduced", "size": "full"}
-    assert report.differences(ledger, [good]) == found[:1]
+    assert ledgers.differences(ledger, [good]) == found[:1]
     ledger["A2"]["size"] = "quick"
-    assert report.differences(ledger, [good]) == []
+    assert ledgers.differences(ledger, [good]) == []
+
+
+def test_what_the_same_code_has_finished_is_kept(ran, tmp_path, monkeypatch, capsys):
+    """And nothing else: another seed, size or code, a crash since, or a file that is missing runs anew."""
+    scripts, seen = ran[0], []
+
+    def run_jobs(jobs, out, **_):
+        seen.append([job.script.id for job in jobs])
+        return iter(()) if "B10" not in seen[-1] else kept(jobs, out)
+
+    kept = run.run_jobs
+    both = ["A2", "B10", "--scripts", scripts, "--out", tmp_path]
+    assert cli(*both[:1], *both[2:]) == 0
+    monkeypatch.setattr(run, "run_jobs", run_jobs)
+    assert cli(*both) == 0
+    said = capsys.readouterr().out
+    assert "Finished before by the same code, kept (--again runs them anew): A2." in said
+    assert "A2     REPRODUCED" in said.split("kept")[1]
+    assert seen.pop() == ["B10"]
+    for changed in (["--again"], ["--seed", "1"], ["--size", "full"]):
+        cli("A2", *both[2:], *changed)
+        assert seen.pop() == ["A2"], changed
+    cli("A2", *both[2:])
+    assert seen.pop() == []
+    for name in run.FILES[:-1]:
+        (tmp_path / "A2" / name).rename(tmp_path / "aside")
+        cli("A2", *both[2:])
+        assert seen.pop() == ["A2"], name
+        (tmp_path / "aside").rename(tmp_path / "A2" / name)
+    (tmp_path / "A2" / "crash.txt").write_text("since")
+    cli("A2", *both[2:])
+    assert seen.pop() == ["A2"]
+    (tmp_path / "A2" / "crash.txt").unlink()
+    monkeypatch.setattr("experiments.__main__.source", lambda: "other code")
+    cli("A2", *both[2:])
+    assert seen.pop() == ["A2"]
+
+
+def test_the_source_of_a_result_is_its_code(tmp_path):
+    for folder in ("grpo_jax", "experiments"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("one")
+    first = provenance.source(tmp_path)
+    assert provenance.source(tmp_path) == first
+    (tmp_path / "experiments" / "README.md").write_text("no code")
+    assert provenance.source(tmp_path) == first
+    (tmp_path / "experiments" / "a.py").write_text("two")
+    assert provenance.source(tmp_path) != first
+
+
+def test_the_cheapest_claim_runs_first(ran, tmp_path, monkeypatch):
+    """A verdict appears soon; what nobody has timed is taken to need a middling time."""
+    ledger = {"A2": {"size": "quick", "seconds": 50}, "B10": {"size": "quick", "seconds": 3}}
+    (ran[0].parent / "ledger.json").write_text(json.dumps(ledger))
+    seen = []
+    monkeypatch.setattr(run, "run_jobs", lambda jobs, out, **_: seen.extend(jobs) or iter(()))
+    cli("A2", "B10", "C1", "--scripts", ran[0], "--out", tmp_path)
+    (ran[0].parent / "ledger.json").unlink()
+    assert [job.script.id for job in seen] == ["B10", "C1", "A2"]
 
 
 def test_what_runs_and_how_long_it_took_is_said_before_anything_ends(ran, tmp_path, monkeypatch):
     """On a stream that shows only what is flushed. A record of this size counts, else what is committed."""
-    claims = harness.find_claims(ran[0])
+    claims = claims_of.find_scripts(ran[0])
     jobs = [Job(claims[name], "quick", 0) for name in ("A2", "B9", "B10", "C1")]
     for claim, size, seconds in (("A2", "quick", 40.2), ("B9", "full", 1000.0)):
         (tmp_path / claim).mkdir()
@@ -294,7 +409,7 @@ def test_what_runs_and_how_long_it_took_is_said_before_anything_ends(ran, tmp_pa
     ledger = {
         name: {"size": "quick", "seconds": seconds} for name, seconds in (("A2", 9), ("B9", 30), ("B10", 5))
     }
-    told = report.announcement(jobs, ledger, tmp_path, 2)
+    told = ledgers.announcement(jobs, ledger, tmp_path, 2)
     assert "Running 4 claims at size quick, 2 at once: A2 (40 s), B9 (30 s), B10 (5 s), C1." in told
     assert "of 3 of them took 75 s in all" in " ".join(told.split())
     assert "about 40 s" in " ".join(told.split())  # no less than the longest
@@ -306,7 +421,7 @@ def test_what_runs_and_how_long_it_took_is_said_before_anything_ends(ran, tmp_pa
         seen.append(buffer.getvalue().decode())
         return iter(())
 
-    monkeypatch.setattr(harness, "run_jobs", run_jobs)
+    monkeypatch.setattr(run, "run_jobs", run_jobs)
     cli("A2", "--scripts", ran[0], "--out", tmp_path)
     assert "Running 1 claim at size quick" in seen[0]
     assert "A2 (40 s)" in seen[0]
@@ -318,9 +433,7 @@ def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback(argumen
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "experiments", *arguments]
-    done = subprocess.run(
-        command, cwd=harness.SCRIPTS.parent, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 141
@@ -329,14 +442,14 @@ def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback(argumen
 def test_claims_are_listed_in_the_papers_order_without_running(ran, capsys):
     assert cli("--list", "--scripts", ran[0]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{claim:5} Title of {claim}" for claim in ("A2", "B9", "B10", "B11", "C1")]
+    assert lines == [f"{claim:5} {says(claim)}" for claim in ("A2", "B9", "B10", "B11", "C1")]
 
 
 def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):
     assert cli("B99", "--scripts", ran[0]) == 2
     assert "did you mean B9?" in capsys.readouterr().err
-    claims = harness.find_claims(ran[0])
-    assert [claim.id for claim in harness.choose(claims, ["b10", "A2", "a2"])] == ["A2", "B10"]
+    claims = claims_of.find_scripts(ran[0])
+    assert [claim.id for claim in claims_of.choose(claims, ["b10", "A2", "a2"])] == ["A2", "B10"]
 
 
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--check", "--update-ledger"]])
@@ -348,10 +461,10 @@ def test_requests_without_meaning_are_refused(ran, tmp_path, arguments):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('CLAIM = "A2"', "", "has no CLAIM"),
-        ('PAPER = "A"', "", "has no PAPER"),
-        (SCRIPT[: SCRIPT.index("import")].format(title="Title of A2", claim="A2"), "", "has no title"),
+        (SCRIPT[: SCRIPT.index("import")].format(says=says("A2")), "", "has no docstring"),
+        ("Refuted if the mean leaves its margin.", "It is so.", "does not say what would refute it"),
         ('"float32"', '"float16"', "PRECISION"),
+        ("def check", "def examine", "does not define check"),
     ],
 )
 def test_a_script_that_does_not_say_what_it_is_is_refused(tmp_path, old, new, words):
@@ -359,18 +472,41 @@ def test_a_script_that_does_not_say_what_it_is_is_refused(tmp_path, old, new, wo
     path = tmp_path / "a02_noun.py"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(Refusal, match=words):
-        harness.find_claims(tmp_path)
+        claims_of.find_scripts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("SIZES = sizes(runs=(16, 16, 32))", "", "gives no SIZES"),
+        ("(16, 16, 32)", "(16, 16)", "needs three values"),
+        (
+            '    row = claim.ours("The mean is far away.")\n',
+            '    row = claim.ours("Idle.")\n    return 3\n',
+            "nothing",
+        ),
+    ],
+)
+def test_a_script_that_breaks_its_word_says_so(tmp_path, old, new, words):
+    scripts = tmp_path / "claims"
+    scripts.mkdir()
+    write_claim(scripts, "A2")
+    path = scripts / "a02_noun.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert cli("--scripts", scripts, "--out", tmp_path / "out", "--size", "smoke") == 1
+    assert words in (tmp_path / "out" / "A2" / "crash.txt").read_text()
 
 
 def test_two_scripts_may_not_be_one_claim(tmp_path):
     write_claim(tmp_path, "A2")
     (tmp_path / "a02_again.py").write_text((tmp_path / "a02_noun.py").read_text())
-    with pytest.raises(Refusal, match="both say"):
-        harness.find_claims(tmp_path)
+    with pytest.raises(Refusal, match="are both A2"):
+        claims_of.find_scripts(tmp_path)
 
 
 def test_the_commit_is_that_of_a_checkout_alone(tmp_path):
-    assert record.commit(tmp_path) is None
+    assert provenance.commit(tmp_path) is None
     identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     (tmp_path / "file").write_text("one")
     for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "first"]):
@@ -378,9 +514,9 @@ def test_the_commit_is_that_of_a_checkout_alone(tmp_path):
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
     )
-    assert record.commit(tmp_path) == head.stdout.strip()
+    assert provenance.commit(tmp_path) == head.stdout.strip()
     (tmp_path / "file").write_text("two")
-    assert record.commit(tmp_path) == f"{head.stdout.strip()}-dirty"
+    assert provenance.commit(tmp_path) == f"{head.stdout.strip()}-dirty"
     inner = tmp_path / "unpacked"
     inner.mkdir()
-    assert record.commit(inner) is None
+    assert provenance.commit(inner) is None

@@ -13,8 +13,9 @@ import xarray as xr
 
 from grpo_jax import runtime, train
 from grpo_jax.config import Config, Loop
-from grpo_jax.measures import measure, recording
+from grpo_jax.measures import measure
 from grpo_jax.policies.actions import ActionPolicy
+from grpo_jax.records import recording
 from grpo_jax.sweeps import sweep
 from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, layout
 from grpo_jax.sweeps.program import Program, Request

@@ -1,5 +1,6 @@
 """The README keeps its word: its code runs and its generated tables are those that the code prints."""
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 import grpo_jax as gj
-from experiments import report
+from experiments.harness import ledger as ledgers
+from experiments.harness.scripts import SCRIPTS
 from grpo_jax import methods
 
 ROOT = Path(__file__).parent.parent
@@ -22,15 +24,18 @@ def section(name):
 
 
 @pytest.fixture(scope="module")
-def ran():
+def ran(tmp_path_factory):
     names = {"dataclasses": dataclasses, "jnp": jnp, "gj": gj}
-    for block in re.findall(r"```python\n(.*?)```", README, re.S):
-        exec(compile(block, "README.md", "exec"), names)
+    with contextlib.chdir(tmp_path_factory.mktemp("readme")):
+        for block in re.findall(r"```python\n(.*?)```", README, re.S):
+            exec(compile(block, "README.md", "exec"), names)
+        names["written"] = sorted(path.name for path in Path.cwd().iterdir())
     return names
 
 
 def test_the_code_runs_in_order(ran):
     assert ran["data"].sizes["seed"] == 64
+    assert ran["written"] == ["right.png", "right.svg"]
 
 
 def test_the_method_table_is_the_code_s():
@@ -43,5 +48,5 @@ def test_both_commands_stand_as_ci_runs_them():
 
 
 def test_the_ledger_is_the_committed_one():
-    ledger = report.read_ledger(ROOT / "experiments" / "ledger.json")
-    assert section("ledger") == report.ledger_table(ledger, ROOT / "experiments").strip()
+    ledger = ledgers.read_ledger(ROOT / "experiments" / "ledger.json")
+    assert section("ledger") == ledgers.ledger_table(ledger, SCRIPTS).strip()

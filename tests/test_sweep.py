@@ -97,6 +97,25 @@ def test_tables_are_swept_by_label():
     )
 
 
+def test_labels_that_are_numbers_stay_numbers():
+    """So that a sweep of tables by one number can be selected, sorted and drawn by it."""
+    zipped = {2.0: (0.1, 0.0), 0.5: (0.2, 0.1)}
+    axes = {"task.table": {0.25: TABLE, 1: TABLE + 1}, ("learning_rate", "kl_coef"): zipped}
+    data = gj.sweep(config(), axes, seeds=2, **SHORT)
+    assert data["task.table"].dtype == float
+    assert list(data["learning_rate+kl_coef"].values) == [2.0, 0.5]
+    whole = data.expected_reward.sel({"task.table": 1.0, "learning_rate+kl_coef": 0.5})
+    alone = gj.sweep(
+        config(task=gj.Questions(table=TABLE + 1)),
+        {"learning_rate": [0.2], "kl_coef": [0.1]},
+        seeds=2,
+        **SHORT,
+    )
+    np.testing.assert_array_equal(whole.squeeze(), alone.expected_reward.squeeze())
+    mixed = gj.sweep(config(), {"task.table": {"plain": TABLE, 1: TABLE + 1}}, **SHORT)
+    assert list(mixed["task.table"].values) == ["plain", "1"]
+
+
 def test_variants_compile_once_for_each_structure():
     mine = dataclasses.replace(methods.grpo, gain=Linear())
     near = dataclasses.replace(methods.grpo, penalty=Penalty(divergence=K3(), coef=0.5))

@@ -13,8 +13,8 @@ import pytest
 import grpo_jax as gj
 from grpo_jax import methods, train
 from grpo_jax.collectors import choose
-from grpo_jax.measures import recording
 from grpo_jax.part import describe
+from grpo_jax.records import recording
 from grpo_jax.user_parts import keeps_runs_apart, respects_multiplicity
 from grpo_jax.user_parts.methods import points
 

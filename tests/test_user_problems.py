@@ -12,7 +12,7 @@ import pytest
 import grpo_jax as gj
 from grpo_jax import train
 from grpo_jax.config import validate
-from grpo_jax.measures import recording
+from grpo_jax.records import recording
 from grpo_jax.types import Scores
 
 SHORT = {"iterations": 4, "record_every": 4, "progress": False}

@@ -4,11 +4,23 @@ import math
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.alignment import furthest
-from experiments.verdict import Number, Verdict, extrapolate, judge, mean, share, untestable, worst
+from experiments.harness.numbers import (
+    Number,
+    each,
+    extrapolate,
+    extrapolated,
+    furthest,
+    interval,
+    mean,
+    share,
+    tabulated,
+    worst,
+)
+from experiments.harness.verdict import Claim, Verdict
 
 YES = Number(1.0, expected=1.0)
 NO = Number(2.0, expected=1.0, tolerance=0.5)
@@ -17,6 +29,20 @@ NAN = Number(float("nan"), expected=1.0, tolerance=0.5)
 PLAIN = Number(1.0)
 
 reals = st.floats(-10, 10)
+
+
+def judge(refutes=(), qualifies=(), requires=(), reports=()):
+    """The verdict on a claim with these numbers, [(name, number), ...] a role."""
+    claim = Claim("A1", "The sentence.")
+    for name, number in requires:
+        claim.requires(name, number)
+    for name, number in refutes:
+        claim.refutes(name, number)
+    for name, number in qualifies:
+        claim.qualifies(name, number, only="without noise")
+    for name, number in reports:
+        claim.reports(name, number)
+    return claim.verdict()
 
 
 @given(ends=st.tuples(reals, reals).map(sorted), expected=reals, tolerance=st.floats(0, 5))
@@ -61,13 +87,17 @@ def test_nan_satisfies_no_relation_and_is_called_nan(relation, where):
     assert number.holds is False
     assert "NaN" in str(number)
     if where.keys() != {"expected"}:
-        assert "NaN" in judge({"lost": number}, refutes=["lost"]).because
+        assert "NaN" in judge([("lost", number)]).because
 
 
 def test_the_mean_of_samples_with_nan_fails():
     number = mean([1.0, math.nan, 1.0], expected=1.0, tolerance=5.0)
     assert number.holds is False
-    assert judge({"mean": number}, refutes=["mean"]).verdict == "refuted"
+    assert judge([("mean", number)]).verdict == "refuted"
+
+
+def runs(samples, **labels):
+    return xr.DataArray(samples, dims=("setting", "seed"), coords=labels)
 
 
 def test_of_many_settings_one_that_is_nan_comes_first():
@@ -75,7 +105,36 @@ def test_of_many_settings_one_that_is_nan_comes_first():
     for place in range(3):
         samples = np.full((3, 4), 0.001) + np.arange(4) * 1e-6
         samples[place, 2] = math.nan
-        assert furthest(samples, [0.0, 0.0, 0.0], tolerance=0.01).holds is False
+        assert furthest(runs(samples), tolerance=0.01).holds is False
+
+
+def test_of_many_settings_one_that_lies_outside_comes_before_one_that_is_open():
+    samples = np.array([[0.2, 0.2, 0.21], [-1.0, 1.0, 0.0], [0.0, 0.001, 0.0]])
+    found = furthest(runs(samples, setting=[0.05, 0.5, 1.0]), tolerance=0.01)
+    assert found.holds is False
+    assert found.at == "setting 0.05"
+    expected = xr.DataArray([0.2, 0.0, 0.0], {"setting": [0.05, 0.5, 1.0]})
+    found = furthest(runs(samples, setting=[0.05, 0.5, 1.0]), expected, tolerance=0.01)
+    assert found.holds is None
+    assert found.at == "setting 0.5"
+    with pytest.raises(ValueError, match=r"exact|align"):
+        furthest(runs(samples, setting=[0.05, 0.5, 2.0]), expected, tolerance=0.01)
+
+
+def test_intervals_are_those_of_each_setting_s_own_mean():
+    samples = np.random.default_rng(0).normal(size=(3, 7))
+    found, named = interval(runs(samples)), each(runs(samples, setting=["a", "b", "c"]), expected=0.0)
+    assert list(named) == ["a", "b", "c"]
+    for row, (place, number) in zip(samples, enumerate(named.values()), strict=True):
+        alone = mean(row)
+        ends = (float(found[end][place]) for end in ("value", "low", "high"))
+        np.testing.assert_allclose(list(ends), [alone.value, alone.low, alone.high], rtol=1e-12)
+        np.testing.assert_allclose([number.low, number.high], [alone.low, alone.high], rtol=1e-12)
+    together = each(runs(samples, setting=["a", "b", "c"]), together=True)
+    wide = mean(samples[1], confidence=1 - 0.001 / 3)
+    np.testing.assert_allclose(together["b"].low, wide.low, rtol=1e-12)
+    with pytest.raises(ValueError, match="two settings are called"):
+        each(runs(samples, setting=["a", "a", "c"]))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +162,7 @@ def test_numbers_without_meaning_are_refused(bad):
     ],
 )
 def test_the_rule_of_precedence(main, side, verdict):
-    judged = judge({"main": main, "side": side}, refutes=["main"], qualifies={"side": "without noise"})
+    judged = judge([("main", main)], [("side", side)])
     assert judged.verdict == verdict
     assert ("Holds only without noise" in judged.because) == (verdict == "qualified")
     assert ("only without noise" in judged.because) == (side.holds is False)
@@ -111,50 +170,97 @@ def test_the_rule_of_precedence(main, side, verdict):
 
 
 @pytest.mark.parametrize("main", [YES, NO, OPEN])
+@pytest.mark.parametrize("instrument", [NO, OPEN, NAN])
+def test_an_instrument_that_fails_decides_nothing(main, instrument):
+    judged = judge([("main", main)], [("side", NO)], requires=[("solver", instrument)])
+    assert judged.verdict == "not testable here"
+    assert ("Our own check fails: solver" in judged.because) == (instrument.holds is False)
+    assert ("Undecided at this size: solver" in judged.because) == (instrument is OPEN)
+    assert ("Would fail: main" in judged.because) == (main is NO)
+    assert judge([("main", main)], requires=[("solver", YES)]).verdict == judge([("main", main)]).verdict
+
+
+@pytest.mark.parametrize("main", [YES, NO, OPEN])
 @pytest.mark.parametrize("limit", [YES, NO])
 def test_every_undecided_number_is_named_whatever_else_fails(main, limit):
     """Six of them, so that none is dropped for brevity; of 500 numbers that hold only some are."""
-    numbers = {"main": main, "limit": limit} | {f"held{i}": YES for i in range(20)}
-    numbers |= {f"open{i}": Number(1.0, 1.0, 0.5, low=0.0, high=2.0 + i) for i in range(6)}
-    conditions = {"limit": "without noise"} | {f"open{i}": "on Sundays" for i in range(6)}
-    judged = judge(numbers, refutes=["main", *(f"held{i}" for i in range(20))], qualifies=conditions)
-    because = judged.because
+    open_ = [(f"open{i}", Number(1.0, 1.0, 0.5, low=0.0, high=2.0 + i)) for i in range(6)]
+    held = [(f"held{i}", YES) for i in range(20)]
+    because = judge([("main", main), *held], [("limit", limit), *open_]).because
     assert "Undecided at this size: " in because
     for i in range(6):
         assert f"open{i} is 1 in [0, {2 + i}] (expected 1 ± 0.5)" in because
     assert ("main is 1 in [0, 2]" in because) == (main is OPEN)
     assert ("main is 2" in because) == (main is NO)
     assert ("limit is 2" in because) == (limit is NO)
-    assert "on Sundays" not in because
     assert "held19" not in because
 
 
 def test_every_number_that_fails_is_named():
-    numbers = {f"n{i}": NO for i in range(7)}
-    because = judge(numbers, refutes=list(numbers)).because
+    because = judge([(f"n{i}", NO) for i in range(7)]).because
     assert all(f"n{i} is 2" in because for i in range(7))
 
 
 def test_a_single_failure_among_many_refutes_and_is_named():
-    numbers = {f"n{i}": YES for i in range(9)} | {"culprit": NO}
-    judged = judge(numbers, refutes=list(numbers))
+    judged = judge([*((f"n{i}", YES) for i in range(9)), ("culprit", NO)])
     assert judged.verdict == "refuted"
     assert "culprit" in judged.because
     assert "n1" not in judged.because
 
 
-@pytest.mark.parametrize(
-    ("refutes", "qualifies", "words"),
-    [
-        ([], {}, "nothing here could refute"),
-        (["absent"], {}, "no number is called 'absent'"),
-        (["plain"], {}, "nothing is expected"),
-        (["yes"], {"yes": "always"}, "not both"),
-    ],
-)
-def test_a_verdict_that_could_not_fail_is_refused(refutes, qualifies, words):
-    with pytest.raises(ValueError, match=words):
-        judge({"yes": YES, "plain": PLAIN}, refutes=refutes, qualifies=qualifies)
+def test_what_is_reported_judges_nothing():
+    judged = judge([("main", YES)], reports=[("seen", NO)])
+    assert judged.verdict == "reproduced"
+    assert judged.numbers["seen"] == Number(2.0)
+    assert judged.roles == {"main": "refutes", "seen": "reports"}
+
+
+def test_a_sentence_is_found_only_if_its_numbers_hold():
+    claim = Claim("A1", "The sentence.")
+    claim.refutes("main", YES)
+    for number in (YES, NO, OPEN, NAN):
+        claim.finds(f"{number} is found.", when=number)
+    claim.finds("Both.", when=[YES, OPEN])
+    claim.finds("Neither.", when=False)
+    claim.finds("All.", when=[YES, YES])
+    assert claim.verdict().found == f"{YES} is found. All."
+
+
+def test_our_own_sentences_are_rows_judged_by_themselves():
+    claim = Claim("A1", "The sentence.")
+    claim.refutes("main", NO)
+    first, second = claim.ours("Ours."), claim.ours("Ours, too.")
+    first.refutes("main", YES)
+    second.refutes("main", OPEN)
+    verdicts = {row.id: row.verdict().verdict for row in (claim, *claim.rows)}
+    assert verdicts == {"A1": "refuted", "A1.1": "reproduced", "A1.2": "not testable here"}
+
+
+def test_many_numbers_under_one_name_are_judged_each():
+    claim = Claim("A1", "The sentence.")
+    claim.refutes("drift", {"SGD": YES, "AdamW": NO})
+    assert claim.verdict().because == "Fails: drift: AdamW is 2 (expected 1 ± 0.5)."
+    with pytest.raises(ValueError, match="holds no number"):
+        claim.refutes("nothing", {})
+
+
+def test_evidence_that_could_not_fail_is_refused():
+    claim = Claim("A1", "The sentence.")
+    claim.reports("plain", PLAIN)
+    with pytest.raises(ValueError, match="nothing here could refute A1"):
+        claim.verdict()
+    for role in (claim.requires, claim.refutes):
+        with pytest.raises(ValueError, match="nothing is expected"):
+            role("plain too", PLAIN)
+    with pytest.raises(ValueError, match="under which condition"):
+        claim.qualifies("side", YES, only=" ")
+    claim.refutes("main", YES)
+    with pytest.raises(ValueError, match="two numbers called 'main'"):
+        claim.requires("main", YES)
+    with pytest.raises(TypeError, match="must be a Number"):
+        claim.refutes("other", {"a": 1.0})
+    with pytest.raises(ValueError, match="does not say"):
+        Claim("A1", " ")
 
 
 def test_a_verdict_is_one_of_four_and_has_a_reason():
@@ -162,7 +268,6 @@ def test_a_verdict_is_one_of_four_and_has_a_reason():
         Verdict("confirmed", "because")
     with pytest.raises(ValueError, match="reason"):
         Verdict("reproduced", " ")
-    assert untestable("The text of the proof is not public.").verdict == "not testable here"
 
 
 def test_the_mean_has_students_interval():
@@ -221,3 +326,33 @@ def test_the_worst_entry_is_the_one_that_comes_closest_to_breaking_the_relation(
     assert worst([1.0, math.nan, 9.0], expected=1.0).holds is False
     with pytest.raises(ValueError, match="no values"):
         worst([], expected=[])
+
+
+def test_the_worst_of_labelled_values_meets_its_expectation_by_name_and_says_where():
+    values = xr.DataArray([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], {"rate": [0.1, 0.2, 0.4], "kind": ["a", "b"]})
+    found = worst(values, expected=xr.DataArray([1.0, 2.5], {"kind": ["a", "b"]}), tolerance=0.1)
+    assert found.value == 4.0
+    assert found.at == "rate 0.4, kind a"
+    assert "at rate 0.4, kind a" in str(found)
+    with pytest.raises(ValueError, match=r"exact|align"):
+        worst(values, expected=xr.DataArray([1.0, 2.5], {"kind": ["a", "c"]}))
+
+
+def test_a_function_of_a_product_of_axes_is_labelled():
+    found = tabulated(lambda a, b: 10 * a + b, first=[1.0, 2.0], second=[3.0, 4.0, 5.0])
+    assert float(found.sel(first=2.0, second=4.0)) == 24.0
+    assert found.dims == ("first", "second")
+
+
+def test_extrapolation_keeps_the_names_of_what_is_left():
+    rates = [0.1, 0.2, 0.4]
+    samples = xr.DataArray(
+        np.random.default_rng(2).normal(size=(2, 3, 5)),
+        {"setting": ["a", "b"], "learning_rate": rates},
+        ("setting", "learning_rate", "seed"),
+    )
+    at_zero, slope = extrapolated(samples)
+    for setting in "ab":
+        fit = extrapolate(rates, samples.sel(setting=setting).values)
+        np.testing.assert_allclose(at_zero.sel(setting=setting), fit[0])
+        np.testing.assert_allclose(slope.sel(setting=setting), fit[1])

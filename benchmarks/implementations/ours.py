@@ -42,7 +42,7 @@ def configuration(case: Case):
 
 def sweeping(config, case: Case, *, tune: bool = True) -> Callable[[], list[dict[str, np.ndarray]]]:
     """What ``sweep`` does between its checks and its dataset: every part, by a thread a core."""
-    from grpo_jax.measures import recording
+    from grpo_jax.records import recording
     from grpo_jax.sweeps.layout import layout
     from grpo_jax.sweeps.program import Program, Request, arguments
     from grpo_jax.sweeps.tuning import tuned

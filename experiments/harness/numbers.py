@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -193,14 +193,14 @@ def extrapolate(x: ArrayLike, samples: ArrayLike, *, degree: int = 1) -> np.ndar
     return np.linalg.lstsq(np.vander(x, degree + 1, increasing=True), samples, rcond=None)[0]
 
 
-def tabulated(function: Callable[..., ArrayLike], **axes: Sequence[float]) -> xr.DataArray:
+def tabulated(function: Callable[..., ArrayLike], **axes: ArrayLike) -> xr.DataArray:
     """A function of the axes' whole product, labelled: tabulated(f, a=[1, 2], b=[3]) has dimensions a, b.
 
     >>> tabulated(lambda a, b: a * b, a=[1, 2], b=[3, 4]).sel(a=2, b=3).item()
     6
     """
-    grid = np.meshgrid(*axes.values(), indexing="ij")
-    return xr.DataArray(np.asarray(function(*grid)), {name: list(values) for name, values in axes.items()})
+    labels = {name: np.asarray(values) for name, values in axes.items()}
+    return xr.DataArray(np.asarray(function(*np.meshgrid(*labels.values(), indexing="ij"))), labels)
 
 
 def extrapolated(
@@ -283,9 +283,9 @@ def each(
     return found
 
 
-def _named(array: xr.DataArray, dim: str, index: int) -> str:
+def _named(array: xr.DataArray, dim: Hashable, index: int) -> str:
     label = array[dim].values[index] if dim in array.coords else index
-    return str(label) if isinstance(label, str) else f"{dim.replace('_', ' ')} {_label(label)}"
+    return str(label) if isinstance(label, str) else f"{str(dim).replace('_', ' ')} {_label(label)}"
 
 
 def prefixed(name: str, numbers: Mapping[str, Number]) -> dict[str, Number]:

@@ -67,8 +67,8 @@ def write_data(data: Data, path: Path, **attributes: Any) -> None:
         return
     if not isinstance(data, Mapping) or not all(isinstance(d, xr.Dataset) for d in data.values()):
         raise TypeError(f"simulate returns a Dataset or several by name; got {type(data).__name__}")
-    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attributes), **data})
-    tree.to_netcdf(path, engine="h5netcdf")
+    groups = {"/": xr.Dataset(attrs=attributes)} | dict(data)
+    xr.DataTree.from_dict(groups).to_netcdf(path, engine="h5netcdf")
 
 
 def read_data(path: Path) -> Data:

@@ -25,9 +25,9 @@ blockquote { margin: .5rem 0; padding-left: 1rem; border-left: 3px solid #ccc; }
 .refuted, .crashed { color: #b3261e; } .not { color: #57606a; }
 """
 INTRODUCTION = """Each row is a sentence that a paper prints (or, marked <i>ours</i>, one that we put
-beside it), simulated on policies small enough that expectations can be computed exactly, and judged by rules that its
-script states before it runs. The verdict is computed from the numbers; nobody writes it. Intervals are
-99.9 %."""
+beside it), simulated on policies small enough that expectations can be computed exactly, and judged by
+rules that its script states before it runs. The verdict is computed from the numbers; nobody writes it.
+Intervals are 99.9 %."""
 
 
 def write_index(out: Path) -> Path:

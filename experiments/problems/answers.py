@@ -60,7 +60,7 @@ def question(
     """
     table = np.asarray(rewards, float)[None]
     anchor = np.full(table.shape[1], 1 / table.shape[1]) if reference is None else reference
-    base = {
+    base: dict[str, Any] = {
         "policy": gj.ActionPolicy(logits=logits(anchor if start is None else start)),
         "task": gj.Questions(table=table, noise=noise),
         "method": method(direct=direct),

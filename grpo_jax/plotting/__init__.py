@@ -10,12 +10,13 @@ a ``Figure``, or in ``axes.figure``). It is imported by itself, ``from grpo_jax 
 simulations need no Matplotlib.
 """
 
+from grpo_jax.plotting.colors import COLORS, DIVERGING, SEQUENTIAL, shades
 from grpo_jax.plotting.lines import curves
 from grpo_jax.plotting.maps import heatmap, phases
 from grpo_jax.plotting.marks import points, theory
 from grpo_jax.plotting.ratios import ratio_histogram
 from grpo_jax.plotting.rows import intervals
-from grpo_jax.plotting.style import COLORS, DIVERGING, SEQUENTIAL, STYLE, figure, panels, save, shades, styled
+from grpo_jax.plotting.style import STYLE, figure, panels, save, styled
 from grpo_jax.plotting.triangle import simplex
 
 __all__ = [

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.colors import is_color_like
 
 from grpo_jax.part import nearest
-from grpo_jax.plotting.style import checked_color, palette
+from grpo_jax.plotting.colors import checked_color, palette
 from grpo_jax.plotting.words import texts
 
 Names = str | Sequence[str] | None
@@ -124,4 +125,6 @@ def labels_for(given: Any, values: Any) -> list[str]:
 
 def colors_for(given: Any, values: Any) -> list[Any]:
     """A colour for every value: the user's (a mapping by value, or a sequence), else the palette's."""
+    if len(values) == 1 and is_color_like(given):
+        return [given]  # an RGB tuple, too, is one colour
     return [checked_color(color) for color in _picked(given, values, palette(len(values)), "colors")]

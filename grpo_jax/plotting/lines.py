@@ -56,7 +56,8 @@ def curves(
       over: dimension or dimensions of independent runs that are averaged over; without any (None, or an array
         without ``seed``) plain lines are drawn.
       x: dimension, or coordinate of one, along the axis; None is ``iteration`` or else the only dimension
-        left whose coordinate is numeric. One of words becomes places with tick labels.
+        left whose coordinate is numeric. One of words becomes places with
+        tick labels, markers and bars.
       by: dimension or coordinate that colours tell apart, and a second one that line styles do.
       band: confidence, or share of the runs, in (0, 1).
       colors: for the first of ``by``, a mapping from its values or one for each; without ``by`` one colour.
@@ -85,8 +86,10 @@ def curves(
     hint = f"name it in by (now {', '.join(groups) or 'none'}), average it with over, or select with .sel()"
     array = require_used(array, (*runs, *split, place), hint)
     at = values_of(array, along)
-    if not numeric(at):
-        index_ticks(axes, "x", at)
+    apart = not numeric(at)
+    if apart:
+        index_ticks(axes, "x", at, 0.65 if len(groups) > 1 else 1.0)  # a legend of two parts stands beside
+        axes.set_xlim(-0.5, len(at) - 0.5)
         at = np.arange(len(at))
     data = array.transpose(*split, place, *runs).values
     data = data.reshape(*data.shape[: len(split) + 1], -1).astype(float)
@@ -103,17 +106,30 @@ def curves(
     for i, (hue, word) in enumerate(zip(hues, words, strict=True)):
         for j, dash in enumerate(styles):
             lines = data[(i, j)[: len(groups)]] if groups else data
-            look: dict[str, Any] = {"color": hue, "linestyle": dash}
+            look = {"color": hue} | _dashes(dash, apart)
             look["label"] = word if j == 0 and i in shown else "_nolegend_"
-            _line(axes, at, lines, float(band) if runs else None, band_of, **look)
+            places = at + _dodge(i * len(styles) + j, len(hues) * len(styles)) if apart else at
+            _line(axes, places, lines, float(band) if runs else None, band_of, **look)
     if len(groups) > 1:
         heading(axes, titled(array, groups[1]))
         for dash, word in zip(styles, texts(second), strict=True):
-            axes.plot([], [], color="0.35", linestyle=dash, label=word)
+            axes.plot([], [], color="0.35", label=word, **_dashes(dash, apart))
     label_axis(axes, "x", titled(array, along))
     label_axis(axes, "y", described(array))
     legend(axes)
     return axes
+
+
+def _dashes(style: str, apart: bool) -> dict[str, Any]:
+    """A line style; between words there is nothing that a line could pass, so a marker in its place."""
+    if not apart:
+        return {"linestyle": style}
+    return {"linestyle": "none", "marker": "os^D"[STYLES.index(style)]}
+
+
+def _dodge(index: int, count: int) -> float:
+    """How far aside the markers of one of several groups stand, so that their bars do not overlap."""
+    return (index - (count - 1) / 2) * min(0.12, 0.7 / count)
 
 
 def _along(array: xr.DataArray, taken: set[str]) -> str:
@@ -146,18 +162,18 @@ def _shown(values: np.ndarray) -> set[int]:
 def middle_and_band(runs: np.ndarray, band: float, band_of: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, lower and upper end over the last axis of [X, runs]; NaN where they cannot be had."""
     count = (~np.isnan(runs)).sum(-1)
-    some, held = count > 0, np.isnan(runs)
+    several, held = count > 1, np.isnan(runs)
     with np.errstate(all="ignore"):
         mean = np.where(held, 0, runs).sum(-1) / count
         if band_of == "runs":
             low, high = np.full(len(runs), np.nan), np.full(len(runs), np.nan)
             ends = [(1 - band) / 2, (1 + band) / 2]
-            low[some], high[some] = np.nanquantile(runs[some], ends, axis=-1)
-            low[count < 2] = high[count < 2] = np.nan
+            if several.any():
+                low[several], high[several] = np.nanquantile(runs[several], ends, axis=-1)
         else:
             spread = np.where(held, 0, (runs - mean[..., None]) ** 2).sum(-1)
             reach = np.sqrt(spread / (count - 1) / count) * stdtrit(count - 1.0, 0.5 + band / 2)
-            reach = np.where(count > 1, reach, np.nan)
+            reach = np.where(several, reach, np.nan)
             low, high = mean - reach, mean + reach
     return mean, low, high
 
@@ -168,9 +184,12 @@ def _line(axes: Axes, at: np.ndarray, runs: np.ndarray, band: float | None, of: 
     beside = np.concatenate([[False], there, [False]])
     alone = there & ~beside[:-2] & ~beside[2:]  # a line through one place is invisible: a marker is not
     line: dict[str, Any] = {"marker": "o", "markevery": np.flatnonzero(alone).tolist()} if alone.any() else {}
+    if "marker" in look:
+        alone, line = there, {}
     axes.plot(at, np.where(there, mean, np.nan), **line, **look)
     drawn = np.isfinite(low) & np.isfinite(high)
     if band is not None and drawn.any():
-        axes.fill_between(at, low, high, where=drawn, color=look["color"], alpha=0.2, linewidth=0)
+        if not alone[drawn].all():
+            axes.fill_between(at, low, high, where=drawn, color=look["color"], alpha=0.2, linewidth=0)
         if (alone & drawn).any():
             axes.vlines(at[alone], low[alone], high[alone], color=look["color"], linewidth=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm, ListedColormap, LogNorm, Normalize, to_hex, to_rgb
 from matplotlib.patches import Patch
-from scipy import ndimage
 
 from grpo_jax.plotting.arrays import Names, dimension, labelled, over_of, require_used, values_of
-from grpo_jax.plotting.style import COLORS, DIVERGING, SEQUENTIAL, checked, palette, styled
+from grpo_jax.plotting.colors import COLORS, DIVERGING, SEQUENTIAL, palette
+from grpo_jax.plotting.spots import folded, names_inside
+from grpo_jax.plotting.style import checked, styled
 from grpo_jax.plotting.words import (
-    CHARACTER,
     described,
     index_ticks,
     label_axis,
@@ -29,6 +30,9 @@ from grpo_jax.plotting.words import (
 
 BLANK = "#DDDDDD"
 """Cells without a number."""
+
+BESIDE = 0.6
+"""Share of the width that a legend beside a map leaves to it."""
 
 
 @styled
@@ -82,9 +86,9 @@ def heatmap(
         cmap=colormaps[SEQUENTIAL if center is None else DIVERGING].with_extremes(bad=BLANK),
         norm=_norm(cells, center, log, limits),
     )
-    _frame(axes, array, x, y)
+    _frame(axes, array, x, y, 0.8 if colorbar else 1.0)
     if annotate:
-        _annotate(axes, cells, image)
+        _annotate(axes, cells, image, log)
     if colorbar:
         bar = axes.figure.colorbar(image, ax=axes)
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -117,15 +121,18 @@ def _norm(
     return LogNorm(low, high) if log else Normalize(low, high)
 
 
-def _frame(axes: Axes, array: xr.DataArray, x: str, y: str) -> None:
+def _frame(axes: Axes, array: xr.DataArray, x: str, y: str, share: float) -> None:
+    """Ticks and names; ``share`` of the width is left beside what else there is."""
     for along, name in (("x", x), ("y", y)):
-        index_ticks(axes, along, values_of(array, name))
+        index_ticks(axes, along, values_of(array, name), share if along == "x" else 1.0)
         label_axis(axes, along, titled(array, name))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _annotate(axes: Axes, cells: np.ndarray, image: Any) -> None:
+def _annotate(axes: Axes, cells: np.ndarray, image: Any, log: bool) -> None:
+    most = np.nanmax(np.abs(cells), initial=0.0)
+    decimals = max(0, 1 - math.floor(math.log10(most / 2))) if most > 0 else 0
     for (row, column), value in np.ndenumerate(cells):
         if not np.isnan(value):
             light = np.dot(to_rgb(image.cmap(image.norm(value))), [0.299, 0.587, 0.114]) > 0.55
@@ -135,7 +142,8 @@ def _annotate(axes: Axes, cells: np.ndarray, image: Any) -> None:
                 "fontsize": 7,
                 "color": "black" if light else "white",
             }
-            axes.text(column, row, number(value, 2), **text)
+            said = number(value, 2) if log else f"{value:.{decimals}f}".replace("-", "−")
+            axes.text(column, row, said, **text)
 
 
 @styled
@@ -177,14 +185,19 @@ def phases(
         norm=Normalize(-0.5, len(fills) - 0.5),
     )
     _borders(axes, places)
-    _frame(axes, array, x, y)
-    outside = []
-    for place, (name, fill) in enumerate(zip(known.values(), fills, strict=True)):
-        spot = _spot(places == place, name, axes)
-        if spot is not None:
-            axes.text(spot[1], spot[0], name, ha="center", va="center", fontsize=7.5)
-        elif (places == place).any():
-            outside.append(Patch(facecolor=fill, edgecolor="0.4", linewidth=0.5, label=name))
+    here = [name for place, name in enumerate(known.values()) if (places == place).any()]
+    found = names_inside(axes, places, list(known.values()), 1.0)
+    if len(found) < len(here):
+        found = names_inside(axes, places, list(known.values()), BESIDE)
+    for row, column, words in found.values():
+        axes.text(column, row, words, ha="center", va="center", fontsize=7.5)
+    looks = [(name, fill) for name, fill in zip(known.values(), fills, strict=True) if name in here]
+    outside = [
+        Patch(facecolor=fill, edgecolor="0.4", linewidth=0.5, label=folded(name, 2))
+        for name, fill in looks
+        if name not in found
+    ]
+    _frame(axes, array, x, y, BESIDE if outside else 1.0)
     if outside:
         axes.legend(handles=outside, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return axes
@@ -192,7 +205,8 @@ def phases(
 
 def _pale(count: int) -> list[str]:
     colors = palette(count) if count > len(COLORS) else COLORS[:count]
-    return [to_hex(tuple(0.42 * part + 0.58 for part in to_rgb(color))) for color in colors]
+    mixed: Any = [0.42 * np.array(to_rgb(color)) + 0.58 for color in colors]  # with white
+    return [to_hex(color) for color in mixed]
 
 
 def _borders(axes: Axes, places: np.ndarray) -> None:
@@ -204,21 +218,3 @@ def _borders(axes: Axes, places: np.ndarray) -> None:
     level = [[(c - 0.5, r + 0.5), (c + 0.5, r + 0.5)] for r, c in zip(rows, columns, strict=True)]
     lines = LineCollection(upright + level, colors="0.35", linewidths=0.6, capstyle="projecting")
     axes.add_collection(lines, autolim=False)
-
-
-def _spot(inside: np.ndarray, name: str, axes: Axes) -> tuple[float, float] | None:
-    """Row and column around which the name fits into the region, as deep inside as can be; None for nowhere.
-
-    Distances are measured in halves of the text's box, so that a box fits where the distance is √2: a long
-    name wants a wide place.
-    """
-    lines = name.splitlines() or [""]
-    width = 7.5 * CHARACTER * max(map(len, lines)) + 2
-    height = 9.0 * len(lines)
-    cell = (room(axes, "y") / inside.shape[0] / (height / 2), room(axes, "x") / inside.shape[1] / (width / 2))
-    fine = np.pad(inside.repeat(4, 0).repeat(4, 1), 1)  # quarters of cells, so that few cells place well
-    depth = ndimage.distance_transform_edt(fine, sampling=(cell[0] / 4, cell[1] / 4))
-    row, column = np.unravel_index(np.argmax(depth), depth.shape)
-    if depth[row, column] < 1.25:
-        return None
-    return (float(row) - 1 + 0.5) / 4 - 0.5, (float(column) - 1 + 0.5) / 4 - 0.5

@@ -10,7 +10,8 @@ from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 
 from grpo_jax.plotting.arrays import as_floats
-from grpo_jax.plotting.style import COLORS, INK, checked, checked_color, styled
+from grpo_jax.plotting.colors import COLORS, checked_color
+from grpo_jax.plotting.style import INK, checked, styled
 from grpo_jax.plotting.words import room, wrapped
 
 INSIDE = 5
@@ -43,13 +44,14 @@ def heading(axes: Axes, text: str) -> None:
 def legend(axes: Axes) -> None:
     """The legend of everything that is labelled so far; a heading that comes first is its title.
 
-    A long one stands beside the axes: inside it would hide what is drawn.
+    A long one, and one in two parts, stands beside the axes: inside it would hide what is drawn.
     """
     handles, words = axes.get_legend_handles_labels()
     title = words.pop(0) if handles and isinstance(handles[0], Heading) else None
     if not words:
         return
-    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02)} if len(words) > INSIDE else {}
+    long = len(words) > INSIDE or any(isinstance(handle, Heading) for handle in handles[1:])
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02)} if long else {}
     look: dict[str, Any] = {"alignment": "left", "handler_map": {Heading: Flush()}} | beside
     size = 0.42 * room(axes, "x")
     words = [wrapped(word, size, 7.5) for word in words]

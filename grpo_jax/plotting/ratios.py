@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from grpo_jax.plotting.arrays import as_floats
-from grpo_jax.plotting.style import COLORS, checked, styled
+from grpo_jax.plotting.colors import COLORS
+from grpo_jax.plotting.style import checked, styled
 from grpo_jax.plotting.words import label_axis, number
 
 BINS = 48
@@ -113,7 +114,9 @@ def _log_axis(axes: Axes, factor: float) -> None:
     axes.set_xscale("log")
     axis = axes.xaxis
     axis.set_major_locator(
-        MaxNLocator(5) if factor < 6 else LogLocator(subs=(1, 2, 5) if factor < 200 else (1,))
+        MaxNLocator(5)
+        if factor < 6
+        else LogLocator(subs=(1, 2, 5) if factor < 60 else (1, 3) if factor < 1e4 else (1,))
     )
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     axis.set_minor_locator(NullLocator())

@@ -11,7 +11,8 @@ from matplotlib.patches import Rectangle
 
 from grpo_jax.part import nearest
 from grpo_jax.plotting.arrays import as_floats, colors_for, labels_for
-from grpo_jax.plotting.style import COLORS, checked, styled
+from grpo_jax.plotting.colors import COLORS
+from grpo_jax.plotting.style import checked, styled
 from grpo_jax.plotting.words import room, wrapped
 
 GREY = "0.88"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -13,20 +13,15 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import is_color_like, to_hex
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import LogFormatterSciNotation
 
 from grpo_jax.part import nearest
+from grpo_jax.plotting.colors import COLORS, SEQUENTIAL
+from grpo_jax.plotting.words import PlainLog
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
-"""Six of Okabe and Ito's colours, which people with any colour blindness tell apart, and a grey."""
-
-SEQUENTIAL = "viridis"
-DIVERGING = "PuOr_r"
-"""Blue-violet below and orange above: a pair that red-green blindness leaves apart."""
 
 WIDTHS = {"column": 3.4, "page": 7.0}
 """Inches."""
@@ -62,6 +57,10 @@ STYLE: Any = {
     "ytick.minor.size": 1.8,
     "xtick.minor.width": 0.5,
     "ytick.minor.width": 0.5,
+    "xtick.major.pad": 3.5,
+    "ytick.major.pad": 3.5,
+    "xtick.minor.pad": 4.7,  # labels of short ticks stand level with those of long ones
+    "ytick.minor.pad": 4.7,
     "axes.prop_cycle": cycler(color=COLORS),
     "lines.linewidth": 1.3,
     "lines.markersize": 4.0,
@@ -98,6 +97,16 @@ def styled(function: Callable[P, T]) -> Callable[P, T]:
 
 class Drawing(Figure):
     """A figure that a notebook shows when a cell ends in it, and that is saved under the style sheet."""
+
+    @styled
+    def draw(self, renderer: Any) -> None:
+        """Draw, with labels on logarithmic axes as large as those on others."""
+        for axes in self.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if type(axis.get_major_formatter()) is LogFormatterSciNotation:
+                    axis.set_major_formatter(PlainLog())
+                    axis.set_minor_formatter(PlainLog())
+        super().draw(renderer)
 
     @styled
     def savefig(self, fname: Any, **options: Any) -> None:  # type: ignore[override]
@@ -179,6 +188,7 @@ def _keep_ticks(axes: Axes) -> None:
                 labelsize=STYLE[f"{axis}tick.labelsize"],
                 labelfontfamily="sans-serif",
                 size=STYLE[f"{axis}tick.{which}.size"],
+                pad=STYLE[f"{axis}tick.{which}.pad"],
                 width=STYLE[f"{axis}tick.{which}.width"],
                 color=INK,
                 labelcolor=INK,
@@ -191,28 +201,6 @@ def checked(axes: Any) -> Axes:
         return axes
     several = " (one of the tuple)" if isinstance(axes, (tuple, list, np.ndarray)) else ""
     raise ValueError(f"axes is a {type(axes).__name__}; it must be an Axes from plotting.panels(){several}")
-
-
-def palette(count: int) -> list[str]:
-    """Colours for ``count`` things: ``COLORS`` for as many as there are, else steps of the sequential map."""
-    if count <= len(COLORS):
-        return list(COLORS[:count])
-    return list(shades(range(count)).values())
-
-
-def shades(values: Iterable[Any]) -> dict[Any, str]:
-    """A step of the sequential map for every value, in order: {value: colour}."""
-    found = list(values)
-    return dict(
-        zip(found, map(to_hex, mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.92, len(found)))), strict=True)
-    )
-
-
-def checked_color(color: Any) -> Any:
-    """The colour; ValueError where Matplotlib knows none like it."""
-    if not is_color_like(color):
-        raise ValueError(f"{color!r} is no colour; give a name such as 'black', a hex code or an RGB tuple")
-    return color
 
 
 @styled

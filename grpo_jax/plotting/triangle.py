@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from grpo_jax.plotting.arrays import as_floats
-from grpo_jax.plotting.style import INK, checked, palette, styled
+from grpo_jax.plotting.colors import palette
+from grpo_jax.plotting.style import INK, checked, styled
+from grpo_jax.plotting.words import CHARACTER, room
 
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
 """Where the three answers are certain: lower left, lower right, top."""
@@ -69,13 +72,16 @@ def simplex(
         axes.plot(*at.T, color=color, label=label or "_nolegend_", zorder=3)
         last = at[~np.isnan(at).any(1)][-1:]
         axes.plot(*last.T, "o", color=color, markersize=3.5, zorder=3.5)
-    for label, point in _named(points, "points", 1):
+    marked = _named(points, "points", 1)
+    lines = [CORNERS[[0, 1]], CORNERS[[1, 2]], CORNERS[[2, 0]], *(path @ CORNERS for _, path in named)]
+    busy = np.concatenate([*map(_dense, lines), *(point[None] @ CORNERS for _, point in marked)])
+    for label, point in marked:
         at = point @ CORNERS
         axes.plot(
             *at, "o", color="black", markeredgecolor="white", markeredgewidth=0.6, markersize=5, zorder=5
         )
         if label and not np.isnan(at).any():
-            _beside(axes, label, at)
+            _beside(axes, label, at, busy)
     if any(label for label, _ in named):
         axes.legend(loc="upper left", bbox_to_anchor=(0.72, 1.0))
     axes.set_xlim(-0.06, 1.06)
@@ -83,16 +89,34 @@ def simplex(
     return axes
 
 
-def _beside(axes: Axes, label: str, at: np.ndarray) -> None:
-    """The label where the triangle is wider, on white, so that arrows do not cross it."""
-    right = at[0] <= 0.5
+def _dense(line: np.ndarray) -> np.ndarray:
+    """[n, 2] points along a line, close to each other."""
+    line = line[np.isfinite(line).all(1)]
+    if len(line) < 2:
+        return line
+    walked = np.concatenate([[0], np.sqrt((np.diff(line, axis=0) ** 2).sum(1)).cumsum()])
+    steps = np.linspace(0, walked[-1], max(2, math.ceil(walked[-1] / 0.02)))
+    return np.stack([np.interp(steps, walked, side) for side in line.T], 1)
+
+
+def _beside(axes: Axes, label: str, at: np.ndarray, busy: np.ndarray) -> None:
+    """The label on that side of its point where least is drawn; ``busy`` [n, 2] is where something is."""
+    half = 0.5 * 8 * CHARACTER * len(label) / room(axes, "x")
+    sides = {(1, 0): half + 0.03, (-1, 0): half + 0.03, (0, 1): 0.06, (0, -1): 0.06}
+    reach = np.array([half, 0.03])
+
+    def crowd(side: tuple[int, int]) -> int:
+        middle = at + np.array(side) * sides[side]
+        return int((np.abs(busy - middle) < reach).all(1).sum())
+
+    side = min(sides, key=crowd)
     axes.annotate(
         label,
         (at[0], at[1]),
-        (5 if right else -5, 0),
+        (5 * side[0], 5 * side[1]),
         textcoords="offset points",
-        ha="left" if right else "right",
-        va="center",
+        ha={1: "left", -1: "right", 0: "center"}[side[0]],
+        va={1: "bottom", -1: "top", 0: "center"}[side[1]],
         zorder=6,
         bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
     )

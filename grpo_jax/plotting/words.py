@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatterSciNotation
 
 from grpo_jax.sweeps.axes import ALIASES
 
@@ -29,7 +30,7 @@ NAMES = {
 """Last part of a path -> what is written at an axis or over a legend."""
 
 PATHS = {path: alias for alias, path in ALIASES.items()}
-CHARACTER = 0.56
+CHARACTER = 0.54
 """Mean width of a character, in font sizes."""
 
 
@@ -83,6 +84,14 @@ def texts(values: Iterable[Any]) -> list[str]:
     return found
 
 
+class PlainLog(LogFormatterSciNotation):
+    """Matplotlib's choice of labels on a logarithmic axis, without exponents too small to read."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        """The label, empty where there is none."""
+        return number(x) if super().__call__(x, pos) else ""
+
+
 def described(array: xr.DataArray) -> str:
     """What a variable is, from its metadata, with its unit: "entropy of whole outputs (nats)"."""
     name = "" if array.name is None else readable(str(array.name))
@@ -114,12 +123,21 @@ def label_axis(axes: Axes, along: str, text: str) -> None:
         getattr(axes, f"set_{along}label")(wrapped(text, 1.15 * room(axes, along)))
 
 
-def index_ticks(axes: Axes, along: str, values: Any) -> None:
-    """Values as tick labels of the places 0, 1, ..., as many as there is room for."""
-    words = texts(values)
-    width = 7.5 * CHARACTER * max(map(len, words)) + 7 if along == "x" else 12.0
-    step = math.ceil(len(words) * width / room(axes, along))
-    turned = along == "x" and step > 1 and not np.issubdtype(np.asarray(values).dtype, np.number)
+def index_ticks(axes: Axes, along: str, values: Any, share: float = 1.0) -> None:
+    """Values as tick labels of the places 0, 1, ..., as many as fit into this share of the side."""
+    words, wide = texts(values), share * room(axes, along)
+    figures = np.issubdtype(np.asarray(values).dtype, np.number)
+    slot = int(wide / len(words) / (7.5 * CHARACTER)) - 1
+    if (
+        along == "x"
+        and not figures
+        and max(len(part) for word in words for part in word.split() or [""]) <= slot
+    ):
+        words = [textwrap.fill(word, slot) for word in words]
+    longest = max(len(line) for word in words for line in word.split("\n"))
+    gap = 7 if figures else 3
+    step = math.ceil(len(words) * (7.5 * CHARACTER * longest + gap if along == "x" else 12.0) / wide)
+    turned = along == "x" and step > 1 and not figures
     step = 1 if turned else step
     places = list(range(0, len(words), step))
     axis = getattr(axes, f"{along}axis")

@@ -90,7 +90,8 @@ def _display(name: str) -> str:
 def parse_axes(config: Config, axes: Mapping[Any, Any]) -> list[Axis]:
     """Traced axes: {path: values} is a dimension, {(path, path): [(value, value), ...]} a zipped one.
 
-    A mapping {label: value} in the place of values names the settings. Raises TypeError or ValueError for
+    A mapping {label: value} in the place of values names the settings; labels that are all numbers stay
+    numbers. Raises TypeError or ValueError for
     what is no number, for a number without meaning where it belongs, and for settings that repeat.
     """
     _require_mapping("axes", axes)

@@ -11,7 +11,8 @@ import xarray as xr
 
 from grpo_jax import train
 from grpo_jax.config import Config
-from grpo_jax.measures import STEP, Measure, Recording
+from grpo_jax.measures import STEP, Measure
+from grpo_jax.records import Recording
 from grpo_jax.sweeps.axes import Axis
 from grpo_jax.types import OverSequences, support_of
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from grpo_jax import train
 from grpo_jax.config import Config
-from grpo_jax.measures import Recording
 from grpo_jax.part import put_all
+from grpo_jax.records import Recording
 from grpo_jax.runtime import compiler_options
 from grpo_jax.sweeps.axes import Axis
 from grpo_jax.sweeps.layout import Layout

@@ -22,8 +22,8 @@ import xarray as xr
 from grpo_jax.collectors import choose, reason
 from grpo_jax.config import Config, check_root, check_slots
 from grpo_jax.exact.expectation import Exact, moves_cells
-from grpo_jax.measures import recording
 from grpo_jax.part import describe, put_all
+from grpo_jax.records import recording
 from grpo_jax.runtime import keep_compilations
 from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size, swept_numbers
 from grpo_jax.sweeps.dataset import dataset, idle, own_dims, own_labels, own_shapes
