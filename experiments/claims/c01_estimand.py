@@ -32,7 +32,7 @@ from experiments.problems.estimands import TARGETS
 from grpo_jax import Sequences, plotting
 
 PRECISION = "float64"
-SIZES = sizes(tables=(24, 200, 1000))
+SIZES = sizes(tables=(80, 200, 1000))
 
 HORIZONS = np.arange(1, 9)
 DRIFTS = np.array([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
@@ -102,9 +102,8 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
 def least(nearer: xr.DataArray, tables: int) -> Number:
     """The least share of tables of all these settings; at least half should be nearer to ∇J(θ_old)."""
     found = share(int(nearer.min()), tables, expected=0.5, relation="at least")
-    low = nearer.isel(nearer.argmin(...))
-    names = ("horizon", "drift", "direction")
-    at = ", ".join(f"{name} {low[name].item():g}" for name in names[:2] if nearer.sizes.get(name, 1) > 1)
+    low, named = nearer.isel(nearer.argmin(...)), [n for n in ("horizon", "drift") if n in nearer.dims]
+    at = ", ".join(f"{name} {low[name].item():g}" for name in named)
     return Number(found.value, 0.5, None, found.low, found.high, "at least", at)
 
 
@@ -121,38 +120,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     tic = atlas.nearer.sel(estimator="TIC-GRPO", clip="none", advantage="shift-only")
     control = Number(float(tic.max()) / tables, 0.5, relation="at most")
     claim.requires("TIC-GRPO, no clip: greatest share nearer to the old gradient (control)", control)
-    far = atlas.distance.sel(target=TARGETS[0], quantile=0.5)
     for words, rule in RULES.items():
-        starts = where.start.sel(rule)
-        onward = float(starts.max("kind", skipna=False))
-        for kind in KINDS:
-            near = atlas.nearer.sel(rule | {"kind": kind})
-            long, short = near.sel(horizon=8), near.sel(horizon=slice(1, 7), drift=slice(0, SOME))
-            name = f"share of tables nearer to the old gradient, {words}, {kind}"
-            claim.refutes(f"{name}, T = 8, up to {SOME} nat", least(long.sel(drift=slice(0, SOME)), tables))
-            claim.qualifies(f"{name}, T = 1..7, up to {SOME} nat", least(short, tables), only=_onward(onward))
-            claim.qualifies(
-                f"{name}, T = 8, beyond {SOME} nat", least(long.sel(drift=slice(0.3, None)), tables),
-                only=f"after drifts of up to {SOME} nat",
-            )  # fmt: skip
-        reach = float(where.reach.sel(rule).min())
-        distance = Number(float(far.sel(rule | {"drift": 1.0}).max()), NEAR, relation="at most")
-        claim.qualifies(
-            f"median distance to the old gradient at 1 nat, {words}", distance, only=_up_to(reach)
-        )
-        here = atlas.angle.sel(rule | {"horizon": 8, "drift": SOME, "quantile": 0.5})
-        for target in TARGETS[:2]:
-            for way in here.direction.values:
-                angle = float(here.sel(target=target, direction=way).max())
-                claim.reports(
-                    f"{words}: median angle to the {target}, T = 8, {SOME} nat, {way}, degrees", Number(angle)
-                )
-        for t in (1, 2, 3, 4, 8):
-            for most in (SOME, 1.0):
-                few = atlas.nearer.sel(rule | {"horizon": t, "drift": slice(0, most)})
-                claim.reports(
-                    f"{words}: least share at T = {t}, up to {most:g} nat", Number(float(few.min()) / tables)
-                )
+        judge_update(atlas, words, rule, claim)
     told(atlas, where, claim)
     row = claim.ours(
         "Shift-only and unclipped, GRPO's expected update is (1 - 1/G) times the gradient at θ of the local "
@@ -160,6 +129,38 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
     row.refutes("update - formula", worst(residual.sel(identity="away"), tolerance=1e-10))
     judge_others(atlas, where, claim)
+
+
+def judge_update(atlas: xr.Dataset, words: str, rule: dict[str, str], claim: Claim) -> None:
+    """The sentence for one form of the update, each kind of reward by itself."""
+    tables, where = int(atlas.attrs["tables"]), sentence(atlas).sel(rule)
+    onward, reach = float(where.start.max("kind", skipna=False)), float(where.reach.min())
+    for kind in KINDS:
+        near = atlas.nearer.sel(rule | {"kind": kind})
+        long, short = near.sel(horizon=8), near.sel(horizon=slice(1, 7), drift=slice(0, SOME))
+        name = f"share of tables nearer to the old gradient, {words}, {kind}"
+        claim.refutes(f"{name}, T = 8, up to {SOME} nat", least(long.sel(drift=slice(0, SOME)), tables))
+        claim.qualifies(f"{name}, T = 1..7, up to {SOME} nat", least(short, tables), only=_onward(onward))
+        claim.qualifies(
+            f"{name}, T = 8, beyond {SOME} nat", least(long.sel(drift=slice(0.3, None)), tables),
+            only=f"after drifts of up to {SOME} nat",
+        )  # fmt: skip
+    far = atlas.distance.sel(target=TARGETS[0], quantile=0.5)
+    distance = Number(float(far.sel(rule | {"drift": 1.0}).max()), NEAR, relation="at most")
+    claim.qualifies(f"median distance to the old gradient at 1 nat, {words}", distance, only=_up_to(reach))
+    here = atlas.angle.sel(rule | {"horizon": 8, "drift": SOME, "quantile": 0.5})
+    for target in TARGETS[:2]:
+        for way in here.direction.values:
+            angle = float(here.sel(target=target, direction=way).max())
+            claim.reports(
+                f"{words}: median angle to the {target}, T = 8, {SOME} nat, {way}, degrees", Number(angle)
+            )
+    for t in (1, 2, 3, 4, 8):
+        for most in (SOME, 1.0):
+            few = atlas.nearer.sel(rule | {"horizon": t, "drift": slice(0, most)})
+            claim.reports(
+                f"{words}: least share at T = {t}, up to {most:g} nat", Number(float(few.min()) / tables)
+            )
 
 
 def _onward(start: float) -> str:
