@@ -6,10 +6,10 @@ only on which answer's expected reward is larger.
 them), or coin flips whose chances have the same order.
 
 Refuted if exact ascent on certain rewards at G = 256 ends 0.01 from (15) or 0.01 below the bound, or if
-rewards of the same order, noisy ones among them, move the policy by more than 0.01: exact ascent at G = 256,
-the solver of (11) in the limit, or sampled runs at G = 8. That formula and limit fit together, the solver, and
-a placebo (a fair coin for both answers, which leads to π_ref) are checks of the instrument. The curve of every
-other group size, β(π − π_ref) = φ_G(π), is ours, a row of its own.
+rewards of the same order, noisy ones among them, move the policy by more than 0.01: exact ascent at
+G = 256, the solver of (11) in the limit, or sampled runs at G = 8. That formula and limit fit together, the
+solver, and a placebo (a fair coin for both answers, which leads to π_ref) are checks of the instrument. The
+curve of every other group size, β(π − π_ref) = φ_G(π), is ours, a row of its own.
 """
 
 import math
@@ -87,7 +87,7 @@ def trained(group: int) -> xr.Dataset:
         "noisy": table("noise", "pair", PAIRS),
         "edge": edge.assign_coords(side=[BELOW, ABOVE]),
         "edge_curve": ("side", curve([SMALL, SMALL], [low, high], group)),
-        "curve": tabulated(lambda r, b: curve(r, b, group), reference=REFERENCES, beta=BETAS),
+        "curve": curves(group),
     })  # fmt: skip
 
 
@@ -97,6 +97,11 @@ def curve(reference: Any, beta: Any, group: float) -> np.ndarray:
     padded = (np.resize(x.ravel(), len(REFERENCES) * len(BETAS)) for x in (reference, beta))
     found = theory.stationary_binary(*padded, group_size=group)
     return np.reshape(np.asarray(found)[: reference.size], reference.shape)
+
+
+def curves(group: int) -> xr.DataArray:
+    """The curve [reference, beta] of a group size."""
+    return tabulated(lambda r, b: curve(r, b, group), reference=REFERENCES, beta=BETAS)
 
 
 def solved(group: float) -> xr.DataArray:
@@ -126,8 +131,8 @@ def sampled(name: str, seed: int, size: Any) -> xr.DataArray:
         ("reference", "policy.logits"): {r: (x, x) for r, x in pairs(SAMPLED["reference"]).items()},
         "kl_coef": SAMPLED["beta"],
     }
-    found = time_averages(config, axes, size, seed)
-    return found.rename({"reference+policy.logits": "reference", "kl_coef": "beta"}).reset_coords(drop=True)
+    found = time_averages(config, axes, size, seed).drop_vars(["reference", "policy.logits"])
+    return found.rename({"reference+policy.logits": "reference", "kl_coef": "beta"})
 
 
 def coins(seed: int, size: Any) -> xr.DataArray:
@@ -212,8 +217,8 @@ def judge_noise(trained: xr.DataArray, solver: xr.DataArray, runs: xr.DataArray,
         furthest(at_zero, aim, tolerance=MARGIN),
     )
     claim.finds(
-        "Rewards of the same order do not share a policy: noise within an answer enters the spread, and moves "
-        f"the policy by up to {moved.value:.2f}.",
+        "Rewards of the same order do not share a policy: noise within an answer enters the spread and "
+        f"moves the policy by up to {moved.value:.2f}.",
         when=moved.holds is False,
     )
 
@@ -225,8 +230,8 @@ def _range(policies: xr.DataArray) -> Number:
 def judge_groups(data: dict[str, xr.Dataset], limit: xr.DataArray, claim: Claim) -> None:
     """The curve of every group size, where it jumps, and sampled runs."""
     row = claim.ours(
-        "With certain rewards every group size G has its own curve, β(π − π_ref) = φ_G(π), which rises with G "
-        "to (15) and jumps at π_ref = 0 iff β < √(G − 1)."
+        "With certain rewards every group size G has its own curve, β(π − π_ref) = φ_G(π), which rises with "
+        "G to (15) and jumps at π_ref = 0 iff β < √(G − 1)."
     )
     exact = data["exact"]
     for group in exact.group.values:
@@ -265,10 +270,7 @@ def judge_groups(data: dict[str, xr.Dataset], limit: xr.DataArray, claim: Claim)
         told = f"{name}, G = {SAMPLED_GROUP}: sampled, extrapolated - curve"
         row.refutes(told, gap) if name == "SGD" else row.qualifies(told, gap, only="under SGD")
         row.reports(f"{name}: steepest slope in the learning rate", worst(slope.mean("seed")))
-    row.finds(
-        "A small group trains away from π_ref only where β < √(G − 1); above that it hardly moves from a small "
-        "π_ref, whatever (15) says."
-    )
+    row.finds("From a very small π_ref a group of G trains up only if β < √(G − 1), whatever (15) says.")
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:

@@ -1,4 +1,4 @@
-"""Whole policies over the answers of one question: where ascent ends, time averages, and the force on logits."""
+"""Whole policies over the answers of one question: where ascent ends, time averages, forces on logits."""
 
 from __future__ import annotations
 
