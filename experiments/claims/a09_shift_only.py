@@ -7,11 +7,11 @@ or coin flips; the sentence does not tell them apart. All training starts apart 
 should end: a penalty that pulls to the start or to the sampling policy, or a run too short to move, ends
 elsewhere.
 
-Refuted if the preference is off by 1e-12, if exact ascent ends 1e-6 from that policy, if RLHF at β itself fits
-as well (the factor is a phantom), or if a sampled run's time average under SGD, extrapolated linearly to
-learning rate zero as in the other claims, is not within 0.01 of it (99.9 % intervals). Qualified if AdamW,
-judged alike, is not. Equal rewards, which lead to π_ref, are a check of the instrument; a quadratic
-extrapolation is reported beside the linear one.
+Refuted if the preference is off by 1e-12, if exact ascent ends 1e-6 from that policy or within 0.05 of RLHF's
+at β itself, or if a sampled run's time average under SGD, extrapolated linearly to learning rate zero as in
+the other claims, is not within 0.01 of it (99.9 % intervals). Qualified if AdamW, judged alike, is not. Equal
+rewards, which lead to π_ref, are a check of the instrument; a quadratic extrapolation is reported beside the
+linear one.
 """
 
 import dataclasses
