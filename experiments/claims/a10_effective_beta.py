@@ -1,10 +1,10 @@
 """Dividing by the spread makes β an effective penalty βσ(π) on the rewards themselves: concentrated policies
 are regularised less.
 
-[A] Section 5, read at large G: where advantages are r − mean, the penalty that has GRPO's stationary policy has
-the weight β σ(π), noise within an answer included. The weight is by how much the expected gradient without the
-spread exceeds that with it, at all 11 points of three paths that start at the uniform policy and concentrate:
-on one certain answer, on the best and the worst of three, on one whose reward is a coin flip.
+[A] Section 5, read at large G: advantages r − mean with a penalty of weight βσ(π), noise within an answer
+included, have GRPO's stationary policy. The weight is by how much the expected gradient without the spread
+exceeds that with it, at all 11 points of three paths that start at the uniform policy and concentrate: on one
+certain answer, on the best and the worst of three, on one whose reward is a coin flip.
 
 Refuted if the weight leaves σ by 2 % anywhere, if training without the spread at the weight taken at GRPO's
 trained policy ends 1e-6 elsewhere (sampled, extrapolated to learning rate zero: not within 0.01), if ignoring
@@ -41,7 +41,7 @@ PATHS = {
     EXTREMES: ([1.0, 0.5, 0.0], [0.495, 0.01, 0.495], False, 64),
     FLIP: ([1.0, 0.5, 1.0], [0.01, 0.98, 0.01], True, 1024),
 }
-"""Rewards or success chances; where the path from the uniform policy ends; whether coin flips; group size."""
+"""Rewards or success chances; where the path from the uniform policy ends; coin flips or not; group size."""
 ALONG = np.linspace(0, 1, 11)
 GROUPS = [4, 16, 64]
 RARE = np.logspace(-5, np.log10(0.5), 18)
@@ -64,7 +64,7 @@ def divided(*, coef: float = 1.0) -> gj.Method:
 def weights(
     rewards: Any, policies: dict[float, np.ndarray], group: int, *, flips: bool = False
 ) -> xr.Dataset:
-    """The penalty's weight over β at policies, and the cosine of the gradients with and without the spread."""
+    """The penalty's weight over β, and the cosine of the gradients with and without the spread."""
     noise = Bernoulli() if flips else None
     config = question(rewards, group_size=group, method=divided(coef=0.0), noise=noise)
     found = force(config, {"policy.logits": policies, "power": [1.0, 0.0]})
@@ -193,8 +193,8 @@ def judge_weights(paths: xr.Dataset, claim: Claim) -> None:
     for name, (_, condition) in rises.items():
         claim.qualifies(f"{name}: greatest rise of the weight", found[name], only=condition)
     claim.finds(
-        "Dividing by the spread multiplies β by the spread of rewards at the policy. That falls as one answer "
-        "of a certain reward takes over from one half; a policy that concentrates on two answers of unlike "
+        "Dividing by the spread multiplies β by the spread of rewards at the policy. That falls once an answer "
+        "of a certain reward has half the probability; a policy that concentrates on two answers of unlike "
         "rewards, or on one whose reward is a coin flip, is regularised more.",
         when=all(number.holds is False for number in found.values()),
     )
