@@ -53,7 +53,7 @@ VARIANTS = {
     "left out, G = 8, coin flips": (True, 8, True),
 }
 """Whether answers are left out of their baseline, the group's size, and whether rewards are coin flips."""
-SAMPLED = ("mean, G = 2", "left out, G = 2", "left out, G = 8, coin flips")
+SAMPLED = ("mean, G = 2", "left out, G = 8, coin flips")
 SAMPLED_BETAS = [0.5, 1.3]
 OPTIMIZERS = {"SGD": (gj.SGD, [0.05, 0.1, 0.2]), "AdamW": (gj.AdamW, [0.01, 0.02, 0.04])}
 MARGIN = 0.01

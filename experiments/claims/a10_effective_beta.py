@@ -8,8 +8,8 @@ certain answer, on the best and the worst of three, on one whose reward is a coi
 
 Refuted if the weight leaves σ by 2 % anywhere, if training without the spread at the weight taken at GRPO's
 trained policy ends 1e-6 elsewhere (sampled, extrapolated to learning rate zero: not within 0.01), if ignoring
-the weight fits as well, or if the weight grows while an answer of a certain reward that has half of the
-probability gets more. Qualified if it grows on the way to that half, or on one of the other paths. That the
+the weight fits as well, or if the weight rises by more than 0.01 while an answer of a certain reward that has
+half of the probability gets more. Qualified if it does on the way to that half, or on one of the other paths. That the
 two gradients are parallel is a check of the instrument. What a finite group does is ours, a row of its own.
 """
 
@@ -43,7 +43,7 @@ PATHS = {
 }
 """Rewards or success chances; where the path from the uniform policy ends; coin flips or not; group size."""
 ALONG = np.linspace(0, 1, 11)
-GROUPS = [4, 16, 64]
+GROUPS = [4, 64]
 RARE = np.logspace(-5, np.log10(0.5), 18)
 GROUP, REFERENCE = 64, 0.2
 BETAS = [0.15, 0.3, 0.6, 1.2, 2.5]
@@ -52,6 +52,8 @@ FLIPS = {"certain": (1.0, 0.0), "coin flips": (0.8, 0.3)}
 SAMPLED_BETAS, RATES = [0.3, 1.2], [0.05, 0.1, 0.2]
 GRPO, SAME, PLAIN = "GRPO", "shift-only at its weight", "shift-only at β"
 MARGIN = 0.01
+RISE = 0.01
+"""Of a weight that lies between 0 and 1/2: less is no rise."""
 
 
 def divided(*, coef: float = 1.0) -> gj.Method:
@@ -193,22 +195,24 @@ def judge_weights(paths: xr.Dataset, claim: Claim) -> None:
     for name, (_, condition) in rises.items():
         claim.qualifies(f"{name}: greatest rise of the weight", found[name], only=condition)
     claim.finds(
-        "Dividing by the spread multiplies β by the spread of rewards at the policy. That falls once an answer "
-        "of a certain reward has half the probability; a policy that concentrates on two answers of unlike "
+        "Dividing by the spread multiplies β by the spread of rewards at the policy. That falls once an "
+        "answer of a certain reward has half the probability; a policy that concentrates on two answers of unlike "
         "rewards, or on one whose reward is a coin flip, is regularised more.",
         when=all(number.holds is False for number in found.values()),
     )
 
 
 def _rise(weight: xr.DataArray) -> Number:
-    return worst(weight.diff("along"), relation="at most")
+    """By how much the weight exceeds the least one before it."""
+    least = xr.zeros_like(weight) + np.minimum.accumulate(weight.values)
+    return worst(weight - least, tolerance=RISE, relation="at most")
 
 
 def judge_rare(measured: xr.DataArray, claim: Claim) -> None:
     """Weights [group, p] over (1 - 1/G) where an answer is rare."""
     row = claim.ours(
-        "In a group of G two answers with a gap of 1 never weigh the penalty by less than √(G − 1)/G, however "
-        "rare one of them becomes."
+        "In a group of G two answers with a gap of 1 never weigh the penalty by less than √(G − 1)/G, "
+        "however rare one of them becomes."
     )
     weight = measured * (1 - 1 / measured.group)
     told = [np.asarray(effective_penalty_binary(1.0, RARE, group_size=group)) for group in GROUPS]
@@ -219,8 +223,8 @@ def judge_rare(measured: xr.DataArray, claim: Claim) -> None:
     rarest = float(measured.sel(group=GROUPS[-1]).isel(p=0) / np.sqrt(RARE[0]))
     row.reports(f"G = {GROUPS[-1]}, p = 1e-5: weight / σ", Number(rarest))
     row.finds(
-        f"Where one answer has 1e-5 of the probability, groups of {GROUPS[-1]} weigh the penalty {rarest:.0f} "
-        "times as much as σ says."
+        f"Where one answer has 1e-5 of the probability, groups of {GROUPS[-1]} weigh the penalty "
+        f"{rarest:.0f} times as much as σ says."
     )
 
 

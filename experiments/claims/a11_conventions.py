@@ -1,16 +1,16 @@
 """Ours, beside the paper: dividing by the sample spread (ddof 1) plus a constant, as libraries do, is another
-penalty. Without the constant β acts as β√(G/(G − 1)); with it the factor depends on the gap of the rewards and,
-for groups of more than two, on the policy.
+penalty. Without the constant β acts as β√(G/(G − 1)); with it the factor depends on the gap of the rewards
+and, for groups of more than two, on the policy.
 
 On [A] (11) with two answers and certain rewards. TRL adds 1e-4, verl 1e-6, the authors of Dr. GRPO 1e-8 and
-OpenRLHF 1e-9; the paper adds nothing and takes ddof 0. The factor is the ratio of the drives towards the better
-answer; it is enumerated over all groups through the advantages of the libraries' presets, which are held
-against the libraries' own numbers elsewhere (the third has no preset).
+OpenRLHF 1e-9; the paper adds nothing and takes ddof 0. The factor is the ratio of the drives towards the
+better answer, enumerated over all groups through the advantages of the libraries' presets (the third has no
+preset), which the test suite holds against the libraries' own numbers.
 
 Refuted if the enumeration leaves the formulas by 1e-9 of the value, if the factor without a constant is not
-√(G/(G − 1)), if TRL's factor at G = 8 does not differ by 0.01 over gaps and over policies, or does over policies
-at G = 2, or if exact ascent with the presets' ddof and constant ends 1e-6 from the policy predicted. Nothing is
-random.
+√(G/(G − 1)), if TRL's factor at G = 8 does not differ by 0.01 over gaps and over policies or does over
+policies at G = 2, or if exact ascent with the presets' ddof and constant ends 1e-6 from the policy predicted.
+Nothing is random.
 """
 
 import dataclasses
