@@ -298,7 +298,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         here = exact.noisy.sel(group=LARGEST, pair=name, beta=1.0)
         right.plot(here.reference, here, "o", mfc="white", ms=4, color=color)
     right.legend(title="chance of reward 1,\nbetter and worse answer", loc="lower right")
-    right.set_title("Noise of the same order, G → ∞, β = 1: another policy")
+    right.set_title("Noise moves it: G → ∞, β = 1")
     for axes in (left, right):
         axes.plot([0, 1], [0, 1], color="0.8", lw=0.8, zorder=0)
         axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="π_ref of the better answer")

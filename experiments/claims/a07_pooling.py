@@ -8,9 +8,9 @@ the direct penalty 2β, RLHF the same without the spread and with β/2.
 Refuted if GRPO's exact ascent ends 1e-6 from the solution of (11), if its sampled runs, extrapolated to
 learning rate zero, are not within 0.01 of it, or if some pooling could be GRPO's: its shape is 1/(1 − x) (to
 1e-6, and 0.05 apart from e^x), and the log odds that the best answer gains on the worst feel π_ref (by 0.1 or
-more), which no pooling's do. That the other three end where their own theory says, and that RLHF's log odds do
-not feel π_ref, are checks of the instrument. Which objectives feel the size of the rewards is ours, a row of
-its own.
+more), which no pooling's do. That the other three end where their own theory says, and that RLHF's log odds
+do not feel π_ref, are checks of the instrument. Which objectives feel the size of the rewards is ours, a row
+of its own.
 """
 
 import dataclasses
@@ -195,7 +195,7 @@ def check(data: xr.Dataset, claim: Claim) -> None:
 
 
 def _odds_spread(policy: xr.DataArray) -> float:
-    """Log odds [reference, beta] of the best against the worst, less the reference's: range over references."""
+    """Log odds of the best against the worst, less the reference's: greatest range over references."""
     anchor = xr.DataArray(list(REFERENCES.values()), {"reference": list(REFERENCES), "output": range(3)})
     odds = np.log(policy / anchor)
     gained = odds.sel(output=0) - odds.sel(output=2)
@@ -224,8 +224,8 @@ def judge_shape(policies: xr.DataArray, claim: Claim) -> None:
 def judge_size(ended: xr.DataArray, claim: Claim) -> None:
     """How far policies move with the scale of the rewards, and with where a middle reward lies."""
     row = claim.ours(
-        "GRPO and NLHF do not feel the scale of the rewards, Dr. GRPO and RLHF do; where a middle reward lies "
-        "counts for GRPO, too, but not for pairs with signs, which is NLHF."
+        "GRPO and NLHF do not feel the scale of the rewards, Dr. GRPO and RLHF do; where a middle reward "
+        "lies counts for GRPO, too, but not for pairs with signs, which is NLHF."
     )
     kinds = (("scale", "rewards x 1/4 to x 4", SCALED, ("GRPO", "NLHF")),
              ("middle", "middle reward 0.1 to 0.9", MIDDLES, ("NLHF",)))  # fmt: skip

@@ -9,8 +9,9 @@ certain answer, on the best and the worst of three, on one whose reward is a coi
 Refuted if the weight leaves σ by 2 % anywhere, if training without the spread at the weight taken at GRPO's
 trained policy ends 1e-6 elsewhere (sampled, extrapolated to learning rate zero: not within 0.01), if ignoring
 the weight fits as well, or if the weight rises by more than 0.01 while an answer of a certain reward that has
-half of the probability gets more. Qualified if it does on the way to that half, or on one of the other paths. That the
-two gradients are parallel is a check of the instrument. What a finite group does is ours, a row of its own.
+half of the probability gets more. Qualified if it does on the way to that half, or on one of the other paths.
+That the two gradients are parallel is a check of the instrument. What a finite group does is ours, a row of
+its own.
 """
 
 import dataclasses
@@ -196,8 +197,8 @@ def judge_weights(paths: xr.Dataset, claim: Claim) -> None:
         claim.qualifies(f"{name}: greatest rise of the weight", found[name], only=condition)
     claim.finds(
         "Dividing by the spread multiplies β by the spread of rewards at the policy. That falls once an "
-        "answer of a certain reward has half the probability; a policy that concentrates on two answers of unlike "
-        "rewards, or on one whose reward is a coin flip, is regularised more.",
+        "answer of a certain reward has half the probability; a policy that concentrates on two answers of "
+        "unlike rewards, or on one whose reward is a coin flip, is regularised more.",
         when=all(number.holds is False for number in found.values()),
     )
 
