@@ -80,12 +80,12 @@ def drive(made: Method, group: int) -> xr.DataArray:
 
 
 def enumerated() -> xr.DataArray:
-    """Factor on β [method, group, gap, policy], by enumeration through the methods."""
+    """Factor on β [group, preset, gap, policy], by enumeration through the methods."""
 
     def factors(group: int) -> xr.DataArray:
         paper = drive(PRESETS["paper"], group).sel(gap=1.0, drop=True)
         found = [paper / drive(made, group) for made in METHODS.values()]
-        return xr.concat(found, xr.Variable("method", list(METHODS)))
+        return xr.concat(found, xr.Variable("preset", list(METHODS)))
 
     return xr.concat([factors(group) for group in GROUPS], xr.Variable("group", GROUPS))
 
@@ -160,12 +160,12 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """Enumeration, ascent and the three statements about the effective β."""
     factors, trained = data["factors"], data["trained"]
     names = list(PRESETS)
-    formula = factors.predicted.sel(library=names).rename(library="method")
-    ratio = factors.enumerated.sel(method=names) / formula
+    formula = factors.predicted.sel(library=names).rename(library="preset")
+    ratio = factors.enumerated.sel(preset=names) / formula
     claim.refutes("enumeration over formula, less 1", worst(ratio, expected=1.0, tolerance=1e-9))
     ended = worst(trained.ended, expected=trained.told, tolerance=1e-6)
     claim.refutes("exact ascent - predicted", ended)
-    bare = factors.enumerated.sel(method=BARE, drop=True)
+    bare = factors.enumerated.sel(preset=BARE, drop=True)
     root = np.sqrt(bare.group / (bare.group - 1))
     claim.refutes("no constant: over √(G/(G - 1)), less 1", worst(bare / root, expected=1.0, tolerance=1e-9))
     trl = factors.predicted.sel(library="trl", drop=True)
@@ -204,7 +204,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         line = [float(effective_beta(1.0, 0.5, gap, **options)) for gap in fine]
         left.plot(fine, line, color=colors[name], label=name.replace("_", " "))
         if name in PRESETS:
-            here = data["factors"].enumerated.sel(method=name, group=GROUP, policy=0.5)
+            here = data["factors"].enumerated.sel(preset=name, group=GROUP, policy=0.5)
             left.plot(here.gap, here, "o", mfc="white", color=colors[name])
     left.set(
         xscale="log", yscale="log", ylim=(0.8, 1e3), xlabel="gap of the rewards", ylabel="effective β / β"
