@@ -207,4 +207,4 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
             colors[name] = marks[variant][0]
     plotting.intervals(right, rows, expected=0.0, margin=MARGIN, colors=colors)
     right.set(xlabel=f"time average of π(best) − theory, β = {SAMPLED_BETAS[0]:g}")
-    right.set_title("Sampled, at learning rate → 0 (grey: margin)")
+    right.set_title("Sampled, rate → 0 (grey: margin)")
