@@ -32,7 +32,7 @@ PRECISION = "float64"
 SIZES = sizes(
     seeds=(16, 48, 256),
     iterations=(2000, 2000, 10000),
-    groups=((2, 256), (2, 8, 64, 256), (2, 4, 8, 16, 64, 256)),
+    groups=((2, 256), (2, 8, 256), (2, 4, 8, 16, 64, 256)),
 )
 """Seeds and iterations of sampled runs, and groups trained exactly."""
 

@@ -248,7 +248,7 @@ def judge_size(ended: xr.DataArray, claim: Claim) -> None:
 
 def draw(figure: Any, data: xr.Dataset) -> None:
     """Four objectives by two sizes of the same rewards: flows, fixed points, and their paths over β."""
-    figure.set_size_inches(7.0, 4.3)
+    figure.set_size_inches(7.0, 4.0)
     panels = iter(plotting.panels(figure, len(SHOWN), len(OBJECTIVES)))
     for shown in SHOWN:
         best, middle, worst_one = (f"r = {reward:g}" for reward in TABLES[shown])
@@ -263,21 +263,21 @@ def draw(figure: Any, data: xr.Dataset) -> None:
             reference = REFERENCES[DRAWN]
             path = [predicted(objective, reference, TABLES[shown], b) for b in np.logspace(2, -2, 50)]
             ended = data.trained.sel(objective=objective, reference=DRAWN, beta=BETA).isel(start=0)
+            marks = {"π_ref": np.array(reference)[ORDER], "trained": ended.sel(table=shown).values[ORDER]}
             plotting.simplex(
                 axes,
                 lambda at, nearest=nearest: nearest(at[:, np.argsort(ORDER)]),
                 paths=[np.array(path)[:, ORDER]],
-                points={
-                    "π_ref": np.array(REFERENCES[DRAWN])[ORDER],
-                    "trained": ended.sel(table=shown).values[ORDER],
-                },
+                points=marks if objective == "GRPO" else marks.values(),
                 corners=(middle, worst_one, best),
                 density=SIDE,
             )
             if shown == SHOWN[0]:
                 axes.set_title(objective, pad=10)
     figure.suptitle("Rewards four times as large (below) move Dr. GRPO and RLHF, not GRPO and NLHF")
-    figure.supxlabel(f"arrows and dots: training at β = {BETA:g}; line: fixed points, β from ∞ to 0")
+    figure.supxlabel(
+        f"arrows and dots: training at β = {BETA:g}; line: fixed points, β from ∞ to 0", fontsize=7.5
+    )
 
 
 ORDER = [1, 2, 0]
