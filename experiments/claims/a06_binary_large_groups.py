@@ -73,7 +73,7 @@ def trained(group: int) -> xr.Dataset:
             for case, (r, b, rate, p, chances, gap) in cases.items()
         }
     }
-    found = dict(zip(cases, ended(config, axes, iterations=600).values, strict=True))
+    found = dict(zip(cases, ended(config, axes, iterations=400).values, strict=True))
 
     def table(kind: str, name: str, labels: Any) -> xr.DataArray:
         return tabulated(

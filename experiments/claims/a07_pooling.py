@@ -14,6 +14,7 @@ of its own.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,6 +53,8 @@ STARTS = {"near the best": [0.8, 0.1, 0.1], "near the worst": [0.1, 0.1, 0.8]}
 RATES = [0.02, 0.04, 0.08]
 SIDE = 10
 """Arrows along a side of the triangle."""
+ORDER = [1, 2, 0]
+"""The triangle's corners: the middle answer lower left, the worst lower right, the best on top."""
 MARGIN = 0.01
 
 
@@ -250,26 +253,19 @@ def draw(figure: Any, data: xr.Dataset) -> None:
     """Four objectives by two sizes of the same rewards: flows, fixed points, and their paths over β."""
     figure.set_size_inches(7.0, 4.0)
     panels = iter(plotting.panels(figure, len(SHOWN), len(OBJECTIVES)))
+    reference = REFERENCES[DRAWN]
     for shown in SHOWN:
-        best, middle, worst_one = (f"r = {reward:g}" for reward in TABLES[shown])
         for objective in OBJECTIVES:
             axes = next(panels)
-            velocity = data.flow.sel(objective=objective, shown=shown).transpose("policy", "output").values
-
-            def nearest(at: np.ndarray, velocity: np.ndarray = velocity) -> np.ndarray:
-                apart = ((at[:, None] - data.policies.values) ** 2).sum(-1)
-                return velocity[apart.argmin(1)][:, ORDER]
-
-            reference = REFERENCES[DRAWN]
             path = [predicted(objective, reference, TABLES[shown], b) for b in np.logspace(2, -2, 50)]
-            ended = data.trained.sel(objective=objective, reference=DRAWN, beta=BETA).isel(start=0)
-            marks = {"π_ref": np.array(reference)[ORDER], "trained": ended.sel(table=shown).values[ORDER]}
+            ended = data.trained.sel(objective=objective, reference=DRAWN, beta=BETA, table=shown)
+            marks = {"π_ref": np.array(reference)[ORDER], "trained": ended.isel(start=0, output=ORDER).values}
             plotting.simplex(
                 axes,
-                lambda at, nearest=nearest: nearest(at[:, np.argsort(ORDER)]),
+                _arrows(data.policies, data.flow.sel(objective=objective, shown=shown)),
                 paths=[np.array(path)[:, ORDER]],
                 points=marks if objective == "GRPO" else marks.values(),
-                corners=(middle, worst_one, best),
+                corners=[f"r = {reward:g}" for reward in TABLES[shown][ORDER]],
                 density=SIDE,
             )
             if shown == SHOWN[0]:
@@ -280,5 +276,13 @@ def draw(figure: Any, data: xr.Dataset) -> None:
     )
 
 
-ORDER = [1, 2, 0]
-"""The triangle's corners: middle answer left, worst right, best on top."""
+def _arrows(policies: xr.DataArray, flow: xr.DataArray) -> Callable[[np.ndarray], np.ndarray]:
+    """The flow at the policy nearest to each that is asked for, with the corners in the drawing's order."""
+    known, change = (
+        array.isel(output=ORDER).transpose("policy", "output").values for array in (policies, flow)
+    )
+
+    def nearest(at: np.ndarray) -> np.ndarray:
+        return change[((at[:, None] - known) ** 2).sum(-1).argmin(1)]
+
+    return nearest

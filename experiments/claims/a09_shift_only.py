@@ -121,7 +121,6 @@ def sampled(variant: str, optimizer: str, seed: int, size: Any) -> xr.DataArray:
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """Expected preferences, exact ascent, and sampled time averages."""
-    variants = xr.Variable("variant", list(VARIANTS))
     averages = {
         name: xr.concat(
             [sampled(v, name, seed, size) for v in SAMPLED], xr.Variable("variant", list(SAMPLED))
