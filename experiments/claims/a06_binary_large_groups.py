@@ -57,7 +57,7 @@ MARGIN = 0.01
 def trained(group: int) -> xr.Dataset:
     """Where exact ascent ends: for every start, for coin flips, and beside the jump."""
     config = question([1.0, 0.0], group_size=group, noise=Bernoulli())
-    cases = {}
+    cases: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for r, b in ((r, b) for r in REFERENCES for b in BETAS):
         for start, gap in STARTS.items():
             cases["start", r, b, start] = (r, b, 3 / (1 + b), start, PAIRS[CERTAIN], gap)

@@ -62,7 +62,11 @@ def setting(objective: str, **changes: Any) -> gj.Config:
     """One training configuration for the two objectives of a kind, told apart by the power of the spread."""
     direct, power = OBJECTIVES[objective]
     made = dataclasses.replace(method(direct=direct), advantage=Normalized(power=jnp.asarray(power)))
-    base = {"reference": REFERENCES[DRAWN], "method": made, "group_size": 2 if direct else GROUP}
+    base: dict[str, Any] = {
+        "reference": REFERENCES[DRAWN],
+        "method": made,
+        "group_size": 2 if direct else GROUP,
+    }
     return question(REWARDS, **(base | changes))
 
 
@@ -200,7 +204,7 @@ def check(data: xr.Dataset, claim: Claim) -> None:
 def _odds_spread(policy: xr.DataArray) -> float:
     """Log odds of the best against the worst, less the reference's: greatest range over references."""
     anchor = xr.DataArray(list(REFERENCES.values()), {"reference": list(REFERENCES), "output": range(3)})
-    odds = np.log(policy / anchor)
+    odds: Any = np.log(policy / anchor)
     gained = odds.sel(output=0) - odds.sel(output=2)
     return float((gained.max("reference") - gained.min("reference")).max())
 

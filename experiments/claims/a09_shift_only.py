@@ -65,7 +65,7 @@ def setting(variant: str, **changes: Any) -> gj.Config:
     """The variant with the direct penalty, from a start apart from the reference."""
     left_out, group, flips = VARIANTS[variant]
     advantage = Normalized(center=LeaveOneOut() if left_out else GroupMean(), scale=None)
-    base = {
+    base: dict[str, Any] = {
         "reference": REFERENCES["rising"],
         "start": STARTS["near the best"],
         "method": dataclasses.replace(method(direct=True), advantage=advantage),
@@ -82,7 +82,8 @@ def factor(variant: str) -> float:
 
 def theory(variant: str, references: Any, betas: list[float], power: float = 1.0) -> xr.DataArray:
     """RLHF's policies [reference, beta, output] at beta over the factor (to this power)."""
-    found = [[rlhf(REFERENCES[r], REWARDS, b / factor(variant) ** power) for b in betas] for r in references]
+    felt = np.array(betas) / factor(variant) ** power
+    found = [[rlhf(np.array(REFERENCES[r]), np.array(REWARDS), b) for b in felt] for r in references]
     coords = {"reference": list(references), "beta": betas, "output": range(len(REWARDS))}
     return xr.DataArray(np.asarray(found), coords)
 
@@ -92,7 +93,8 @@ def preference_error(variant: str, seed: int) -> float:
     draw = np.random.default_rng(seed).dirichlet
     pi, old = draw(np.ones(4), 50), draw(np.ones(4), 50)
     config = setting(variant, expectation=gj.Exact(cells=2 if VARIANTS[variant][2] else 0))
-    none = dataclasses.replace(config.method.penalty, coef=0.0)
+    penalty: Any = config.method.penalty
+    none = dataclasses.replace(penalty, coef=0.0)
     config = dataclasses.replace(config, method=dataclasses.replace(config.method, penalty=none))
     params, sampler = np.log(pi.T)[None], np.log(old.T)[None]
     found = expected_objective(config, params, old=sampler, reference=sampler)
@@ -184,11 +186,11 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     """Left: trained policies on RLHF's curve at β over the factor. Right: sampled runs against it."""
     figure.set_size_inches(7.0, 3.2)
     left, right = plotting.panels(figure, 1, 2, width_ratios=[1.15, 1])
-    line = np.geomspace(0.25, 2.4, 80)
+    line, anchor = np.geomspace(0.25, 2.4, 80), np.array(REFERENCES["rising"])
     ended = data["exact"].trained.sel(table="rewards", reference="rising", output=0).isel(start=0)
     marks = dict(zip(TRAINED, zip(plotting.COLORS, "osDv", (9, 8, 7, 4), strict=False), strict=True))
     for variant, (color, marker, size) in marks.items():
-        curve = np.asarray(rlhf(REFERENCES["rising"], REWARDS, line / factor(variant)))
+        curve = np.asarray(rlhf(anchor, np.array(REWARDS), line / factor(variant)))
         left.plot(line, curve[:, 0], color=color, lw=0.9)
         here = ended.sel(variant=variant)
         left.plot(here.beta, here, marker, color=color, ms=size, mfc="none", mew=1.2, label=variant)

@@ -60,7 +60,8 @@ RISE = 0.01
 def divided(*, coef: float = 1.0) -> gj.Method:
     """GRPO of [A] with the spread to a power that can be swept: 1, or 0 for none."""
     made = method()
-    penalty = dataclasses.replace(made.penalty, coef=coef)
+    kind: Any = made.penalty
+    penalty = dataclasses.replace(kind, coef=coef)
     return dataclasses.replace(made, advantage=Normalized(power=jnp.asarray(1.0)), penalty=penalty)
 
 
@@ -88,7 +89,7 @@ def spread(name: str) -> xr.DataArray:
     rewards, _, flips, _ = PATHS[name]
     reward = xr.DataArray(rewards, dims="output")
     square = reward if flips else reward**2
-    return np.sqrt(path(name).dot(square) - path(name).dot(reward) ** 2)
+    return (path(name).dot(square) - path(name).dot(reward) ** 2) ** 0.5
 
 
 def followed(name: str) -> xr.Dataset:
@@ -114,7 +115,7 @@ def compared(rewards: str, iterations: int) -> xr.DataArray:
     first = trained(rewards, BETAS, iterations)
     p, q = FLIPS[rewards]
     success = first.sel(power=1) * p + (1 - first.sel(power=1)) * q
-    weight = effective_penalty_binary(BETAS, success.values, group_size=GROUP)
+    weight = effective_penalty_binary(np.array(BETAS), success.values, group_size=GROUP)
     second = trained(rewards, np.asarray(weight), iterations)
     found = [first.sel(power=1), second.sel(power=0), first.sel(power=0)]
     return xr.concat([one.drop_vars("power") for one in found], xr.Variable("trainer", [GRPO, SAME, PLAIN]))

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import xarray as xr
 from scipy import stats
 
@@ -57,12 +56,11 @@ def drive(made: Method, group: int) -> xr.DataArray:
     The method's own advantages are asked for each number of better answers, of which the other G - 1 members
     of an answer's group hold a binomial number.
     """
-    gap, better = np.meshgrid(GAPS, np.arange(GROUPS[-1] + 1), indexing="ij")  # one shape for all sizes
-    rows = pd.MultiIndex.from_arrays([gap.ravel(), better.ravel()], names=["gap", "better"])
-    gap, better = (rows.get_level_values(name).to_numpy() for name in rows.names)
-    zero = np.zeros((len(rows), 2, 1))
+    counts = np.arange(GROUPS[-1] + 1)  # one shape for all sizes
+    gap, better = (x.ravel() for x in np.meshgrid(GAPS, counts, indexing="ij"))
+    zero = np.zeros((gap.size, 2, 1))
     rollout = Rollout(
-        prompts=jnp.arange(len(rows)),
+        prompts=jnp.arange(gap.size),
         tokens=jnp.asarray(zero.astype(int)),
         mask=jnp.asarray(zero + 1),
         rewards=jnp.asarray(zero + np.stack([gap, 0 * gap], 1)[:, :, None]),
@@ -72,7 +70,8 @@ def drive(made: Method, group: int) -> xr.DataArray:
         ref_logp=jnp.asarray(zero),
     )
     found = xr.DataArray(np.asarray(advantages(made, rollout)).squeeze(-1), dims=("row", "answer"))
-    found = found.assign_coords(xr.Coordinates.from_pandas_multiindex(rows, "row")).unstack("row")
+    found = found.assign_coords(gap=("row", gap), better=("row", better))
+    found = found.set_index(row=["gap", "better"]).unstack("row")
     ours = found.isel(answer=0, better=slice(1, group + 1)).assign_coords(better=range(group))
     theirs = found.isel(answer=1, better=slice(0, group))
     others = stats.binom.pmf(np.arange(group)[:, None], group - 1, POLICIES)
@@ -140,7 +139,7 @@ def told(gaps: np.ndarray) -> xr.DataArray:
     """The stationary policy [group, preset, gap] that the formulas predict."""
 
     def policy(group: int, name: str) -> list[float]:
-        options = {"group_size": group, "convention": LIBRARIES[name]}
+        options: Any = {"group_size": group, "convention": LIBRARIES[name]}
         return [float(stationary_binary_convention(REFERENCE, BETA, gap, **options)) for gap in gaps]
 
     found = [[policy(group, name) for name in PRESETS] for group in TRAINED]
@@ -200,7 +199,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     colors = dict(zip(LIBRARIES, ("#222222", *plotting.COLORS), strict=False))
     fine = np.geomspace(1e-9, 1, 150)
     for name, convention in LIBRARIES.items():
-        options = {"group_size": GROUP, "convention": convention}
+        options: Any = {"group_size": GROUP, "convention": convention}
         line = [float(effective_beta(1.0, 0.5, gap, **options)) for gap in fine]
         left.plot(fine, line, color=colors[name], label=name.replace("_", " "))
         if name in PRESETS:
