@@ -1,279 +1,312 @@
-"""Two reward levels, any group: from (14) to (15), if rewards are deterministic.
+"""With two answers and large groups the stationary policy is
+π = (2β²π_ref + 1 + √(1 + 4β²π_ref(1 − π_ref))) / (2(1 + β²)), at least max(1/(1 + β²), π_ref), and depends
+only on which answer's expected reward is larger.
 
-Claim A6 of arXiv:2502.18548: for large groups and b = beta, r = pi_ref,
-pi = (2 b^2 r + 1 + sqrt(1 + 4 b^2 r (1 - r))) / (2 (1 + b^2)), at least max(1/(1 + b^2), r), whatever the
-rewards but for their order. Ours: every group size has the curve beta (pi - pi_ref) = phi_G(pi), with a jump
-at pi_ref = 0 iff beta < sqrt(G - 1). Refuted if (15) does not solve beta (pi - pi_ref) = sqrt(pi (1 - pi)),
-the solver of (11) leaves a curve by 1e-10, exact ascent at G = 2..256 ends 1e-6 from it, the curves do not
-approach (15), or sampled runs, extrapolated to learning rate zero, are not within 0.01. Qualified if noise
-that keeps the order of the means moves the policy.
+[A] (15) and Figure 2, the limit G → ∞ of one question with two answers. Rewards are certain (any gap between
+them), or coin flips whose chances have the same order.
+
+Refuted if exact ascent on certain rewards at G = 256 ends 0.01 from (15) or 0.01 below the bound, or if
+rewards of the same order, noisy ones among them, move the policy by more than 0.01: exact ascent at
+G = 256, the solver of (11) in the limit, or sampled runs at G = 8. That formula and limit fit together, the
+solver, and a placebo (a fair coin for both answers, which leads to π_ref) are checks of the instrument. The
+curve of every other group size, β(π − π_ref) = φ_G(π), is ours, a row of its own.
 """
 
-import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from matplotlib import colormaps
-from numpy.typing import ArrayLike
 
-from experiments.alignment import ascend, binary, furthest, intercepts, light, problem, sampled_binary
-from experiments.grid import grid
-from experiments.verdict import Number, judge, mean, worst
-from grpo_jax.optimizers import SGD, AdamW
+import grpo_jax as gj
+from experiments.harness.numbers import Number, extrapolated, furthest, interval, tabulated, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems.answers import ended, logits, pairs, question, time_averages
+from grpo_jax import plotting, theory
 from grpo_jax.tasks import Bernoulli
-from grpo_jax.theory import Rewards, lower_bound, stationary, stationary_binary, stationary_large_group
 
-CLAIM = "A6"
-PAPER = "A"
 PRECISION = "float64"
-
-GROUPS = np.array([2, 4, 8, 16, 64, 256])
-REFERENCES = np.array([0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
-BETAS = np.array([0.25, 0.5, 1.0, 2.0, 5.0])
-STARTS, GAPS = np.array([0.03, 0.5, 0.97]), np.array([1e-3, 1.0, 50.0])
-"""Starts, and the difference of the rewards that goes with each."""
-CRITICAL = np.array([0.7, 1.4])
-"""beta / sqrt(G - 1) on either side of the jump."""
-SMALL = 1e-4
-"""pi_ref near the jump."""
-PAIRS = {"1, 0": (1.0, 0.0), "0.95, 0.05": (0.95, 0.05), "0.7, 0.3": (0.7, 0.3), "0.55, 0.45": (0.55, 0.45)}
-"""Success probabilities; the first pair is deterministic."""
-NOISY_GROUP = 64
-SAMPLED = {"pi_ref": np.array([0.05, 0.2, 0.5]), "beta": np.array([0.5, 1.0, 2.0])}
-SAMPLED_GROUP = 8
-RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.02, 0.04, 0.08])}
-SIZES = {"smoke": (8, 2000, GROUPS[[0, 2]]), "quick": (48, 2000, GROUPS), "full": (256, 10000, GROUPS)}
+SIZES = sizes(
+    seeds=(16, 48, 256),
+    iterations=(2000, 2000, 10000),
+    groups=((2, 256), (2, 8, 256), (2, 4, 8, 16, 64, 256)),
+)
 """Seeds and iterations of sampled runs, and groups trained exactly."""
+
+REFERENCES = [0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9]
+BETAS = [0.25, 0.5, 1.0, 2.0, 5.0]
+STARTS = {0.03: 1e-3, 0.5: 1.0, 0.97: 50.0}
+"""Start -> difference of the two rewards that goes with it."""
+PAIRS = {"1, 0": (1.0, 0.0), "0.95, 0.05": (0.95, 0.05), "0.7, 0.3": (0.7, 0.3), "0.55, 0.45": (0.55, 0.45)}
+"""Success chances of the two answers; the first pair is certain."""
+CERTAIN, COINS = "1, 0", "0.7, 0.3"
+SMALL = 1e-4
+"""π_ref near the jump."""
+BELOW, ABOVE = 0.7, 1.4
+"""β/√(G − 1) on either side of the jump."""
+LARGEST = 256
+SAMPLED = {"reference": [0.05, 0.2, 0.5], "beta": [0.5, 1.0, 2.0]}
+SAMPLED_GROUP = 8
+OPTIMIZERS = {"SGD": (gj.SGD, [0.05, 0.1, 0.2]), "AdamW": (gj.AdamW, [0.02, 0.04, 0.08])}
 MARGIN = 0.01
 
 
-def trained(group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """[pi_ref, beta, start] pi after exact ascent, and [side] pi at a small pi_ref beside the jump."""
-    r, b, s = grid(REFERENCES, BETAS, STARTS)
-    gap = np.broadcast_to(GAPS, (len(REFERENCES), len(BETAS), len(GAPS))).ravel()
-    edge = CRITICAL * math.sqrt(group_size - 1)
-    rate = np.append(3 / (1 + b), [12 / (1 + edge[0]), 0.1 / (SMALL * edge[1])])
-    gap, b = np.append(gap, [1.0, 1.0]), np.append(b, edge)
-    r, s = np.append(r, [SMALL, SMALL]), np.append(s, [0.02, SMALL])
-    rewards = np.stack([2 + gap, np.full(gap.shape, 2.0)])
-    options = {"start": binary(s), "optimizer": SGD(learning_rate=jnp.asarray(rate))}
-    found = ascend(problem(binary(r), rewards, b, group_size=group_size, **options), r.size, iterations=600)[
-        0
-    ]
-    return found[:-2].reshape(len(REFERENCES), len(BETAS), len(STARTS)), found[-2:]
+def trained(group: int) -> xr.Dataset:
+    """Where exact ascent ends: for every start, for coin flips, and beside the jump."""
+    config = question([1.0, 0.0], group_size=group, noise=Bernoulli())
+    cases: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for r, b in ((r, b) for r in REFERENCES for b in BETAS):
+        for start, gap in STARTS.items():
+            cases["start", r, b, start] = (r, b, 3 / (1 + b), start, PAIRS[CERTAIN], gap)
+        for name, chances in PAIRS.items():
+            cases["noise", r, b, name] = (r, b, 2.4 / (chances[0] - chances[1] + b), r, chances, 1.0)
+    low, high = (side * math.sqrt(group - 1) for side in (BELOW, ABOVE))
+    cases["edge", SMALL, low, BELOW] = (SMALL, low, 12 / (1 + low), 0.02, PAIRS[CERTAIN], 1.0)
+    cases["edge", SMALL, high, ABOVE] = (SMALL, high, 0.1 / (SMALL * high), SMALL, PAIRS[CERTAIN], 1.0)
+    paths = ("reference", "kl_coef", "learning_rate", "policy.logits", "task.table", "reward_scale")
+    axes = {
+        paths: {
+            str(case): (logits([r, 1 - r]), b, rate, logits([p, 1 - p]), [chances], gap)
+            for case, (r, b, rate, p, chances, gap) in cases.items()
+        }
+    }
+    found = dict(zip(cases, ended(config, axes, iterations=400).values, strict=True))
+
+    def table(kind: str, name: str, labels: Any) -> xr.DataArray:
+        return tabulated(
+            np.vectorize(lambda r, b, label: found[kind, r, b, label], otypes=[float]),
+            reference=REFERENCES, beta=BETAS, **{name: list(labels)},
+        )  # fmt: skip
+
+    edge = xr.DataArray([found["edge", SMALL, low, BELOW], found["edge", SMALL, high, ABOVE]], dims="side")
+    return xr.Dataset({
+        "trained": table("start", "start", STARTS),
+        "noisy": table("noise", "pair", PAIRS),
+        "edge": edge.assign_coords(side=[BELOW, ABOVE]),
+        "edge_curve": ("side", curve([SMALL, SMALL], [low, high], group)),
+        "curve": curves(group),
+    })  # fmt: skip
 
 
-def noisy() -> np.ndarray:
-    """[pair, pi_ref, beta] pi after exact ascent on coin-flip rewards."""
-    pair, r, b = grid(np.arange(len(PAIRS)), REFERENCES, BETAS)
-    success = np.array(list(PAIRS.values()))[pair].T
-    rate = 2.4 / (success[0] - success[1] + b)
-    options = {"noise": Bernoulli(), "optimizer": SGD(learning_rate=jnp.asarray(rate))}
-    config = problem(binary(r), success, b, group_size=NOISY_GROUP, **options)
-    return ascend(config, r.size, iterations=600)[0].reshape(len(PAIRS), len(REFERENCES), len(BETAS))
-
-
-@functools.partial(light, static_argnames="group_size")
-def solve(reference: jax.Array, beta: jax.Array, success: jax.Array, *, group_size: float) -> jax.Array:
-    """[R] pi of the general solver of (11), which knows nothing of the curves."""
-
-    def one(r, b, chances):
-        rewards = Rewards(jnp.array([0.0, 1.0]), jnp.stack([1 - chances, chances], 1))
-        return stationary(jnp.stack([r, 1 - r]), rewards, b, group_size=group_size).policy[0]
-
-    return jax.vmap(one)(reference, beta, success)
-
-
-def solved() -> np.ndarray:
-    """[group, pair, pi_ref, beta] pi of the solver, for a finite and an infinite group."""
-    pair, r, b = grid(np.arange(len(PAIRS)), REFERENCES, BETAS)
-    success = np.array(list(PAIRS.values()))[pair]
-    found = [solve(r, b, success, group_size=group) for group in (NOISY_GROUP, math.inf)]
-    return np.reshape(found, (2, len(PAIRS), len(REFERENCES), len(BETAS)))
-
-
-def curve(reference: ArrayLike, beta: ArrayLike, group_size: float) -> np.ndarray:
-    """The curve of a group size; calls of up to 200 points share a shape, and so a compiled program."""
+def curve(reference: Any, beta: Any, group: float) -> np.ndarray:
+    """β(π − π_ref) = φ_G(π) solved for π; calls share one shape, and so one compiled program a group."""
     reference, beta = np.broadcast_arrays(np.asarray(reference, float), np.asarray(beta, float))
-    points = 200 if group_size <= GROUPS.max() else reference.size
-    padded = (np.resize(x.ravel(), points) for x in (reference, beta))
-    return np.asarray(stationary_binary(*padded, group_size=group_size))[: reference.size].reshape(
-        reference.shape
+    padded = (np.resize(x.ravel(), len(REFERENCES) * len(BETAS)) for x in (reference, beta))
+    found = theory.stationary_binary(*padded, group_size=group)
+    return np.reshape(np.asarray(found)[: reference.size], reference.shape)
+
+
+def curves(group: int) -> xr.DataArray:
+    """The curve [reference, beta] of a group size."""
+    return tabulated(lambda r, b: curve(r, b, group), reference=REFERENCES, beta=BETAS)
+
+
+def solved(group: float) -> xr.DataArray:
+    """π of the general solver of (11), which knows nothing of the curves."""
+
+    @jax.vmap
+    def solve(reference, beta, chances):
+        rewards = theory.Rewards(jnp.array([0.0, 1.0]), jnp.stack([1 - chances, chances], 1))
+        return theory.stationary(
+            jnp.stack([reference, 1 - reference]), rewards, beta, group_size=group
+        ).policy[0]
+
+    def of(place, reference, beta):
+        chances = np.array(list(PAIRS.values()))[place.ravel()]
+        return np.reshape(jax.jit(solve)(reference.ravel(), beta.ravel(), chances), beta.shape)
+
+    found = tabulated(of, pair=range(len(PAIRS)), reference=REFERENCES, beta=BETAS)
+    return found.assign_coords(pair=list(PAIRS))
+
+
+def sampled(name: str, seed: int, size: Any) -> xr.DataArray:
+    """Time averages with certain rewards."""
+    kind, rates = OPTIMIZERS[name]
+    config = question([1.0, 0.0], group_size=SAMPLED_GROUP, optimizer=kind(learning_rate=0.1))
+    axes = {
+        "learning_rate": rates,
+        ("reference", "policy.logits"): {r: (x, x) for r, x in pairs(SAMPLED["reference"]).items()},
+        "kl_coef": SAMPLED["beta"],
+    }
+    found = time_averages(config, axes, size, seed).drop_vars(["reference", "policy.logits"])
+    return found.rename({"reference+policy.logits": "reference", "kl_coef": "beta"})
+
+
+def coins(seed: int, size: Any) -> xr.DataArray:
+    """Time averages at β = 1 where both answers flip a fair coin, or the better one's is better."""
+    start = [0.35, 0.65]
+    config = question([0.5, 0.5], group_size=SAMPLED_GROUP, start=start, noise=Bernoulli())
+    axes = {
+        "learning_rate": OPTIMIZERS["SGD"][1],
+        "reference": pairs(SAMPLED["reference"]),
+        "task.table": {"fair": [[0.5, 0.5]], COINS: [PAIRS[COINS]]},
+    }
+    return time_averages(config, axes, size, seed).rename({"task.table": "pair"})
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Exact ascent per group size, the solver, and sampled time averages."""
+    groups = xr.Variable("group", list(size.groups))
+    solver = [solved(group) for group in (LARGEST, math.inf)]
+    return {
+        "exact": xr.concat([trained(group) for group in size.groups], groups),
+        "solver": xr.Dataset({"solved": xr.concat(solver, xr.Variable("group", [LARGEST, np.inf]))}),
+        "coins": xr.Dataset({"average": coins(seed, size)}),
+        **{name: xr.Dataset({"average": sampled(name, seed, size)}) for name in OPTIMIZERS},
+    }
+
+
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """(15) and its bound for certain rewards; rewards of the same order; every other group size."""
+    exact, solver = data["exact"], data["solver"].solved
+    large = exact.sel(group=LARGEST)
+    limit = tabulated(theory.stationary_large_group, reference=REFERENCES, beta=BETAS)
+    bound = tabulated(
+        lambda r, b: theory.lower_bound(r, b, group_size=math.inf), reference=REFERENCES, beta=BETAS
+    )
+    force, drive = limit.beta * (limit - limit.reference), np.sqrt(limit * (1 - limit))
+    claim.requires("(15): β(π - π_ref) - √(π(1 - π))", worst(force, expected=drive, tolerance=1e-12))
+    certain = solver.sel(pair=CERTAIN, drop=True)
+    claim.requires(
+        "solver of (11), G → ∞, - (15)", worst(certain.sel(group=np.inf), expected=limit, tolerance=1e-10)
+    )
+    claim.requires(
+        f"solver of (11), G = {LARGEST}, - curve",
+        worst(certain.sel(group=LARGEST), expected=large.curve, tolerance=1e-10),
+    )
+    claim.requires(
+        f"exact ascent, G = {LARGEST}, - solver",
+        worst(large.noisy, expected=solver.sel(group=LARGEST), tolerance=1e-6),
+    )
+    runs = data["coins"].average
+    fair, _ = extrapolated(runs.sel(pair="fair"))
+    claim.requires("placebo: sampled, extrapolated - π_ref", furthest(fair, fair.reference, tolerance=MARGIN))
+    judge_certain(large.trained, limit, bound, claim)
+    judge_noise(exact.noisy, solver, runs, claim)
+    judge_groups(data, limit, claim)
+
+
+def judge_certain(trained: xr.DataArray, limit: xr.DataArray, bound: xr.DataArray, claim: Claim) -> None:
+    """Trained policies [reference, beta, start] of a large group against (15) and its bound."""
+    close = worst(trained, expected=limit, tolerance=MARGIN)
+    claim.refutes(f"certain rewards, G = {LARGEST}: exact ascent - (15)", close)
+    claim.refutes(
+        f"certain rewards, G = {LARGEST}: exact ascent - bound",
+        worst(trained, expected=bound, tolerance=MARGIN, relation="at least"),
+    )
+    claim.finds(
+        f"With certain rewards (15) holds: groups of {LARGEST} end within {abs(close.value):.2g} of it.",
+        when=close,
     )
 
 
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Exact ascent per group size, on coin flips, sampled time averages, and the solver."""
-    root = int(jax.random.key_data(key)[-1])
-    seeds, iterations, groups = SIZES[size]
-    ended, edges = zip(*(trained(int(group)) for group in groups), strict=True)
-    averages = [
-        sampled_binary(
-            optimizer, RATES[name], SAMPLED, (seeds, iterations), root=root, group_size=SAMPLED_GROUP
-        )
-        for name, optimizer in (("SGD", SGD), ("AdamW", AdamW))
-    ]
-    return xr.Dataset(
-        {
-            "trained": (("group", "pi_ref", "beta", "start"), np.stack(ended)),
-            "edge": (("group", "side"), np.stack(edges)),
-            "noisy": (("pair", "pi_ref", "beta"), noisy()),
-            "solved": (("solved_group", "pair", "pi_ref", "beta"), solved()),
-            "average": (("optimizer", "rate", "setting", "seed"), np.stack(averages)),
-        },
-        coords={
-            "group": groups, "pi_ref": REFERENCES, "beta": BETAS, "start": STARTS, "side": CRITICAL,
-            "pair": list(PAIRS), "solved_group": [NOISY_GROUP, np.inf],
-            "optimizer": list(RATES),
-        },
-    )  # fmt: skip
-
-
-def check(data: xr.Dataset):
-    """Curves for every group, (15) as their limit and its equation; jumps; sampled runs; noise."""
-    r, b = np.meshgrid(REFERENCES, BETAS, indexing="ij")
-    limit = np.asarray(stationary_large_group(r, b))
-    spread = data.noisy.max("pair") - data.noisy.min("pair")
-    numbers = {
-        "(15): beta (pi - pi_ref) - sqrt(pi (1 - pi))": worst(
-            b * (limit - r), expected=np.sqrt(limit * (1 - limit)), tolerance=1e-12
-        ),
-        "(15) - bound": worst(
-            limit, expected=lower_bound(r, b, group_size=math.inf), tolerance=1e-12, relation="at least"
-        ),
-    }
-    numbers |= _curve_numbers(data, r, b, limit) | _edge_numbers(data) | _sampled_numbers(data)
-    noise = data.noisy.values - data.solved.sel(solved_group=NOISY_GROUP).values
-    numbers["noise: exact ascent - solver"] = worst(noise, expected=0 * noise, tolerance=1e-6)
-    qualifies = {
-        "noise of the same order, same pi_ref and beta: pi moves by": "for deterministic rewards",
-        "AdamW: sampled, extrapolated - curve": "under SGD, not under AdamW",
-    }
-    moved = Number(float(spread.max()), expected=0.0, tolerance=MARGIN)
-    numbers["noise of the same order, same pi_ref and beta: pi moves by"] = moved
-    judged = [name for name, number in numbers.items() if number.expected is not None]
-    return judge(numbers, refutes=[name for name in judged if name not in qualifies], qualifies=qualifies)
-
-
-def _curve_numbers(data: xr.Dataset, r: np.ndarray, b: np.ndarray, limit: np.ndarray) -> dict[str, Number]:
-    curves = {int(g): curve(r, b, int(g)) for g in data.group.values}
-    stack = np.stack(list(curves.values()))
-    solver = [curve(r, b, group) for group in data.solved_group.values]
-    numbers = {
-        "solver of (11) - curve": worst(data.solved[:, 0], expected=np.stack(solver), tolerance=1e-10),
-        "curves rise with G and stay below (15)": worst(
-            np.diff(np.concatenate([stack, limit[None]]), axis=0), expected=0.0, relation="at least"
-        ),
-    }
-    for group, line in curves.items():
-        gap = data.trained.sel(group=group).values - line[..., None]
-        numbers[f"G = {group}: exact ascent - curve"] = worst(gap, expected=0 * gap, tolerance=1e-6)
-    largest = max(curves)
-    distances = [float(abs(limit - curve(r, b, g)).max()) for g in (512, 4096)]
-    numbers["(15) - curve, worst: exponent of G from 512 to 4096"] = Number(
-        math.log(distances[1] / distances[0]) / math.log(8), expected=-0.5, tolerance=0.0, relation="at most"
+def judge_noise(trained: xr.DataArray, solver: xr.DataArray, runs: xr.DataArray, claim: Claim) -> None:
+    """Whether rewards of the same order share a policy: trained and solved [pair, ...], and sampled runs."""
+    moved = _range(trained.sel(group=LARGEST))
+    claim.refutes(f"rewards of the same order, G = {LARGEST}: π moves by", moved)
+    claim.refutes(
+        "rewards of the same order, G → ∞: π of (11) moves by", _range(solver.sel(group=np.inf, drop=True))
     )
-    numbers[f"(15) - curve of G = {largest}"] = Number(float(abs(limit - curves[largest]).max()))
-    return numbers
+    at_zero, _ = extrapolated(runs.sel(pair=COINS))
+    aim = xr.DataArray(curve(at_zero.reference, 1.0, SAMPLED_GROUP), {"reference": at_zero.reference})
+    claim.refutes(
+        f"coins of {COINS}, β = 1, G = {SAMPLED_GROUP}: sampled, extrapolated - certain rewards",
+        furthest(at_zero, aim, tolerance=MARGIN),
+    )
+    claim.finds(
+        "Rewards of the same order do not share a policy: noise within an answer enters the spread and "
+        f"moves the policy by up to {moved.value:.2f}.",
+        when=moved.holds is False,
+    )
 
 
-def _edge_numbers(data: xr.Dataset) -> dict[str, Number]:
-    critical = np.sqrt(data.group.values - 1)
-    numbers = {}
-    for side in CRITICAL:
-        found, beta = data.edge.sel(side=side).values, side * critical
-        curves = [float(curve(SMALL, x, int(g))) for x, g in zip(beta, data.group.values, strict=True)]
-        numbers[f"pi_ref = 1e-4, beta = {side:g} sqrt(G - 1): exact ascent - curve"] = worst(
-            found, expected=curves, tolerance=1e-6
+def _range(policies: xr.DataArray) -> Number:
+    return worst(policies.max("pair") - policies.min("pair"), tolerance=MARGIN)
+
+
+def judge_groups(data: dict[str, xr.Dataset], limit: xr.DataArray, claim: Claim) -> None:
+    """The curve of every group size, where it jumps, and sampled runs."""
+    row = claim.ours(
+        "With certain rewards every group size G has its own curve, β(π − π_ref) = φ_G(π), which rises with "
+        "G to (15) and jumps at π_ref = 0 iff β < √(G − 1)."
+    )
+    exact = data["exact"]
+    for group in exact.group.values:
+        here = exact.sel(group=group)
+        row.refutes(
+            f"G = {group}: exact ascent - curve", worst(here.trained, expected=here.curve, tolerance=1e-6)
         )
-        number = (
-            Number(float(found.min()), expected=30 * SMALL, relation="at least")
-            if side < 1
-            else Number(float(found.max()), expected=4 * SMALL, relation="at most")
+    rising = xr.concat([exact.curve, limit.expand_dims(group=[np.inf])], "group").diff("group")
+    row.refutes("curves rise with G and stay below (15)", worst(rising, relation="at least"))
+    near, far = (
+        float(
+            abs(limit - tabulated(lambda r, b, g=g: curve(r, b, g), reference=REFERENCES, beta=BETAS)).max()
         )
-        name = f"pi_ref = 1e-4, beta = {side:g} sqrt(G - 1): {'least' if side < 1 else 'greatest'} trained pi"
-        numbers[name] = number
-    beta = 1.4 * critical
-    short = np.maximum(1 / (1 + beta**2), SMALL) - data.edge.sel(side=1.4).values
-    numbers["finite G below the bound of (15): by up to"] = Number(float(short.max()))
-    return numbers
+        for g in (512, 4096)
+    )
+    exponent = Number(math.log(far / near) / math.log(8), expected=-0.5, relation="at most")
+    row.refutes("(15) - curve, worst: exponent of G from 512 to 4096", exponent)
+    row.refutes(
+        "π_ref = 1e-4: exact ascent - curve", worst(exact.edge, expected=exact.edge_curve, tolerance=1e-6)
+    )
+    below, above = exact.edge.sel(side=BELOW, drop=True), exact.edge.sel(side=ABOVE, drop=True)
+    up = worst(below, expected=30 * SMALL, relation="at least")
+    still = worst(above, expected=4 * SMALL, relation="at most")
+    row.refutes(f"β = {BELOW:g} √(G - 1), π_ref = 1e-4: trained π - 30 π_ref", up)
+    row.refutes(f"β = {ABOVE:g} √(G - 1), π_ref = 1e-4: trained π - 4 π_ref", still)
+    bound = np.maximum(1 / (1 + (ABOVE**2) * (exact.group - 1)), SMALL)
+    row.reports("finite G below the bound of (15): by up to", worst(bound - above, relation="at most"))
+    aim = tabulated(lambda r, b: curve(r, b, SAMPLED_GROUP), **SAMPLED)
+    for name in OPTIMIZERS:
+        at_zero, slope = extrapolated(data[name].average)
+        gap = furthest(at_zero, aim, tolerance=MARGIN)
+        told = f"{name}, G = {SAMPLED_GROUP}: sampled, extrapolated - curve"
+        row.refutes(told, gap) if name == "SGD" else row.qualifies(told, gap, only="under SGD")
+        row.reports(f"{name}: steepest slope in the learning rate", worst(slope.mean("seed")))
+    row.finds(
+        "From a very small π_ref a group of G trains up only if β < √(G − 1), whatever (15) says.",
+        when=[up, still],
+    )
 
 
-def _sampled_numbers(data: xr.Dataset) -> dict[str, Number]:
-    r, b = grid(*SAMPLED.values())
-    aim, numbers = curve(r, b, SAMPLED_GROUP), {}
-    for name, rates in RATES.items():
-        at_zero, slope = intercepts(rates, data.average.sel(optimizer=name))
-        numbers[f"{name}: sampled, extrapolated - curve"] = furthest(at_zero, aim, tolerance=MARGIN)
-        worst_at = int(np.argmax(abs(slope.mean(1))))
-        where = f"pi_ref {r[worst_at]:g}, beta {b[worst_at]:g}"
-        numbers[f"{name}: steepest slope, at {where}"] = mean(slope[worst_at])
-    return numbers
-
-
-def draw(figure, data: xr.Dataset) -> None:
-    """Figure 2 of [A]; the curves between groups of two and large ones; what noise does."""
-    figure.set_size_inches(12.5, 4.3)
-    left, middle, right = figure.subplots(1, 3, sharey=True)
-    _draw_limit(left, data)
-    _draw_groups(middle, data)
-    _draw_noise(right, data)
-    for axes in (left, middle, right):
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Left: certain rewards, a curve for every group size up to (15). Right: what noise does to the limit."""
+    figure.set_size_inches(7.0, 3.4)
+    left, right = plotting.panels(figure, 1, 2, sharey=True)
+    π = 1 / (1 + np.exp(-np.linspace(-9, 9, 400)))
+    exact, beta = data["exact"], 2.0
+    for group, color in plotting.shades(int(g) for g in exact.group).items():
+        reference = π - np.asarray(theory.phi(π, group_size=group)) / beta
+        _line(left, reference, π, color, f"{group}")
+        here = exact.trained.sel(group=group, beta=beta).isel(start=0)
+        left.plot(here.reference, here, "o", mfc="white", ms=4, color=color)
+    if SAMPLED_GROUP in exact.group:
+        runs = interval(extrapolated(data["SGD"].average.sel(beta=beta))[0])
+        color = plotting.shades(int(g) for g in exact.group)[SAMPLED_GROUP]
+        plotting.points(left, runs.reference, runs.value, runs.low, runs.high, color=color, marker="_")
+    fine = np.linspace(0, 1, 200)
+    left.plot(fine, theory.stationary_large_group(fine, beta), "--", color="black", label="∞, (15)")
+    left.legend(title="G", loc="lower right")
+    left.set_title("Certain rewards, β = 2: every G has its curve")
+    for (name, (p, q)), color in zip(PAIRS.items(), plotting.COLORS, strict=False):
+        chance = π * p + (1 - π) * q
+        reference = π - (p - q) * π * (1 - π) / np.sqrt(chance * (1 - chance))
+        _line(right, reference, π, color, f"{name} (certain)" if name == CERTAIN else name)
+        here = exact.noisy.sel(group=LARGEST, pair=name, beta=1.0)
+        right.plot(here.reference, here, "o", mfc="white", ms=4, color=color)
+    right.legend(title="chance of reward 1,\nbetter and worse answer", loc="lower right")
+    right.set_title("Noise moves it: G → ∞, β = 1")
+    for axes in (left, right):
         axes.plot([0, 1], [0, 1], color="0.8", lw=0.8, zorder=0)
-        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="π_ref")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="π_ref of the better answer")
     left.set_ylabel("stationary π of the better answer")
+    figure.supxlabel("rings: exact ascent (right: G = 256); bars: sampled at rate → 0", fontsize=7.5)
 
 
-FINE = np.concatenate([np.geomspace(1e-6, 0.01, 50), np.linspace(0.01, 0.999, 150)[1:]])
-
-
-def _draw_limit(axes, data: xr.Dataset) -> None:
-    largest = int(data.group.max())
-    for color, b in zip(colormaps["viridis"](np.linspace(0, 0.9, len(BETAS))), BETAS, strict=True):
-        axes.plot(FINE, stationary_large_group(FINE, b), color=color, lw=1.6, label=f"{b:g}")
-        axes.plot(0, 1 / (1 + b**2), "o", ms=4.5, color=color, clip_on=False, zorder=5)
-        trained = data.trained.sel(group=largest, beta=b).isel(start=0)
-        axes.plot(REFERENCES, trained, "o", ms=4.5, mfc="white", color=color)
-    axes.legend(title="β", frameon=False, fontsize=8, loc="lower right")
-    axes.set_title(f"Equation (15), G → ∞. ○ exact ascent, G = {largest}", fontsize=9)
-
-
-def _draw_groups(axes, data: xr.Dataset) -> None:
-    groups = [int(g) for g in data.group.values]
-    for color, group in zip(colormaps["plasma"](np.linspace(0, 0.85, len(groups))), groups, strict=True):
-        axes.plot(FINE, curve(FINE, 2.0, group), color=color, lw=1.6, label=f"{group}")
-        trained = data.trained.sel(group=group, beta=2.0).isel(start=0)
-        axes.plot(REFERENCES, trained, "o", ms=4.5, mfc="white", color=color)
-        if group == SAMPLED_GROUP:
-            _draw_sampled(axes, data, color)
-    axes.plot(FINE, stationary_large_group(FINE, 2.0), color="k", lw=1, ls="--", label="∞")
-    axes.legend(title="G", frameon=False, fontsize=8, loc="lower right")
-    axes.set_title("Every group has its curve (β = 2). ┿ sampled, rate → 0", fontsize=9)
-
-
-def _draw_sampled(axes, data: xr.Dataset, color) -> None:
-    at_zero, _ = intercepts(RATES["SGD"], data.average.sel(optimizer="SGD"))
-    for r, b, values in zip(*grid(*SAMPLED.values()), at_zero, strict=True):
-        if b == 2.0:
-            number = mean(values)
-            axes.plot([r, r], [number.low, number.high], color=color, lw=2.2)
-            axes.plot(r, number.value, "_", ms=10, mew=1.6, color=color)
-
-
-def _draw_noise(axes, data: xr.Dataset) -> None:
-    runs = data.noisy.size
-    fine = np.append(np.geomspace(1e-4, 0.05, 10), np.linspace(0.05, 0.999, runs // len(PAIRS) - 9)[1:])
-    success = np.repeat(np.array(list(PAIRS.values())), len(fine), axis=0)
-    lines = solve(np.tile(fine, len(PAIRS)), np.ones(runs), success, group_size=math.inf)
-    colors = ("k", "#1b9e77", "#d95f02", "#7570b3")
-    for color, name, line in zip(colors, PAIRS, np.reshape(lines, (len(PAIRS), -1)), strict=True):
-        label = name if color != "k" else f"{name} (no noise)"
-        axes.plot(fine, line, color=color, lw=1.6)
-        trained = data.noisy.sel(pair=name, beta=1.0)
-        axes.plot(REFERENCES, trained, "o", ms=4.5, mfc="white", color=color, label=label)
-    axes.legend(title="P(reward = 1), better and worse", frameon=False, fontsize=8, loc="lower right")
-    axes.set_title(f"Noise enters σ (β = 1). Lines G → ∞, ○ exact ascent, G = {NOISY_GROUP}", fontsize=9)
+def _line(axes: Any, reference: np.ndarray, policy: np.ndarray, color: str, label: str) -> None:
+    """The stable branch of a curve that is given as π_ref(π)."""
+    there = (reference >= 0) & (reference <= 1)
+    axes.plot(reference[there], policy[there], color=color, label=label)

@@ -1,295 +1,292 @@
-"""GRPO does not pool logarithmically: no e^r, and the reward's size does not count.
+"""GRPO's aggregation of preferences differs fundamentally from logarithmic pooling, which RLHF implements:
+π = π_ref/(1 − P_G(o | π)/β) up to the mean of P_G, in the place of π ∝ π_ref e^(r/β).
 
-Claim A7 of arXiv:2502.18548: RLHF gives pi ~ pi_ref e^(r / beta), (4), and NLHF
-pi ~ pi_ref e^(E P(o > o') / beta); GRPO gives pi = pi_ref / (1 - P_G(o | pi) / beta). One loop trains them:
-Dr. GRPO is GRPO without the spread, NLHF pairs with the direct penalty 2 beta, RLHF pairs without the spread
-and with beta / 2. Refuted if exact ascent ends 1e-6 from a prediction, sampled runs, extrapolated to learning
-rate zero, are not within 0.01 of it, GRPO's answer feels the reward's scale, or some pooling e^h(r) could be
-GRPO's: then pi(a) pi_ref(b) / (pi(b) pi_ref(a)) would not feel pi_ref. Ours: sizes beyond the scale, such
-as where a middle reward lies, count for every group but a pair.
+[A] abstract, (4) and (11). NLHF's π ∝ π_ref e^(E P(o ≻ o')/β) pools logarithmically, too. One question with
+three answers; one loop trains all four objectives: Dr. GRPO is GRPO without the spread, NLHF is pairs with
+the direct penalty 2β, RLHF the same without the spread and with β/2.
+
+Refuted if GRPO's exact ascent ends 1e-6 from the solution of (11), if its sampled runs, extrapolated to
+learning rate zero, are not within 0.01 of it, or if some pooling could be GRPO's: its shape is 1/(1 − x) (to
+1e-6, and 0.05 apart from e^x), and the log odds that the best answer gains on the worst feel π_ref (by 0.1 or
+more), which no pooling's do. That the other three end where their own theory says, and that RLHF's log odds
+do not feel π_ref, are checks of the instrument. Which objectives feel the size of the rewards is ours, a row
+of its own.
 """
 
 import dataclasses
-import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from matplotlib.colors import to_rgb
-from matplotlib.lines import Line2D
 
-from experiments.alignment import ascend, furthest, grid, intercepts, light, method, problem, time_average
-from experiments.verdict import Number, judge, worst
-from grpo_jax import theory
-from grpo_jax.config import Config
-from grpo_jax.exact import expected_gradient
-from grpo_jax.optimizers import SGD
+import grpo_jax as gj
+from experiments.harness.numbers import Number, extrapolated, furthest, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems.answers import logits, method, question
+from experiments.problems.policies import averaged, force, settled
+from grpo_jax import plotting, theory
 from grpo_jax.parts.advantages import Normalized
 
-CLAIM = "A7"
-PAPER = "A"
 PRECISION = "float64"
+SIZES = sizes(seeds=(48, 48, 128), iterations=(4000, 4000, 10000))
 
-OBJECTIVES = {"GRPO": (False, 1.0), "Dr. GRPO": (False, 0.0), "NLHF": (True, 1.0), "RLHF": (True, 0.0)}
+OBJECTIVES = {"GRPO": (False, 1.0), "NLHF": (True, 1.0), "Dr. GRPO": (False, 0.0), "RLHF": (True, 0.0)}
 """Whether pairs with the direct penalty train it, and the power of the spread that divides advantages."""
-POWERS = np.array([1.0, 0.0])
 GROUP = 8
 REWARDS = np.array([1.0, 0.5, 0.0])
-REFERENCE, BETA = np.array([0.15, 0.35, 0.5]), 1.0
-"""What is drawn."""
-REFERENCES = np.array([REFERENCE, [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]])
-BETAS = np.array([1.0, 2.0, 4.0])
-TABLES = {
-    "x 1/4": REWARDS / 4, "x 1": REWARDS, "x 4": REWARDS * 4,
-    "middle 0.1": np.array([1.0, 0.1, 0.0]), "middle 0.9": np.array([1.0, 0.9, 0.0]),
+DRAWN, BETA = "drawn", 1.0
+"""The reference and the penalty that are drawn and sampled."""
+REFERENCES = {
+    DRAWN: [0.15, 0.35, 0.5], "best first": [0.6, 0.3, 0.1], "worst first": [0.1, 0.1, 0.8],
+    "even": [1 / 3, 1 / 3, 1 / 3],
 }  # fmt: skip
-SHOWN = ("x 1", "x 4")
-STARTS = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
-RATES = np.array([0.02, 0.04, 0.08])
-SIZES = {"smoke": (48, 4000, 24), "quick": (48, 4000, 96), "full": (128, 10000, 160)}
-"""Seeds and iterations of sampled runs, and the side of the flow's grid."""
+BETAS = [1.0, 2.0, 4.0]
+SCALED = {"x 1/4": REWARDS / 4, "x 1": REWARDS, "x 4": REWARDS * 4}
+MIDDLES = {"middle 0.1": np.array([1.0, 0.1, 0.0]), "middle 0.9": np.array([1.0, 0.9, 0.0])}
+TABLES = SCALED | MIDDLES
+SHOWN = ["x 1", "x 4"]
+STARTS = {"near the best": [0.8, 0.1, 0.1], "near the worst": [0.1, 0.1, 0.8]}
+RATES = [0.02, 0.04, 0.08]
+SIDE = 10
+"""Arrows along a side of the triangle."""
+ORDER = [1, 2, 0]
+"""The triangle's corners: the middle answer lower left, the worst lower right, the best on top."""
 MARGIN = 0.01
-HEIGHT = math.sqrt(3) / 2
-CORNERS = np.array([[0.5, HEIGHT], [0.0, 0.0], [1.0, 0.0]])
-"""Where the best, the middle and the worst answer lie."""
 
 
-def setting(direct: bool, power, reference: np.ndarray, rewards: np.ndarray, beta, **changes) -> Config:
-    """Two objectives as one training configuration, told apart by the power [R]; arrays [K, R]."""
-    coef = beta * np.where(power > 0, 2.0, 0.5) if direct else beta
-    made = dataclasses.replace(method(coef, direct=direct), advantage=Normalized(power=jnp.asarray(power)))
-    return problem(reference, rewards, coef, group_size=2 if direct else GROUP, method=made, **changes)
+def setting(objective: str, **changes: Any) -> gj.Config:
+    """One training configuration for the two objectives of a kind, told apart by the power of the spread."""
+    direct, power = OBJECTIVES[objective]
+    made = dataclasses.replace(method(direct=direct), advantage=Normalized(power=jnp.asarray(power)))
+    base: dict[str, Any] = {
+        "reference": REFERENCES[DRAWN],
+        "method": made,
+        "group_size": 2 if direct else GROUP,
+    }
+    return question(REWARDS, **(base | changes))
 
 
-@light
-def _pair(reference: jax.Array, table: theory.Rewards, beta: jax.Array) -> jax.Array:
-    """NLHF's policy [K]."""
+def felt(objective: str, beta: float) -> float:
+    """The penalty's coefficient that gives the objective its β."""
+    direct, power = OBJECTIVES[objective]
+    return beta * (2.0 if power else 0.5) if direct else beta
+
+
+@jax.jit
+def _nlhf(reference: jax.Array, table: theory.Rewards, beta: jax.Array) -> jax.Array:
     return theory.nlhf(reference, theory.pairwise_payoffs(table), beta).policy
 
 
-@light
+@jax.jit
 def _group(reference: jax.Array, table: theory.Rewards, beta: jax.Array, power: jax.Array) -> jax.Array:
-    """The root of (11) [K], advantages divided by this power of the spread."""
     convention = theory.Convention(power=power)
     return theory.stationary(reference, table, beta, group_size=GROUP, convention=convention).policy
 
 
-def predicted(objective: str, reference, rewards, beta) -> np.ndarray:
+def predicted(objective: str, reference: Any, rewards: Any, beta: float) -> np.ndarray:
     """[K] the policy that the objective's theory names."""
-    table = theory.reward_table(rewards)
+    table, anchor = theory.reward_table(rewards), np.asarray(reference, float)
     if objective == "RLHF":
-        return np.asarray(theory.rlhf(reference, rewards, beta))
+        return np.asarray(theory.rlhf(anchor, rewards, beta))
     if objective == "NLHF":
-        return np.asarray(_pair(reference, table, beta))
-    return np.asarray(_group(reference, table, beta, OBJECTIVES[objective][1]))
+        return np.asarray(_nlhf(anchor, table, beta))
+    return np.asarray(_group(anchor, table, beta, OBJECTIVES[objective][1]))
 
 
-def trained(direct: bool) -> np.ndarray:
-    """[power, K, reference, beta, table, start] policies after exact ascent."""
-    shape = (len(POWERS), len(REFERENCES), len(BETAS), len(TABLES), len(STARTS))
-    power, r, b, t, s = grid(POWERS, np.arange(shape[1]), BETAS, np.arange(shape[3]), np.arange(shape[4]))
-    rewards = np.array(list(TABLES.values()))[t].T
-    drive, weight = np.where(power > 0, 1.0, rewards[0]), np.where(direct & (power > 0), 2.0, 1.0)
-    rate = 3 / (drive + weight * b) * np.where(direct & (power == 0), 2.0, 1.0)
-    options = {"start": STARTS[s].T, "optimizer": SGD(learning_rate=jnp.asarray(rate))}
-    config = setting(direct, power, REFERENCES[r].T, rewards, b, **options)
-    found = ascend(config, power.size, iterations=4000 if direct else 1500)
-    return found.reshape(3, *shape).swapaxes(0, 1)
+def aims(objective: str, references: Any, betas: list[float], tables: Any) -> xr.DataArray:
+    """The theory's policies [reference, beta, table, output]."""
+    found = [
+        [[predicted(objective, REFERENCES[r], TABLES[t], b) for t in tables] for b in betas]
+        for r in references
+    ]
+    coords = {"reference": list(references), "beta": betas, "table": list(tables), "output": range(3)}
+    return xr.DataArray(np.asarray(found), coords)
 
 
-def sampled(direct: bool, size: tuple, root: int) -> np.ndarray:
-    """[power, rate, K x shown, seed] time averages at the drawn setting."""
-    power, rate, t, seed = grid(POWERS, RATES, np.arange(len(SHOWN)), np.arange(size[0]))
-    pair = [name for name, (kind, _) in OBJECTIVES.items() if kind == direct]
-    aims = np.array([[predicted(name, REFERENCE, TABLES[x], BETA) for x in SHOWN] for name in pair])
-    start = aims[(power == 0).astype(int), t.astype(int)].T
-    reference, beta = np.repeat(REFERENCE[:, None], rate.size, 1), np.full(rate.size, BETA)
-    rewards = np.array([TABLES[name] for name in SHOWN])[t.astype(int)].T
-    options = {"optimizer": SGD(learning_rate=jnp.asarray(rate)), "start": start}
-    config = setting(direct, power, reference, rewards, beta, expectation=None, **options)
-    average = time_average(config, seed.astype(int), root=root, iterations=size[1])
-    average = average.reshape(3, len(POWERS), len(RATES), len(SHOWN), size[0])
-    return np.moveaxis(average, 0, 2).reshape(len(POWERS), len(RATES), -1, size[0])
+def tables(names: Any) -> dict[str, np.ndarray]:
+    """Reward tables as an axis of a sweep."""
+    return {name: TABLES[name][None] for name in names}
 
 
-def plane(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, y of a grid over the triangle, and [K, y, x] the policies there; NaN outside."""
-    x, y = np.linspace(0, 1, side), np.linspace(0, HEIGHT, side)
-    first = y[:, None] / HEIGHT + 0 * x
-    last = x[None, :] - first / 2
-    policies = np.stack([first, 1 - first - last, last])
-    return x, y, np.where((policies > 1e-3).all(0), policies, np.nan)
+def trained(objective: str) -> xr.DataArray:
+    """Policies where exact ascent ends."""
+    direct, power = OBJECTIVES[objective]
+    drive = 1.0 if power else 4.0
+    rates = {b: 3 / (drive + (2.0 if direct and power else 1.0) * b) for b in BETAS}
+    rates = {b: rate * (2.0 if direct and not power else 1.0) for b, rate in rates.items()}
+    axes = {
+        "reference": {name: logits(policy) for name, policy in REFERENCES.items()},
+        ("kl_coef", "learning_rate"): {b: (felt(objective, b), rates[b]) for b in BETAS},
+        "task.table": tables(TABLES),
+        "policy.logits": {name: logits(policy) for name, policy in STARTS.items()},
+    }
+    found = settled(setting(objective), axes, iterations=4000 if direct else 1500)
+    found = found.drop_vars(["kl_coef", "learning_rate"])
+    return found.rename({"kl_coef+learning_rate": "beta", "task.table": "table", "policy.logits": "start"})
 
 
-def flow(direct: bool, policies: np.ndarray) -> np.ndarray:
-    """[power, shown, 2, y, x] velocity in the plane of ascent on the expected gradient in logits."""
-    inside = np.isfinite(policies[0])
-    here = policies[:, inside]
-    power, t, which = grid(POWERS, np.arange(len(SHOWN)), np.arange(here.shape[1]))
-    pi, reference = here[:, which.astype(int)], np.repeat(REFERENCE[:, None], power.size, 1)
-    rewards = np.array([TABLES[name] for name in SHOWN])[t.astype(int)].T
-    config = setting(direct, power, reference, rewards, np.full(power.size, BETA), optimizer=SGD())
-    force = expected_gradient(config, np.log(pi)[None], reference=np.log(reference)[None])
-    force = np.asarray(force)[0]
-    velocity = np.full((2, len(POWERS), len(SHOWN), *inside.shape), np.nan)
-    moved = CORNERS.T @ (pi * (force - (pi * force).sum(0)))
-    velocity[..., inside] = moved.reshape(2, len(POWERS), len(SHOWN), -1)
-    return np.moveaxis(velocity, 0, 2)
-
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Exact ascent, flow fields and sampled time averages of the four objectives."""
-    root, chosen = int(jax.random.key_data(key)[-1]), SIZES[size]
-    x, y, policies = plane(chosen[2])
-    kinds = (False, True)
-    ended = ("objective", "action", "reference", "beta", "table", "start")
-    return xr.Dataset(
-        {
-            "trained": (ended, np.concatenate([trained(kind) for kind in kinds])),
-            "average": (
-                ("objective", "rate", "entry", "seed"),
-                np.concatenate([sampled(kind, chosen, root) for kind in kinds]),
-            ),
-            "flow": (
-                ("objective", "shown", "axis", "y", "x"),
-                np.concatenate([flow(kind, policies) for kind in kinds]),
-            ),
+def sampled(objective: str, seed: int, size: Any) -> xr.DataArray:
+    """Time averages at the drawn setting, from where the theory says that training ends."""
+    starts = {name: predicted(objective, REFERENCES[DRAWN], TABLES[name], BETA) for name in SHOWN}
+    axes = {
+        "learning_rate": RATES,
+        "kl_coef": [felt(objective, BETA)],
+        ("task.table", "policy.logits"): {
+            name: (table, logits(starts[name])) for name, table in tables(SHOWN).items()
         },
-        coords={
-            "objective": list(OBJECTIVES), "beta": BETAS, "table": list(TABLES), "shown": list(SHOWN),
-            "x": x, "y": y, "rate": RATES, "axis": ["x", "y"],
-        },
-    )  # fmt: skip
+    }
+    found = averaged(setting(objective), axes, size, seed).drop_vars(["task.table", "policy.logits"])
+    return found.rename({"task.table+policy.logits": "table"}).isel(kl_coef=0, drop=True)
 
 
-def check(data: xr.Dataset):
-    """Predictions; the shape 1 / (1 - x); the reward's scale; whether any e^h(r) could be it."""
-    numbers, ended = {}, data.trained.isel(start=0)
+def lattice() -> np.ndarray:
+    """[n, 3] policies inside the triangle, where its arrows are drawn."""
+    counts = [(i, j, SIDE - 1 - i - j) for i in range(SIDE) for j in range(SIDE - i)]
+    return (np.array(counts) + 1 / 3) / SIDE
+
+
+def flow(objective: str, policies: np.ndarray) -> xr.DataArray:
+    """Change of the probabilities [policy, table, output] under ascent on the expected gradient in logits."""
+    places = {place: logits(policy) for place, policy in enumerate(policies)}
+    axes = {"policy.logits": places, "task.table": tables(SHOWN), "kl_coef": [felt(objective, BETA)]}
+    found = force(setting(objective), axes).isel(kl_coef=0, drop=True)
+    found = found.rename({"policy.logits": "policy", "task.table": "table"})
+    here = xr.DataArray(policies, dims=("policy", "output"))
+    return here * (found - (here * found).sum("output"))
+
+
+def simulate(seed: int, size: Any) -> xr.Dataset:
+    """Exact ascent, flows and sampled time averages of the four objectives."""
+    objectives, points = xr.Variable("objective", list(OBJECTIVES)), lattice()
+    return xr.Dataset({
+        "trained": xr.concat([trained(name) for name in OBJECTIVES], objectives),
+        "average": xr.concat([sampled(name, seed, size) for name in OBJECTIVES], objectives).rename(
+            table="shown"
+        ),
+        "flow": xr.concat([flow(name, points) for name in OBJECTIVES], objectives).rename(table="shown"),
+        "policies": (("policy", "output"), points),
+    })  # fmt: skip
+
+
+def check(data: xr.Dataset, claim: Claim) -> None:
+    """Predictions; the shape 1/(1 - x); whether any pooling could be it; the reward's size."""
     for objective in OBJECTIVES:
-        pi, still = ended.sel(objective=objective), objective in ("GRPO", "NLHF")
-        tables = TABLES.values()
-        aim = np.array([[[predicted(objective, r, t, b) for t in tables] for b in BETAS] for r in REFERENCES])
-        gap = data.trained.sel(objective=objective).values - np.moveaxis(aim, -1, 0)[..., None]
-        numbers[f"{objective}: exact ascent - theory"] = worst(gap, expected=0 * gap, tolerance=1e-6)
-        drawn = aim[0, 0, [list(TABLES).index(name) for name in SHOWN]].T.ravel()
-        values, _ = intercepts(RATES, data.average.sel(objective=objective).values)
-        name = f"{objective}: sampled, extrapolated - theory"
-        numbers[name] = furthest(values, drawn, tolerance=MARGIN)
-        numbers[f"{objective}: rewards x 1/4 to x 4, pi moves by"] = _moves(pi[:, :, :, :3], still=still)
-        name = f"{objective}: middle reward 0.1 to 0.9, pi moves by"
-        numbers[name] = _moves(pi[:, :, :, 3:], still=objective == "NLHF")
-        odds = np.log(pi.isel(action=0) / pi.isel(action=2)).sel(table="x 1").values
-        odds -= np.log(REFERENCES[:, 0] / REFERENCES[:, 2])[:, None]
-        spread = xr.DataArray(odds, dims=("table", "beta"))
-        name = f"{objective}: log odds that the best gains on the worst, spread over pi_ref"
-        numbers[name] = _moves(spread, still=objective == "RLHF")
-    numbers |= _shape_numbers(ended.sel(objective="GRPO", table="x 1"))
-    judged = [name for name, number in numbers.items() if number.expected is not None]
-    return judge(numbers, refutes=judged)
+        judge = claim.refutes if objective == "GRPO" else claim.requires
+        ended = data.trained.sel(objective=objective, drop=True)
+        aim = aims(objective, REFERENCES, BETAS, TABLES)
+        judge(f"{objective}: exact ascent - theory", worst(ended, expected=aim, tolerance=1e-6))
+        values, slope = extrapolated(data.average.sel(objective=objective, drop=True))
+        drawn = aim.sel(reference=DRAWN, beta=BETA, table=SHOWN, drop=True).rename(table="shown")
+        gap = furthest(values, drawn, tolerance=MARGIN)
+        judge(f"{objective}: sampled, extrapolated - theory", gap)
+        claim.reports(f"{objective}: steepest slope in the learning rate", worst(slope.mean("seed")))
+    ended = data.trained.isel(start=0)
+    spreads = {name: _odds_spread(ended.sel(objective=name, table="x 1", drop=True)) for name in OBJECTIVES}
+    told = "log odds that the best gains on the worst, spread over π_ref"
+    grpo, pooled = Number(spreads["GRPO"], 0.1, relation="at least"), Number(spreads["RLHF"], 0.0, 1e-6)
+    claim.refutes(f"GRPO: {told}", grpo)
+    claim.requires(f"RLHF: {told}", pooled)
+    for name in ("NLHF", "Dr. GRPO"):
+        claim.reports(f"{name}: {told}", Number(spreads[name]))
+    judge_shape(ended.sel(objective="GRPO", table="x 1", drop=True), claim)
+    claim.finds(
+        "GRPO is no logarithmic pooling: how far training moves the odds of two answers depends on where the "
+        f"reference puts them (by up to {grpo.value:.2f} in log odds here), which RLHF's odds never do.",
+        when=[grpo, pooled],
+    )
+    judge_size(ended, claim)
 
 
-def _moves(values: xr.DataArray, *, still: bool) -> Number:
-    """The greatest range over tables."""
-    found = float((values.max("table") - values.min("table")).max())
-    if still:
-        return Number(found, expected=0.0, tolerance=1e-6)
-    return Number(found, expected=0.1, relation="at least")
+def _odds_spread(policy: xr.DataArray) -> float:
+    """Log odds of the best against the worst, less the reference's: greatest range over references."""
+    anchor = xr.DataArray(list(REFERENCES.values()), {"reference": list(REFERENCES), "output": range(3)})
+    odds: Any = np.log(policy / anchor)
+    gained = odds.sel(output=0) - odds.sel(output=2)
+    return float((gained.max("reference") - gained.min("reference")).max())
 
 
-def _shape_numbers(pi: xr.DataArray) -> dict[str, Number]:
+def judge_shape(policies: xr.DataArray, claim: Claim) -> None:
     """Each answer's share of its reference against its own preference, and the nearest RLHF."""
     table, gaps, tilts, nearest = theory.reward_table(REWARDS), [], [], []
-    for r, reference in enumerate(REFERENCES):
-        pools = np.asarray(theory.rlhf(reference, REWARDS, np.logspace(-2, 2, 4001)))
-        for b, beta in enumerate(BETAS):
-            policy = pi.isel(reference=r, beta=b).values
+    for name, reference in REFERENCES.items():
+        anchor = np.array(reference)
+        pools = np.asarray(theory.rlhf(anchor, REWARDS, np.logspace(-2, 2, 4001)))
+        for beta in BETAS:
+            policy = policies.sel(reference=name, beta=beta).values
             x = np.asarray(theory.group_preference(policy, table, group_size=GROUP)) / beta
-            tilted = reference * np.exp(x)
-            gaps.append(policy / reference - 1 / (1 - x))
+            tilted = anchor * np.exp(x)
+            gaps.append(policy / anchor - 1 / (1 - x))
             tilts.append(abs(policy - tilted / tilted.sum()).max())
             nearest.append(abs(pools - policy).max(-1).min())
-    return {
-        "GRPO: pi / pi_ref - 1 / (1 - P / beta)": worst(gaps, expected=np.zeros_like(gaps), tolerance=1e-6),
-        "GRPO: greatest distance from pi_ref e^(P / beta) / Z": Number(
-            max(tilts), expected=0.05, relation="at least"
-        ),
-        "GRPO: greatest distance from RLHF at whatever beta is nearest": Number(max(nearest)),
-    }
+    claim.refutes("GRPO: π/π_ref - 1/(1 - P/β)", worst(gaps, tolerance=1e-6))
+    far = Number(max(tilts), expected=0.05, relation="at least")
+    claim.refutes("GRPO: greatest distance from π_ref e^(P/β)/Z", far)
+    claim.reports("GRPO: greatest distance from RLHF at whatever β is nearest", Number(max(nearest)))
 
 
-def draw(figure, data: xr.Dataset) -> None:
-    """Four objectives by two sizes of the same rewards: flows, fixed points, and their paths over beta."""
-    figure.set_size_inches(12.4, 6.3)
-    figure.get_layout_engine().set(h_pad=0.1, hspace=0.0)
-    panels = figure.subplots(len(SHOWN), len(PANELS))
-    for row, name in enumerate(SHOWN):
-        for axes, objective in zip(panels[row], PANELS, strict=True):
-            _draw_flow(axes, data.flow.sel(objective=objective, shown=name), COLORS[objective])
-            path = [predicted(objective, REFERENCE, TABLES[name], beta) for beta in np.logspace(2, -2, 60)]
-            _draw_points(axes, data.trained.sel(objective=objective), path, name, COLORS[objective])
-            _draw_corners(axes, TABLES[name])
-    for axes, objective in zip(panels[0], PANELS, strict=True):
-        axes.set_title(objective, fontsize=16, weight="bold", color=COLORS[objective], pad=30)
-        above = {"xy": (0.5, 1.0), "xycoords": "axes fraction", "xytext": (0, 11)}
-        axes.annotate(FORMULAS[objective], textcoords="offset points", ha="center", fontsize=11, **above)
-    for axes, words in zip(panels[:, 0], ("rewards 1, ½, 0", "the same rewards × 4"), strict=True):
-        axes.text(-0.2, HEIGHT / 2, words, rotation=90, fontsize=12, ha="center", va="center")
-    handles = [
-        Line2D([], [], marker="D", ms=7, mfc="white", mec="0.1", mew=1.4, ls="", label="reference policy"),
-        Line2D([], [], marker="o", ms=10, color="0.35", ls="", label=f"trained, β = {BETA:g}"),
-        Line2D([], [], color="0.1", lw=1.1, ls=(0, (4, 2)), label="fixed points from β = ∞ to β = 0"),
-        Line2D([], [], marker="o", ms=8, mfc="white", mec="0.35", mew=1.8, ls="", label="where it was above"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=11)
+def judge_size(ended: xr.DataArray, claim: Claim) -> None:
+    """How far policies move with the scale of the rewards, and with where a middle reward lies."""
+    row = claim.ours(
+        "GRPO and NLHF do not feel the scale of the rewards, Dr. GRPO and RLHF do; where a middle reward "
+        "lies counts for GRPO, too, but not for pairs with signs, which is NLHF."
+    )
+    kinds = (("scale", "rewards x 1/4 to x 4", SCALED, ("GRPO", "NLHF")),
+             ("middle", "middle reward 0.1 to 0.9", MIDDLES, ("NLHF",)))  # fmt: skip
+    moved = {}
+    for kind, words, names, still in kinds:
+        for objective in OBJECTIVES:
+            here = ended.sel(objective=objective, table=list(names), drop=True)
+            found = float((here.max("table") - here.min("table")).max())
+            quiet = Number(found, 0.0, 1e-6)
+            number = quiet if objective in still else Number(found, 0.1, relation="at least")
+            moved[kind, objective] = number
+            row.refutes(f"{objective}: {words}, π moves by", number)
+    row.finds(
+        "Rewards four times as large leave GRPO's policy where it is and move RLHF's by up to "
+        f"{moved['scale', 'RLHF'].value:.2f}; moving a middle reward from 0.1 to 0.9 moves GRPO's by up to "
+        f"{moved['middle', 'GRPO'].value:.2f}.",
+        when=moved.values(),
+    )
 
 
-PANELS = ("GRPO", "NLHF", "Dr. GRPO", "RLHF")
-FORMULAS = {
-    "GRPO": r"$\pi=\pi_{\rm ref}\,/\,(1-P_G/\beta)$",
-    "NLHF": r"$\pi\propto\pi_{\rm ref}\,e^{P(o\succ\pi)/\beta}$",
-    "Dr. GRPO": r"$\pi=\pi_{\rm ref}\,/\,(1-\frac{G-1}{G}(r-\bar r)/\beta)$",
-    "RLHF": r"$\pi\propto\pi_{\rm ref}\,e^{r/\beta}$",
-}
-COLORS = {"GRPO": "#c2410c", "NLHF": "#7c3aed", "Dr. GRPO": "#0f766e", "RLHF": "#1d4ed8"}
+def draw(figure: Any, data: xr.Dataset) -> None:
+    """Four objectives by two sizes of the same rewards: flows, fixed points, and their paths over β."""
+    figure.set_size_inches(7.0, 4.0)
+    panels = iter(plotting.panels(figure, len(SHOWN), len(OBJECTIVES)))
+    reference = REFERENCES[DRAWN]
+    for shown in SHOWN:
+        for objective in OBJECTIVES:
+            axes = next(panels)
+            path = [predicted(objective, reference, TABLES[shown], b) for b in np.logspace(2, -2, 50)]
+            ended = data.trained.sel(objective=objective, reference=DRAWN, beta=BETA, table=shown)
+            marks = {"π_ref": np.array(reference)[ORDER], "trained": ended.isel(start=0, output=ORDER).values}
+            plotting.simplex(
+                axes,
+                _arrows(data.policies, data.flow.sel(objective=objective, shown=shown)),
+                paths=[np.array(path)[:, ORDER]],
+                points=marks if objective == "GRPO" else marks.values(),
+                corners=[f"r = {reward:g}" for reward in TABLES[shown][ORDER]],
+                density=SIDE,
+            )
+            if shown == SHOWN[0]:
+                axes.set_title(objective, pad=10)
+    figure.suptitle("Rewards four times as large (below) move Dr. GRPO and RLHF, not GRPO and NLHF")
+    figure.supxlabel(
+        f"arrows and dots: training at β = {BETA:g}; line: fixed points, β from ∞ to 0", fontsize=7.5
+    )
 
 
-def _draw_flow(axes, velocity: xr.DataArray, color: str) -> None:
-    u, v = velocity.values
-    speed = np.hypot(u, v)
-    width = 0.25 + 1.5 * np.nan_to_num(speed / np.nanmax(speed)) ** 0.5
-    axes.fill(*CORNERS.T, color=color, alpha=0.07, lw=0)
-    lines = {"density": 0.55, "arrowsize": 0.8, "linewidth": width, "broken_streamlines": False}
-    axes.streamplot(velocity.x.values, velocity.y.values, u, v, color=_pale(color), zorder=1, **lines)
-    axes.fill(*CORNERS.T, fill=False, edgecolor="0.25", lw=1.2, joinstyle="round", zorder=3)
-    axes.set(aspect="equal", xlim=(-0.22, 1.12), ylim=(-0.11, HEIGHT + 0.08))
-    axes.axis("off")
+def _arrows(policies: xr.DataArray, flow: xr.DataArray) -> Callable[[np.ndarray], np.ndarray]:
+    """The flow at the policy nearest to each that is asked for, with the corners in the drawing's order."""
+    known, change = (
+        array.isel(output=ORDER).transpose("policy", "output").values for array in (policies, flow)
+    )
 
+    def nearest(at: np.ndarray) -> np.ndarray:
+        return change[((at[:, None] - known) ** 2).sum(-1).argmin(1)]
 
-def _pale(color: str) -> tuple[float, ...]:
-    return tuple(0.45 + 0.55 * np.array(to_rgb(color)))
-
-
-def _draw_points(axes, trained: xr.DataArray, path: list, table: str, color: str) -> None:
-    axes.plot(*(np.array(path) @ CORNERS).T, color="0.1", lw=1.1, ls=(0, (4, 2)), zorder=4)
-    ended = trained.isel(reference=0).sel(beta=BETA)
-    here, before = (ended.sel(table=name).values.T @ CORNERS for name in (table, SHOWN[0]))
-    if abs(here - before).max() > 0.01:
-        style = {
-            "arrowstyle": "-|>",
-            "color": color,
-            "lw": 2.2,
-            "mutation_scale": 16,
-            "shrinkA": 5,
-            "shrinkB": 7,
-        }
-        axes.annotate("", here[0], before[0], arrowprops=style, zorder=6)
-        axes.plot(*before[0], "o", ms=8, mfc="white", mec=color, mew=1.8, zorder=5)
-    axes.plot(*here.T, "o", ms=11, mfc=color, mec="white", mew=1.5, zorder=7)
-    axes.plot(*(REFERENCE @ CORNERS), "D", ms=7, mfc="white", mec="0.1", mew=1.4, zorder=6)
-
-
-def _draw_corners(axes, rewards: np.ndarray) -> None:
-    for corner, reward, (dx, dy) in zip(CORNERS, rewards, ((0, 9), (-4, -13), (4, -13)), strict=True):
-        options = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 10}
-        axes.annotate(f"r = {reward:g}", corner, (dx, dy), **options)
+    return nearest

@@ -1,41 +1,50 @@
-"""Without the spread GRPO is RLHF, with a penalty that the group's own mean enlarges.
+"""Without scale normalisation the expected preference is (1 − 1/G)(E_π r − E_π_old r), so with the direct
+penalty the stationary policy is that of RLHF, π ∝ π_ref e^(r/β), with β enlarged to βG/(G − 1).
 
-Claim A9 of arXiv:2502.18548: for A = r - mean the expected preference is (1 - 1/G)(E_pi r - E_old r), so with
-the direct penalty the stationary policy is RLHF's, (4), at beta G / (G - 1); leaving each answer out of its
-own baseline removes the factor. Noise changes neither. Refuted if the preference is off by 1e-12, exact
-ascent ends 1e-6 from it, or sampled SGD or AdamW, extrapolated to learning rate zero, is not within 0.01 of
-it. Here, unlike in the other claims, the extrapolation is quadratic in the learning rate; qualified if the
-linear one is not within 0.01 of it (99.9 % intervals of the difference, run by run). All training starts
-apart from pi_ref and from where it should end: a penalty that pulls to the start or to the sampling policy,
-or a run too short to move, ends elsewhere.
+[A] Section 5 with (4): advantages A = r − mean, and the KL divergence itself, not its approximation, as the
+penalty. An answer left out of its own baseline removes the factor (ours, for comparison). Rewards are certain
+or coin flips; the sentence does not tell them apart. All training starts apart from π_ref and from where it
+should end: a penalty that pulls to the start or to the sampling policy, or a run too short to move, ends
+elsewhere.
+
+Refuted if the preference is off by 1e-12, if exact ascent ends 1e-6 from that policy or within 0.05 of RLHF's
+at β itself, or if a sampled run's time average under SGD, extrapolated linearly to learning rate zero as in
+the other claims, is not within 0.01 of it (99.9 % intervals). Qualified if AdamW, judged alike, is not. Equal
+rewards, which lead to π_ref, are a check of the instrument; a quadratic extrapolation is reported beside the
+linear one.
 """
 
 import dataclasses
-import math
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from matplotlib import colormaps
 
-from experiments.alignment import ascend, furthest, grid, intercepts, light, method, problem, time_average
-from experiments.verdict import Number, judge, worst
-from grpo_jax.exact import Exact, expected_objective
-from grpo_jax.optimizers import SGD, AdamW
+import grpo_jax as gj
+from experiments.harness.numbers import extrapolated, furthest, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems.answers import logits, method, question
+from experiments.problems.policies import averaged, settled
+from grpo_jax import plotting
+from grpo_jax.exact import expected_objective
 from grpo_jax.parts.advantages import GroupMean, LeaveOneOut, Normalized
 from grpo_jax.tasks import Bernoulli
-from grpo_jax.theory import rlhf, shift_only_direct
+from grpo_jax.theory import rlhf
 
-CLAIM = "A9"
-PAPER = "A"
 PRECISION = "float64"
+SIZES = sizes(seeds=(48, 48, 256), iterations=(4000, 4000, 20000))
 
-REWARDS = np.array([0.95, 0.6, 0.2, 0.05])
-"""Rewards, or success probabilities of coin flips."""
-REFERENCES = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25], [0.5, 0.1, 0.1, 0.3]])
-BETAS = np.array([0.3, 0.5, 0.8, 1.3, 2.0])
-STARTS = np.array([[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.05, 0.85]])
+REWARDS = [0.95, 0.6, 0.2, 0.05]
+"""Rewards, or success chances of coin flips."""
+REFERENCES = {
+    "rising": [0.1, 0.2, 0.3, 0.4],
+    "even": [0.25, 0.25, 0.25, 0.25],
+    "best first": [0.5, 0.1, 0.1, 0.3],
+}
+BETAS = [0.3, 0.5, 0.8, 1.3, 2.0]
+STARTS = {"near the best": [0.85, 0.05, 0.05, 0.05], "near the worst": [0.05, 0.05, 0.05, 0.85]}
+TABLES = {"rewards": [REWARDS], "equal": [[0.5] * 4]}
 VARIANTS = {
     "mean, G = 2": (False, 2, False),
     "mean, G = 4": (False, 4, False),
@@ -44,23 +53,25 @@ VARIANTS = {
     "left out, G = 8, coin flips": (True, 8, True),
 }
 """Whether answers are left out of their baseline, the group's size, and whether rewards are coin flips."""
-SAMPLED = ("mean, G = 2", "left out, G = 2", "left out, G = 8, coin flips")
-"""Of the three the last is trained on samples, as its rewards are noisy; counts serve for the others."""
-SAMPLED_BETAS = np.array([0.5, 1.3])
-RATES = {"SGD": np.array([0.05, 0.1, 0.2]), "AdamW": np.array([0.01, 0.02, 0.04])}
-SIZES = {"smoke": (48, 4000), "quick": (48, 4000), "full": (256, 20000)}
-"""Seeds and iterations of sampled runs."""
+TRAINED = [name for name in VARIANTS if name != "left out, G = 2"]
+"""By exact ascent: in a pair, leaving out is only a doubling."""
+SAMPLED = ("mean, G = 2", "left out, G = 8, coin flips")
+SAMPLED_BETAS = [0.5, 1.3]
+OPTIMIZERS = {"SGD": (gj.SGD, [0.05, 0.1, 0.2]), "AdamW": (gj.AdamW, [0.01, 0.02, 0.04])}
 MARGIN = 0.01
 
 
-def setting(variant: str, reference: np.ndarray, beta, **changes):
-    """The variant with the direct penalty, runs last."""
+def setting(variant: str, **changes: Any) -> gj.Config:
+    """The variant with the direct penalty, from a start apart from the reference."""
     left_out, group, flips = VARIANTS[variant]
-    center = LeaveOneOut() if left_out else GroupMean()
-    made = dataclasses.replace(method(beta, direct=True), advantage=Normalized(center=center, scale=None))
-    noise = Bernoulli() if flips else None
-    rewards = changes.pop("rewards", REWARDS)
-    return problem(reference, rewards, beta, group_size=group, method=made, noise=noise, **changes)
+    advantage = Normalized(center=LeaveOneOut() if left_out else GroupMean(), scale=None)
+    base: dict[str, Any] = {
+        "reference": REFERENCES["rising"],
+        "start": STARTS["near the best"],
+        "method": dataclasses.replace(method(direct=True), advantage=advantage),
+        "noise": Bernoulli() if flips else None,
+    }
+    return question(REWARDS, group_size=group, **(base | changes))
 
 
 def factor(variant: str) -> float:
@@ -69,167 +80,134 @@ def factor(variant: str) -> float:
     return 1.0 if left_out else 1 - 1 / group
 
 
-def preference_error(variant: str, root: int) -> float:
+def theory(variant: str, references: Any, betas: list[float], power: float = 1.0) -> xr.DataArray:
+    """RLHF's policies [reference, beta, output] at beta over the factor (to this power)."""
+    felt = np.array(betas) / factor(variant) ** power
+    found = [[rlhf(np.array(REFERENCES[r]), np.array(REWARDS), b) for b in felt] for r in references]
+    coords = {"reference": list(references), "beta": betas, "output": range(len(REWARDS))}
+    return xr.DataArray(np.asarray(found), coords)
+
+
+def preference_error(variant: str, seed: int) -> float:
     """Greatest error of the expected preference of random policies over other random ones."""
-    pi, old = np.random.default_rng(root).dirichlet(np.ones(4), (2, 50)).transpose(0, 2, 1)
-    logits, sampler = np.log(pi)[None], np.log(old)[None]
-    expectation = Exact(cells=2 if VARIANTS[variant][2] else 0)
-    config = setting(variant, old, np.zeros(50), expectation=expectation)
-    found = np.asarray(light(expected_objective)(config, logits, old=sampler, reference=sampler))
-    return float(abs(found - factor(variant) * (REWARDS @ pi - REWARDS @ old)).max())
+    draw = np.random.default_rng(seed).dirichlet
+    pi, old = draw(np.ones(4), 50), draw(np.ones(4), 50)
+    config = setting(variant, expectation=gj.Exact(cells=2 if VARIANTS[variant][2] else 0))
+    penalty: Any = config.method.penalty
+    none = dataclasses.replace(penalty, coef=0.0)
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, penalty=none))
+    params, sampler = np.log(pi.T)[None], np.log(old.T)[None]
+    found = expected_objective(config, params, old=sampler, reference=sampler)
+    return float(abs(np.asarray(found) - factor(variant) * (pi - old) @ REWARDS).max())
 
 
-def trained(variant: str) -> tuple[np.ndarray, list[float]]:
-    """[K, reference, beta, start] policies after exact ascent, and distances from pi_ref under equal rewards.
-
-    The latter twice: from pi_ref itself, and from a start apart.
-    """
-    r, b, s = grid(range(len(REFERENCES)), BETAS, range(len(STARTS)))
-    r, s = r.astype(int), s.astype(int)
-    count = len(REFERENCES)
-    reference = np.concatenate([REFERENCES[r], REFERENCES, REFERENCES]).T
-    start = np.concatenate([STARTS[s], REFERENCES, np.repeat(STARTS[:1], count, 0)]).T
-    equal = np.arange(reference.shape[1]) >= r.size
-    beta = np.append(b, np.full(2 * count, BETAS[0]))
-    rewards = np.where(equal, 0.5, REWARDS[:, None])
-    options = {"start": start, "optimizer": SGD(learning_rate=jnp.asarray(3 / (1 + beta)))}
-    found = ascend(setting(variant, reference, beta, rewards=rewards, **options), beta.size, iterations=2500)
-    left = abs(found - reference)[:, equal].reshape(4, 2, count).max((0, 2))
-    return found[:, ~equal].reshape(4, count, len(BETAS), len(STARTS)), left.tolist()
-
-
-def sampled(variant: str, optimizer, rates: np.ndarray, size: tuple, root: int) -> np.ndarray:
-    """[rate, beta x K, seed] time averages."""
-    rate, beta, seed = grid(rates, SAMPLED_BETAS, np.arange(size[0]))
-    reference = np.repeat(REFERENCES[0][:, None], rate.size, 1)
-    options = {"optimizer": optimizer(learning_rate=jnp.asarray(rate)), "expectation": None}
-    options["start"] = np.repeat(STARTS[0][:, None], rate.size, 1)
-    config = setting(variant, reference, beta, **options)
-    average = time_average(config, seed.astype(int), root=root, iterations=size[1])
-    average = average.reshape(4, len(rates), len(SAMPLED_BETAS), size[0])
-    return np.moveaxis(average, 0, 2).reshape(len(rates), -1, size[0])
-
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Expected preferences, exact ascent, and sampled time averages."""
-    root, chosen = int(jax.random.key_data(key)[-1]), SIZES[size]
-    averages = [
-        [sampled(name, optimizer, RATES[kind], chosen, root) for name in SAMPLED]
-        for kind, optimizer in (("SGD", SGD), ("AdamW", AdamW))
-    ]
-    ended, left = zip(*(trained(name) for name in VARIANTS), strict=True)
-    return xr.Dataset(
-        {
-            "preference_error": ("variant", [preference_error(name, root) for name in VARIANTS]),
-            "trained": (("variant", "action", "reference", "beta", "start"), np.stack(ended)),
-            "average": (("optimizer", "sampled", "rate", "entry", "seed"), np.array(averages)),
-            "placebo": (("variant", "from"), np.array(left)),
-        },
-        coords={
-            "variant": list(VARIANTS), "beta": BETAS, "optimizer": list(RATES), "sampled": list(SAMPLED),
-            "from": ["pi_ref", "elsewhere"],
-        },
-    )  # fmt: skip
-
-
-def check(data: xr.Dataset):
-    """Preferences, trained policies, sampled ones, and what ignoring the factor would give."""
-    numbers = {
-        f"equal rewards, from {start}: exact ascent - pi_ref": worst(
-            data.placebo.sel({"from": start}), expected=0, tolerance=tolerance
-        )
-        for start, tolerance in (("pi_ref", 1e-12), ("elsewhere", 1e-6))
+def trained(variant: str) -> xr.DataArray:
+    """Where exact ascent ends: with rewards, and with equal ones."""
+    axes = {
+        "reference": {name: logits(policy) for name, policy in REFERENCES.items()},
+        ("kl_coef", "learning_rate"): {b: (b, 3 / (1 + b)) for b in BETAS},
+        "policy.logits": {name: logits(policy) for name, policy in STARTS.items()},
+        "task.table": TABLES,
     }
-    name = "preference - (1 - 1/G)(E r - E_old r), G/(G - 1) of it if left out"
-    numbers[name] = worst(data.preference_error, expected=np.zeros(len(VARIANTS)), tolerance=1e-12)
-    for variant, (left_out, group, _) in VARIANTS.items():
-        size = math.inf if left_out else group
-        aim = np.array(
-            [[shift_only_direct(r, REWARDS, b, group_size=size) for b in BETAS] for r in REFERENCES]
+    found = settled(setting(variant), axes, iterations=2500).drop_vars(["kl_coef", "learning_rate"])
+    return found.rename({"kl_coef+learning_rate": "beta", "policy.logits": "start", "task.table": "table"})
+
+
+def sampled(variant: str, optimizer: str, seed: int, size: Any) -> xr.DataArray:
+    """Time averages of whole policies."""
+    kind, rates = OPTIMIZERS[optimizer]
+    config = setting(variant, optimizer=kind(learning_rate=0.1))
+    axes = {"learning_rate": rates, "kl_coef": SAMPLED_BETAS}
+    return averaged(config, axes, size, seed).rename(kl_coef="beta")
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Expected preferences, exact ascent, and sampled time averages."""
+    averages = {
+        name: xr.concat(
+            [sampled(v, name, seed, size) for v in SAMPLED], xr.Variable("variant", list(SAMPLED))
         )
-        gap = data.trained.sel(variant=variant).values - np.moveaxis(aim, -1, 0)[..., None]
-        numbers[f"{variant}: exact ascent - theory"] = worst(gap, expected=0 * gap, tolerance=1e-6)
-    ended = data.trained.sel(variant="mean, G = 2").isel(start=0)
-    plain = np.array([[rlhf(r, REWARDS, b) for b in BETAS] for r in REFERENCES])
-    ignored = float(abs(ended.values - np.moveaxis(plain, -1, 0)).max())
-    numbers["mean, G = 2: distance from RLHF at beta itself"] = Number(ignored, 0.05, relation="at least")
-    numbers |= sampled_numbers(data)
-    judged = [name for name, number in numbers.items() if number.expected is not None]
-    qualifies = {name: LINEAR for name in judged if "linear less quadratic" in name}
-    return judge(numbers, refutes=[name for name in judged if name not in qualifies], qualifies=qualifies)
+        for name in OPTIMIZERS
+    }
+    return {
+        "exact": xr.Dataset({
+            "trained": xr.concat([trained(v) for v in TRAINED], xr.Variable("variant", TRAINED)),
+            "preference_error": ("preference", [preference_error(v, seed) for v in VARIANTS]),
+        }),
+        **{name: xr.Dataset({"average": found}) for name, found in averages.items()},
+    }  # fmt: skip
 
 
-LINEAR = "for the quadratic extrapolation to learning rate zero"
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Preferences, trained policies, sampled ones, and what ignoring the factor would give."""
+    exact = data["exact"]
+    equal = exact.trained.sel(table="equal", drop=True)
+    anchor = xr.DataArray(list(REFERENCES.values()), {"reference": list(REFERENCES), "output": equal.output})
+    claim.requires("equal rewards: exact ascent - π_ref", worst(equal, expected=anchor, tolerance=1e-6))
+    error = worst(exact.preference_error, tolerance=1e-12)
+    claim.refutes("preference - (1 - 1/G)(E r - E_old r), G/(G - 1) of it if left out", error)
+    ended = exact.trained.sel(table="rewards", drop=True)
+    found = {}
+    for variant in TRAINED:
+        aim = theory(variant, REFERENCES, BETAS)
+        found[variant] = worst(ended.sel(variant=variant), expected=aim, tolerance=1e-6)
+    claim.refutes("exact ascent - theory", found)
+    pair = ended.sel(variant="mean, G = 2").isel(start=0, drop=True)
+    ignored = abs(pair - theory("mean, G = 2", REFERENCES, BETAS, power=0)).max(["beta", "output"])
+    phantom = worst(ignored, expected=0.05, relation="at least")
+    claim.refutes("mean, G = 2: distance from RLHF at β itself, less 0.05", phantom)
+    judge_sampled(data, claim)
+    claim.finds(
+        "The group's own mean weakens the reward by 1 − 1/G, and nothing else does: a group of two trains to "
+        "RLHF's policy at 2β. Leaving each answer out of its baseline removes the factor.",
+        when=[*found.values(), phantom],
+    )
 
 
-def sampled_numbers(data: xr.Dataset) -> dict[str, Number]:
-    """For each variant and optimizer: both extrapolations, how they differ in every run, and the slope."""
-    numbers = {}
+def judge_sampled(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """For each variant and optimizer: the linear extrapolation; the quadratic one and the slope are told."""
     for variant in SAMPLED:
-        aim = np.array([rlhf(REFERENCES[0], REWARDS, b / factor(variant)) for b in SAMPLED_BETAS]).ravel()
-        for optimizer in RATES:
-            average = data.average.sel(optimizer=optimizer, sampled=variant).values
-            quadratic, slopes = intercepts(RATES[optimizer], average, degree=2)
-            linear, _ = intercepts(RATES[optimizer], average)
-            name = f"{variant}, {optimizer}: sampled, extrapolated"
-            numbers[f"{name} (quadratic) - theory"] = furthest(quadratic, aim, tolerance=MARGIN)
-            numbers[f"{name}: linear less quadratic"] = furthest(
-                linear - quadratic, 0 * aim, tolerance=MARGIN
+        aim = theory(variant, ["rising"], SAMPLED_BETAS).isel(reference=0, drop=True)
+        for optimizer in OPTIMIZERS:
+            average = data[optimizer].average.sel(variant=variant, drop=True)
+            linear, slope = extrapolated(average)
+            quadratic, _ = extrapolated(average, degree=2)
+            name, gap = f"{variant}, {optimizer}", furthest(linear, aim, tolerance=MARGIN)
+            told = f"{name}: sampled, extrapolated - theory"
+            claim.refutes(told, gap) if optimizer == "SGD" else claim.qualifies(told, gap, only="under SGD")
+            claim.reports(
+                f"{name}: quadratic extrapolation - theory", furthest(quadratic, aim, tolerance=MARGIN)
             )
-            numbers[f"{name} (linear) - theory"] = _reported(furthest(linear, aim, tolerance=MARGIN))
-            numbers[f"{variant}, {optimizer}: slope in the rate, worst"] = Number(
-                float(abs(slopes.mean(1)).max())
-            )
-    return numbers
+            claim.reports(f"{name}: quadratic less linear", furthest(quadratic - linear, tolerance=MARGIN))
+            claim.reports(f"{name}: steepest slope in the learning rate", worst(slope.mean("seed")))
 
 
-def _reported(number: Number) -> Number:
-    """Its value and interval, judging nothing."""
-    return Number(number.value, low=number.low, high=number.high)
-
-
-def draw(figure, data: xr.Dataset) -> None:
-    """Trained policies against beta, and against the penalty that the theory says they feel; sampled runs."""
-    figure.set_size_inches(11.5, 4.0)
-    left, middle, right = figure.subplots(1, 3)
-    colors = dict(zip(VARIANTS, colormaps["turbo"](np.linspace(0.05, 0.92, len(VARIANTS))), strict=True))
-    line = np.logspace(-0.7, 1.1, 120)
-    exact = np.asarray(rlhf(REFERENCES[0], REWARDS, line))[:, 0]
-    middle.plot(line, exact, color="0.1", lw=1.2, label="RLHF")
-    for row, variant in enumerate(VARIANTS):
-        ended = data.trained.sel(variant=variant).isel(action=0, reference=0, start=0)
-        style = {"ms": 11 - 1.3 * row, "mfc": "none", "mew": 1.6, "color": colors[variant]}
-        left.plot(
-            line, np.interp(line / factor(variant), line, exact, right=np.nan), lw=1, color=colors[variant]
-        )
-        left.plot(BETAS, ended, "o", label=variant, **style)
-        middle.plot(BETAS / factor(variant), ended, "o", **style)
-    left.set(xlabel="β", ylabel="trained π(best)", title="The group's mean weakens the reward…")
-    middle.set(xlabel="β ÷ (1 − 1/G), or β if left out", title="…by 1 − 1/G, and nothing else")
-    left.legend(frameon=False, fontsize=8)
-    middle.legend(frameon=False, fontsize=8)
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Left: trained policies on RLHF's curve at β over the factor. Right: sampled runs against it."""
+    figure.set_size_inches(7.0, 3.2)
+    left, right = plotting.panels(figure, 1, 2, width_ratios=[1.15, 1])
+    line, anchor = np.geomspace(0.25, 2.4, 80), np.array(REFERENCES["rising"])
+    ended = data["exact"].trained.sel(table="rewards", reference="rising", output=0).isel(start=0)
+    marks = dict(zip(TRAINED, zip(plotting.COLORS, "osDv", (9, 8, 7, 4), strict=False), strict=True))
+    for variant, (color, marker, size) in marks.items():
+        curve = np.asarray(rlhf(anchor, np.array(REWARDS), line / factor(variant)))
+        left.plot(line, curve[:, 0], color=color, lw=0.9)
+        here = ended.sel(variant=variant)
+        left.plot(here.beta, here, marker, color=color, ms=size, mfc="none", mew=1.2, label=variant)
+    left.legend()
+    left.set(xscale="log", xlabel="β", ylabel="trained π of the best answer")
+    left.set_xticks(BETAS, [f"{beta:g}" for beta in BETAS])
+    left.set_xticks([], minor=True)
+    left.set_title("Exact ascent ends on RLHF's curve at β/(1 − 1/G)")
+    rows, colors = {}, {}
     for variant in SAMPLED:
-        average = data.average.sel(optimizer="SGD", sampled=variant).isel(entry=0)
-        error = 3.29 * average.std("seed") / np.sqrt(average.sizes["seed"])
-        right.errorbar(
-            RATES["SGD"],
-            average.mean("seed"),
-            error,
-            fmt="o",
-            ms=4,
-            capsize=2,
-            color=colors[variant],
-            label=variant,
-        )
-        aim = float(rlhf(REFERENCES[0], REWARDS, SAMPLED_BETAS[0] / factor(variant))[0])
-        right.axhline(aim, color=colors[variant], lw=1, ls="--")
-    right.set(xlim=(0, None), xlabel="learning rate of SGD", ylabel="time average of π(best)")
-    right.set_title(f"Sampled, β = {SAMPLED_BETAS[0]:g} (dashed: theory)")
-    right.legend(frameon=False, fontsize=8)
-    for axes in (left, middle):
-        axes.set(xscale="log", xlim=(0.25, 5), ylim=(0.05, 0.75))
-        axes.set_xticks([0.3, 0.5, 1, 2, 4], ["0.3", "0.5", "1", "2", "4"])
-        axes.set_xticks([], minor=True)
-    for axes in (left, middle, right):
-        axes.title.set_fontsize(10)
-        axes.spines[["top", "right"]].set_visible(False)
+        for optimizer in OPTIMIZERS:
+            average = data[optimizer].average.sel(variant=variant, drop=True)
+            aim = theory(variant, ["rising"], SAMPLED_BETAS).isel(reference=0, drop=True)
+            gaps = extrapolated(average)[0] - aim
+            name = f"{variant}, {optimizer}"
+            rows[name] = mean(gaps.sel(output=0, beta=SAMPLED_BETAS[0]))
+            colors[name] = marks[variant][0]
+    plotting.intervals(right, rows, expected=0.0, margin=MARGIN, colors=colors)
+    right.set(xlabel=f"time average of π(best) − theory, β = {SAMPLED_BETAS[0]:g}")
+    right.set_title("Sampled, rate → 0 (grey: margin)")

@@ -1,0 +1,248 @@
+"""Rules of the claims on large groups, pooling, shift-only advantages, effective penalties and conventions.
+
+What should fail fails, on made-up numbers; and the instruments against formulas and brute force.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+import grpo_jax as gj
+from experiments.claims import (
+    a06_binary_large_groups as a06,
+)
+from experiments.claims import (
+    a07_pooling as a07,
+)
+from experiments.claims import (
+    a09_shift_only as a09,
+)
+from experiments.claims import (
+    a10_effective_beta as a10,
+)
+from experiments.claims import (
+    a11_conventions as a11,
+)
+from experiments.harness.numbers import tabulated
+from experiments.harness.verdict import Claim
+from experiments.problems.answers import logits
+from experiments.problems.policies import force
+from grpo_jax import theory
+from grpo_jax.collectors import Sampled
+from grpo_jax.exact import expected_gradient
+from grpo_jax.part import part
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def made(claim: str = "A0") -> Claim:
+    return Claim(claim, "Something holds.")
+
+
+def policies(count: int, size: int = 3, seed: int = 0) -> np.ndarray:
+    """[count, K]."""
+    return np.random.default_rng(seed).dirichlet(np.ones(size), count)
+
+
+@pytest.mark.parametrize(("shift", "holds"), [(0.0, True), (0.02, False)])
+def test_a6_is_judged_by_the_distance_of_certain_rewards_from_15(shift, holds):
+    axes = {"reference": a06.REFERENCES, "beta": a06.BETAS}
+    limit = tabulated(theory.stationary_large_group, **axes)
+    claim = made()
+    a06.judge_certain(limit - shift, limit, limit, claim)
+    assert [number.holds for number in claim.numbers.values()] == [holds, holds]
+    assert bool(claim.sentences) is holds
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(0.0, "reproduced"), (0.03, "refuted")])
+def test_a6_falls_where_noise_of_the_same_order_moves_the_policy(moved, verdict):
+    here = tabulated(lambda r, b: 0.5 + 0 * r + 0 * b, reference=a06.REFERENCES, beta=a06.BETAS)
+    pair = xr.DataArray([0.0, 0.0, moved, 0.0], {"pair": list(a06.PAIRS)})
+    trained = (here + pair).expand_dims(group=[a06.LARGEST])
+    solver = (here + pair).expand_dims(group=[np.inf])
+    anchors = a06.SAMPLED["reference"]
+    on_curve = xr.DataArray(a06.curve(anchors, 1.0, a06.SAMPLED_GROUP), {"reference": anchors})
+    noise = xr.DataArray(1e-4 * np.random.default_rng(0).normal(size=(3, 16)), dims=("learning_rate", "seed"))
+    rates = {"learning_rate": a06.OPTIMIZERS["SGD"][1]}
+    runs = (on_curve + moved + noise.assign_coords(rates)).expand_dims(pair=[a06.COINS])
+    claim = made()
+    a06.judge_noise(trained, solver, runs, claim)
+    assert claim.verdict().verdict == verdict
+    assert bool(claim.sentences) is (verdict == "refuted")
+
+
+def test_a7_s_pairs_with_the_direct_penalty_climb_the_objectives_of_nlhf_and_rlhf():
+    (anchor,), (pi,), beta = policies(1, seed=1), policies(1, seed=2), 0.7
+    for objective in ("NLHF", "RLHF"):
+        config = a07.setting(objective, reference=anchor)
+        penalty = dataclasses.replace(config.method.penalty, coef=a07.felt(objective, beta))
+        config = dataclasses.replace(config, method=dataclasses.replace(config.method, penalty=penalty))
+        found = expected_gradient(config, logits(pi), reference=logits(anchor))[0]
+
+        def climbed(z, objective=objective):
+            here = jax.nn.softmax(z)
+            divergence = here @ (jnp.log(here) - jnp.log(anchor))
+            wins = jnp.sign(a07.REWARDS[:, None] - a07.REWARDS[None, :])
+            if objective == "NLHF":
+                return here @ wins @ pi - 2 * beta * divergence
+            return 0.5 * (here @ a07.REWARDS - beta * divergence)
+
+        np.testing.assert_allclose(found, jax.grad(climbed)(jnp.log(pi)), atol=1e-12)
+
+
+def test_a7_s_flow_rests_at_the_fixed_point_and_leads_to_it():
+    here = a07.predicted("RLHF", a07.REFERENCES[a07.DRAWN], a07.REWARDS, a07.BETA)
+    moved = a07.flow("RLHF", np.array([here, [0.98, 0.01, 0.01]])).sel(table="x 1")
+    np.testing.assert_allclose(moved.sel(policy=0), 0, atol=1e-14)
+    assert float(moved.sel(policy=1, output=0)) < 0
+    np.testing.assert_allclose(moved.sum("output"), 0, atol=1e-14)
+
+
+def test_a7_falls_if_grpo_were_a_pooling():
+    pools = a07.aims("RLHF", a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
+    claim = made()
+    a07.judge_shape(pools, claim)
+    assert claim.numbers["GRPO: π/π_ref - 1/(1 - P/β)"].holds is False
+    assert a07._odds_spread(pools) < 1e-12
+    grpo = a07.aims("GRPO", a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
+    assert a07._odds_spread(grpo) > 0.1
+
+
+@pytest.mark.parametrize("variant", ["mean, G = 2", "left out, G = 8, coin flips"])
+def test_a9_s_preferences_are_differences_of_means(variant):
+    assert a09.preference_error(variant, 7) < 1e-13
+    assert a09.factor("mean, G = 2") == 0.5
+
+
+def averages(bend: float, shift: float = 0.0) -> dict[str, xr.Dataset]:
+    """Time averages theory + shift + 0.1 rate + bend rate² with a little noise."""
+    rng, found = np.random.default_rng(0), {}
+    for name, (_, rates) in a09.OPTIMIZERS.items():
+        rate = xr.DataArray(rates, {"learning_rate": rates})
+        noise = xr.DataArray(1e-4 * rng.normal(size=20), dims="seed")
+        rows = [
+            a09.theory(v, ["rising"], a09.SAMPLED_BETAS).isel(reference=0, drop=True)
+            + shift + 0.1 * rate + bend * rate**2 + noise
+            for v in a09.SAMPLED
+        ]  # fmt: skip
+        average = xr.concat(rows, xr.Variable("variant", list(a09.SAMPLED)))
+        found[name] = xr.Dataset({"average": average})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("bend", "shift", "holds"), [(0.0, 0.0, True), (0.5, 0.0, True), (5.0, 0.0, False), (0.0, 0.02, False)]
+)
+def test_a9_is_judged_by_the_linear_extrapolation_and_tells_the_quadratic_one(bend, shift, holds):
+    claim = made()
+    a09.judge_sampled(averages(bend, shift), claim)
+    for variant in a09.SAMPLED:
+        told = f"{variant}, SGD: sampled, extrapolated - theory"
+        assert claim.numbers[told].holds is holds
+        assert claim.roles[told] == "refutes"
+        assert claim.roles[told.replace("SGD", "AdamW")] == "qualifies"
+        quadratic = claim.numbers[f"{variant}, SGD: quadratic extrapolation - theory"]
+        assert quadratic.value == pytest.approx(shift, abs=1e-3)
+
+
+def test_all_training_of_a9_starts_apart_from_the_reference():
+    for start in a09.STARTS.values():
+        for anchor in a09.REFERENCES.values():
+            assert abs(np.subtract(start, anchor)).max() > 0.1
+    for variant in a09.VARIANTS:
+        config = a09.setting(variant)
+        assert abs(np.exp(config.policy.logits) - np.exp(config.reference)).max() > 0.1
+
+
+@part
+class Forgetful(Sampled):
+    """The planted fault: the sampling policy stands in the reference's place."""
+
+    def collect(self, config, state):
+        """Groups whose penalty is always zero."""
+        return Sampled.collect(self, config, state._replace(ref_params=state.old_params))
+
+
+@pytest.mark.filterwarnings("ignore:all runs are identical")
+def test_a_reference_replaced_by_the_sampling_policy_refutes_a9():
+    rates = [0.1, 0.2, 0.4]
+    runs = gj.sweep(
+        a09.setting("mean, G = 2", expectation=Forgetful()),
+        {"learning_rate": rates, "kl_coef": a09.SAMPLED_BETAS},
+        seeds=8, iterations=400, average_from=0.25, record=["probabilities"], progress=False,
+    )  # fmt: skip
+    average = runs.probabilities.isel(context=0, drop=True).rename(kl_coef="beta")
+    average = average.expand_dims(variant=list(a09.SAMPLED))
+    claim = made()
+    a09.judge_sampled({name: xr.Dataset({"average": average}) for name in a09.OPTIMIZERS}, claim)
+    assert claim.numbers["mean, G = 2, SGD: sampled, extrapolated - theory"].holds is False
+
+
+def test_a10_s_pairs_weigh_the_penalty_alike_at_every_policy():
+    """A pair's advantage is a sign, so the spread never divides by less: the weight is 1, far from sigma."""
+    places = {place: logits(policy) for place, policy in enumerate(policies(5, size=2))}
+    found = a10.weights([1.0, 0.0], places, 2)
+    np.testing.assert_allclose(found.weight, 1, atol=1e-12)
+    np.testing.assert_allclose(found.cosine, 1, atol=1e-12)
+
+
+def paths() -> xr.Dataset:
+    """Weights that are σ along every path."""
+    weight = xr.concat([a10.spread(name) for name in a10.PATHS], xr.Variable("path", list(a10.PATHS)))
+    return xr.Dataset({"weight": weight, "cosine": xr.ones_like(weight)})
+
+
+@pytest.mark.parametrize("wrong", range(11))
+def test_no_point_of_a_path_is_left_out_of_a10(wrong):
+    data = paths()
+    data.weight.loc[{"path": a10.EXTREMES, "along": a10.ALONG[wrong]}] *= 1.03
+    claim = made()
+    a10.judge_weights(data, claim)
+    found = [claim.numbers[f"{name}: weight / σ - 1"].holds for name in a10.PATHS]
+    assert found == [True, False, True]
+
+
+def test_a10_holds_without_conditions_only_if_no_path_raises_the_weight():
+    claim = made()
+    a10.judge_weights(paths(), claim)
+    assert claim.verdict().verdict == "qualified"
+    rising = a10._rise(xr.DataArray([0.4, 0.395, 0.402], {"along": [0, 1, 2]}))
+    assert rising.holds
+    assert rising.value == pytest.approx(0.007)
+    assert a10._rise(xr.DataArray([0.4, 0.38, 0.402], {"along": [0, 1, 2]})).holds is False
+
+
+def test_a11_s_drives_equal_a_sum_over_groups_by_hand():
+    """Three certain members, the library's ddof and constant, the better answer at 0.3."""
+    found = a11.drive(a11.PRESETS["trl"], 3).sel(gap=1e-3, policy=0.3)
+    total = 0.0
+    for others, chance in (((1, 1), 0.09), ((1, 0), 0.42), ((0, 0), 0.49)):
+        for own, sign in ((1, 1), (0, -1)):
+            group = 1e-3 * np.array([own, *others])
+            total += sign * chance * (group[0] - group.mean()) / (group.std(ddof=1) + 1e-4)
+    assert float(found) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_convention_that_is_none_refutes_a11():
+    factors = xr.Dataset({"enumerated": a11.enumerated(), "predicted": a11.predicted()})
+    gaps = np.array([1e-3, 1.0])
+    told = a11.told(gaps)
+
+    def verdict(factors: xr.Dataset) -> str:
+        claim = made()
+        a11.check({"factors": factors, "trained": xr.Dataset({"ended": told, "told": told})}, claim)
+        return claim.verdict().verdict
+
+    assert verdict(factors) == "reproduced"
+    assert verdict(factors.assign(enumerated=xr.ones_like(factors.enumerated))) == "refuted"
+
+
+def test_forces_are_expected_gradients():
+    config, pi = a07.setting("GRPO"), [0.2, 0.5, 0.3]
+    found = force(config, {"policy.logits": {"here": logits(pi)}}).isel({"policy.logits": 0})
+    aim = expected_gradient(config, logits(pi), reference=logits(a07.REFERENCES[a07.DRAWN]))[0]
+    np.testing.assert_allclose(found, aim, atol=1e-14)
