@@ -203,9 +203,24 @@ def judge_sizes(data: dict[str, xr.Dataset], claim: Claim) -> None:
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """Trained policies over the middle reward (exact), and sampled paths under transforms, by group size."""
-    left, middle, right = plotting.panels(figure, 1, 3, width_ratios=(1.2, 1, 1))
+    """Trained policies over the middle reward (rings: exact ascent); sampled training under transforms."""
+    left, right = plotting.panels(figure, 1, 2, width_ratios=(1, 1.25))
     exact = data["exact"].sel(output=0)
-    plotting.curves(left, exact.solved, x="middle", by="group_size", over=None)
     for group, color in zip(GROUPS, plotting.COLORS, strict=False):
-        plotting.points(left, exact.middle, exact.three_levels.sel(group_size=group), color=color)
+        here = exact.sel(group_size=group)
+        left.plot(here.middle, here.solved, color=color, label=f"G = {group}")
+        left.plot(here.middle, here.three_levels, "o", mfc="white", color=color)
+    left.legend(loc="lower left")
+    left.set(xlim=(0, 1), xlabel="middle reward m of 1, m, 0", ylabel="trained π(best)")
+    left.set_title("The middle reward's size")
+    pairs, eight = (data[name].policy.sel(output=0).mean("seed") for name in ("pairs", "eight"))
+    wide = dict(zip(TRANSFORMS, (6.0, 4.5, 3.0, 1.8, 0.8), strict=True))
+    for (name, width), color in zip(wide.items(), plotting.shades(TRANSFORMS).values(), strict=True):
+        right.plot(eight.iteration, eight.sel(transform=name), color=color, label=name)
+        path = pairs.sel(transform=name, optimizer="SGD")
+        right.plot(path.iteration, path, color=color, lw=width)
+    right.text(pairs.iteration[-1], 0.02 + path[-1], "all transforms, G = 2", ha="right")
+    right.legend(title="G = 8, rewards", loc="upper left")
+    right.set(xlabel="iteration", ylabel="mean π(best), sampled, SGD", xlim=(0, None))
+    right.set_title("Increasing transforms of the rewards 1, ½, 0")
+    figure.suptitle("Only pairs ignore how large rewards are")
