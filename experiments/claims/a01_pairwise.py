@@ -2,13 +2,14 @@
 advantage is sign(r_1 - r_2), and the preference 2E[P(o ≻ o')] - 1.
 
 [A] (arXiv:2502.18548v3), abstract and Section 3: G = 2, o from π, o' from π_old, and 0/0 = 0. One question,
-on-policy, no clip. A comparison knows no sizes, so no increasing transform of the rewards may change training.
+on-policy, no clip. A comparison knows no sizes, so no increasing transform of the rewards may change
+training.
 
-Refuted if an advantage is not the sign to 1e-12 (rewards of 1e-30 to 1e30, ties among them), if the preference
-is not E[P(o ≻ o') - P(o' ≻ o)] or, with a tie as half a win for either, not 2E[P] - 1 to 1e-12, or if a
-transform changes sampled training by 1e-12. Qualified if 2E[P] - 1 fails with P a strict win: where outputs
-are finitely many, o = o' is a tie. The solver of (11) and an affine transform in groups of eight are checks of
-the instrument.
+Refuted if an advantage is not the sign to 1e-12 (rewards of 1e-30 to 1e30, ties among them), if the
+preference is not E[P(o ≻ o') - P(o' ≻ o)] or, with a tie as half a win for either, not 2E[P] - 1 to 1e-12,
+or if a transform changes sampled training by 1e-12. Qualified if 2E[P] - 1 fails with P a strict win: where
+outputs are finitely many, o = o' is a tie. The solver of (11) and an affine transform in groups of eight are
+checks of the instrument.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ import xarray as xr
 
 import grpo_jax as gj
 from experiments.formulas.step_noise import ask, rest
-from experiments.harness.numbers import Number, furthest, mean, tabulated, worst
+from experiments.harness.numbers import Number, furthest, mean, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
 from experiments.problems.answers import logits, method, question, steady_rate
@@ -152,12 +153,16 @@ def change(policy: xr.DataArray) -> xr.DataArray:
 def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """Signs, preferences, and transforms of pairs; transforms of larger groups."""
     signs, table = data["signs"], data["preferences"]
-    claim.refutes("advantage - sign", worst(signs.advantage.squeeze("token"), expected=signs.sign, tolerance=EXACT))
+    claim.refutes(
+        "advantage - sign", worst(signs.advantage.squeeze("token"), expected=signs.sign, tolerance=EXACT)
+    )
     claim.refutes(
         "preference - (P(≻) - P(≺))", worst(table.engine, expected=table.win - table.lose, tolerance=EXACT)
     )
     half = 2 * (table.win + table.tie / 2) - 1
-    claim.refutes("preference - (2E[P] - 1), a tie half a win", worst(table.engine, expected=half, tolerance=EXACT))
+    claim.refutes(
+        "preference - (2E[P] - 1), a tie half a win", worst(table.engine, expected=half, tolerance=EXACT)
+    )
     strict = worst(table.engine, expected=2 * table.win - 1, tolerance=EXACT)
     claim.qualifies(
         "preference - (2E[P] - 1), a tie no win", strict, only="if P counts a tie as half a win for either"
@@ -167,8 +172,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         claim.refutes(f"{name}, sampled: a transform changes π by", moved)
     judge_sizes(data, claim)
     claim.finds(
-        f"A pair gives its better answer +1 and its worse one -1, whatever the rewards' sizes. The preference is "
-        f"2E[P] - 1 only if a tie counts one half; with strict wins it is off by up to {abs(strict.value):.2f}.",
+        "A pair gives its better answer +1 and its worse one -1, whatever the rewards' sizes. The "
+        "preference is 2E[P] - 1 only if a tie counts one half; with strict wins it is off by up to "
+        f"{abs(strict.value):.2f}.",
         when=strict.holds is False,
     )
 
@@ -176,28 +182,36 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
 def judge_sizes(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """Where the sizes of rewards begin to count."""
     row = claim.ours(
-        "From groups of three on the sizes of rewards count as soon as there are three reward levels; pairs do "
-        "not see them, and with two levels no group does."
+        "From groups of three on the sizes of rewards count as soon as there are three reward levels; "
+        "pairs do not see them, and with two levels no group does."
     )
     exact = data["exact"]
     spread = exact.three_levels.max("middle") - exact.three_levels.min("middle")
     for group in GROUPS:
         here = exact.sel(group_size=group)
         row.requires(
-            f"G = {group}: exact ascent - solver", worst(here.three_levels, expected=here.solved, tolerance=1e-6)
+            f"G = {group}: exact ascent - solver",
+            worst(here.three_levels, expected=here.solved, tolerance=1e-6),
         )
         moved = float(spread.sel(group_size=group).max())
         told = f"G = {group}: the middle reward moves π by"
-        row.refutes(told, Number(moved, 0.0, EXACT) if group == 2 else Number(moved, EFFECT, relation="at least"))
-    row.refutes("two levels, any G: a transform changes π by", worst(change(exact.two_levels), tolerance=1e-9))
+        row.refutes(
+            told, Number(moved, 0.0, EXACT) if group == 2 else Number(moved, EFFECT, relation="at least")
+        )
+    row.refutes(
+        "two levels, any G: a transform changes π by", worst(change(exact.two_levels), tolerance=1e-9)
+    )
     moved = change(data["eight"].policy.isel(iteration=-1))
-    row.requires("G = 8, sampled: an affine transform changes π by", furthest(moved.sel(transform=AFFINE), tolerance=1e-6))
+    row.requires(
+        "G = 8, sampled: an affine transform changes π by",
+        furthest(moved.sel(transform=AFFINE), tolerance=1e-6),
+    )
     best = moved.sel(transform="-1/(r + 0.01)", output=0)
     number = mean(best, expected=0.0, tolerance=EFFECT, relation="differs")
     row.refutes("G = 8, sampled: -1/(r + 0.01) changes π(best) by", number)
     row.finds(
-        f"With three reward levels and groups of eight, sliding the middle reward from the worst to the best moves "
-        f"the trained policy by up to {float(spread.sel(group_size=8).max()):.2f}.",
+        "With three reward levels and groups of eight, sliding the middle reward from the worst to the "
+        f"best moves the trained policy by up to {float(spread.sel(group_size=8).max()):.2f}.",
         when=number,
     )
 
@@ -210,17 +224,17 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         here = exact.sel(group_size=group)
         left.plot(here.middle, here.solved, color=color, label=f"G = {group}")
         left.plot(here.middle, here.three_levels, "o", mfc="white", color=color)
-    left.legend(loc="lower left")
-    left.set(xlim=(0, 1), xlabel="middle reward m of 1, m, 0", ylabel="trained π(best)")
+    left.legend(loc="upper right", ncols=3)
+    left.set(xlim=(0, 1), ylim=(0.48, 0.78), xlabel="middle reward m of 1, m, 0", ylabel="trained π(best)")
     left.set_title("The middle reward's size")
     pairs, eight = (data[name].policy.sel(output=0).mean("seed") for name in ("pairs", "eight"))
     wide = dict(zip(TRANSFORMS, (6.0, 4.5, 3.0, 1.8, 0.8), strict=True))
     for (name, width), color in zip(wide.items(), plotting.shades(TRANSFORMS).values(), strict=True):
-        right.plot(eight.iteration, eight.sel(transform=name), color=color, label=name)
+        right.plot(eight.iteration, eight.sel(transform=name), color=color, lw=width, label=name)
         path = pairs.sel(transform=name, optimizer="SGD")
         right.plot(path.iteration, path, color=color, lw=width)
-    right.text(pairs.iteration[-1], 0.02 + path[-1], "all transforms, G = 2", ha="right")
-    right.legend(title="G = 8, rewards", loc="upper left")
+    right.text(pairs.iteration[-1], path[-1] - 0.03, "G = 2, all transforms", ha="right", va="top")
+    right.legend(title="G = 8", loc="lower right")
     right.set(xlabel="iteration", ylabel="mean π(best), sampled, SGD", xlim=(0, None))
     right.set_title("Increasing transforms of the rewards 1, ½, 0")
     figure.suptitle("Only pairs ignore how large rewards are")

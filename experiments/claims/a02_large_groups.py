@@ -1,12 +1,14 @@
-"""In the limit of large groups the preference is the standardised reward: P_G(o | π) → (r(o) - E_π r) / σ(π).
+"""In the limit of large groups the preference is the standardised reward: P_G(o | π) → (r(o) - E_π r) /
+σ(π).
 
 [A] (arXiv:2502.18548v3), Section 3, large groups. A fixed policy over one question's answers; σ the standard
-deviation of the reward of o ~ π, noise within an answer included. Everything is exact: groups are enumerated.
+deviation of the reward of o ~ π, noise within an answer included. Everything is exact: groups are
+enumerated.
 
 Refuted if an answer's preference is 0.01 from the limit in groups of 4096, for two or three levels or coin
-flips. Sums over the other members' levels that share no code with the engine, and coin flips' distance from a
-limit with the spread of their means alone (without which the two readings of σ would look alike) are checks of
-the instrument.
+flips. Sums over the other members' levels that share no code with the engine, and coin flips' distance from
+a limit with the spread of their means alone (without which the two readings of σ would look alike) are
+checks of the instrument.
 """
 
 from typing import Any
@@ -16,7 +18,6 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-import grpo_jax as gj
 from experiments.harness.numbers import Number, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
@@ -42,6 +43,8 @@ POLICIES = {
     "three levels, skewed": ([1.0, 0.1, 0.0], [0.1, 0.15, 0.75]),
 }
 """Rewards (success probabilities but for three levels), and the policy."""
+ERROR = 0.01
+"""From the limit, in the largest group."""
 RARE = np.logspace(-5, np.log10(0.5), 27)
 """Probabilities of the better of two levels."""
 RARE_GROUPS = [4, 64, 1024]
@@ -147,7 +150,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     rate = claim.ours("The limit is reached at the rate 1/G.")
     for name in POLICIES:
         here = error.sel(setting=name)
-        at_last = Number(float(here.sel(group_size=last)), 0.01, relation="at most")
+        at_last = Number(float(here.sel(group_size=last)), ERROR, relation="at most")
         claim.refutes(f"{name}: error at G = {last}", at_last)
         late = here.sel(group_size=slice(FITTED, None))
         slope = np.polyfit(np.log(late.group_size), np.log(late), 1)[0]
@@ -155,45 +158,71 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         if name.startswith("coin"):
             apart = Number(float(wrong.sel(setting=name, group_size=last)), 0.1, relation="at least")
             claim.requires(f"{name}: error with the spread of the means as σ", apart)
-    first, greatest = error.group_size.values[0], float(error.isel(group_size=0).max())
-    rate.finds(f"In groups of {first} the standardised reward is off by up to {greatest:.2g}; four times the group, a quarter of it.")
-    claim.finds(f"In groups of {last} the preference is the standardised reward to {float(error.sel(group_size=last).max()):.1g}. σ is the whole spread, noise within an answer included.")
+    greatest = {group: float(error.sel(group_size=group).max()) for group in (64, last)}
+    rate.finds(
+        f"The largest error here is {greatest[64]:.2f} in groups of 64 and {greatest[last]:.4f} in groups "
+        f"of {last}.",
+        when=[number for name, number in rate.numbers.items() if "exponent" in name],
+    )
+    claim.finds(
+        "An answer's expected advantage in large groups is its standardised reward; σ is the whole "
+        "spread, noise within an answer included.",
+        when=list(claim.numbers.values()),
+    )
     judge_rare(data["rare"].preference, claim)
+
+
+def reached(preference: xr.DataArray) -> xr.DataArray:
+    """The better answer's preference over its limit, with two levels."""
+    return preference / np.sqrt((1 - preference.p) / preference.p)
 
 
 def judge_rare(preference: xr.DataArray, claim: Claim) -> None:
     """Where the better of two levels is rare, the limit is not seen."""
     row = claim.ours(
-        "The limit is not uniform: where the better of two levels has a small probability p, P_G is the limit "
-        "times √x E[(1 + Poisson(x))^(-1/2)], x = pG."
+        "The limit is not uniform: where the better of two levels has a small probability p, P_G is the "
+        "limit times √x E[(1 + Poisson(x))^(-1/2)], x = pG."
     )
-    ratio = preference / np.sqrt((1 - preference.p) / preference.p)
+    ratio = reached(preference)
     group = int(preference.group_size[-1])
     here = ratio.sel(group_size=group, p=slice(None, 0.01))
-    row.refutes(f"G = {group}, p < 0.01: ratio - f(pG)", worst(here, expected=rare_law(group * here.p.values), tolerance=0.01))
+    row.refutes(
+        f"G = {group}, p < 0.01: ratio - f(pG)",
+        worst(here, expected=rare_law(group * here.p.values), tolerance=0.01),
+    )
     bound = (preference / np.sqrt(preference.group_size - 1)).max("p")
     row.refutes("greatest P_G over √(G - 1)", Number(float(bound.max()), 1.0, relation="at most"))
     seen = float(np.exp(np.interp(np.log(0.1 / group), np.log(here.p), np.log(here))))
     share = Number(seen, 0.9, relation="at most")
     row.refutes(f"G = {group}, pG = 0.1: P_G over its limit", share)
     row.finds(
-        f"An answer that is found once in ten groups gets {seen:.0%} of the standardised reward; no advantage "
-        "exceeds √(G - 1).",
+        f"An answer that is found once in ten groups gets {seen:.0%} of the standardised reward; no "
+        "advantage exceeds √(G - 1).",
         when=share,
     )
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """The share of the limit that is reached, against how many better answers a group holds."""
-    axes = plotting.panels(figure)
-    preference = data["rare"].preference
-    ratio = preference / np.sqrt((1 - preference.p) / preference.p)
+    """Errors against G, and the share of the limit that is reached where the better of two levels is rare."""
+    left, right = plotting.panels(figure, 1, 2)
+    found = data["preference"]
+    error = abs(found["sum"] - found.limit).max("answer")
+    for name, color in zip(POLICIES, plotting.COLORS, strict=False):
+        left.plot(error.group_size, error.sel(setting=name), "o-", color=color, label=name)
+    left.axhline(ERROR, color="0.6", ls=":")
+    left.set(
+        xscale="log", yscale="log", xlabel="group size G", ylabel="|P_G(o | π) - (r - E r)/σ|, worst answer"
+    )
+    left.set_title("The error falls as 1/G", loc="left")
+    left.set_ylim(1e-6, 5)
+    left.legend(loc="lower left")
+    ratio = reached(data["rare"].preference)
     x = np.logspace(-5, 3, 200)
-    axes.plot(x, rare_law(x), color="black", label="√x E[(1 + Poisson(x))$^{-1/2}$]")
+    right.plot(x, rare_law(x), color="black", label="√x E[(1 + Poisson(x))$^{-1/2}$]")
     for group, color in zip(ratio.group_size.values, plotting.COLORS, strict=False):
         here = ratio.sel(group_size=group)
-        axes.plot(group * here.p, here, "o", mfc="white", color=color, label=f"G = {group}")
-    axes.set(xscale="log", yscale="log", xlim=(3e-5, 1e3), ylim=(5e-3, 1.6))
-    axes.set(xlabel="x = pG, better answers expected in a group", ylabel="P_G over (r − E r)/σ")
-    axes.set_title("Groups see the standardised reward once they hold a few better answers")
-    axes.legend(loc="lower right")
+        right.plot(group * here.p, here, "o", mfc="none", color=color, label=f"G = {group}")
+    right.set(xscale="log", yscale="log", xlim=(3e-5, 1e3), ylim=(5e-3, 1.6))
+    right.set(xlabel="x = pG, better answers expected in a group", ylabel="P_G over (r - E r)/σ")
+    right.set_title("…but not where the better answer is rare", loc="left")
+    right.legend(loc="lower right")
