@@ -30,9 +30,12 @@ def sequence_gradients(space: Sequences, logits: Array, reference: Array) -> dic
     forward = now * (log_ratio - (now * log_ratio).sum(2, keepdims=True))
     prompts = all_prompts(policy)
     whole = log_support(policy, logits, prompts) - log_support(policy, reference, prompts)
+    rewards = SequenceTable(space=space, table=whole)
     return {
         ("forward", "prefix"): reach * forward,
         ("reverse", "prefix"): reach * (now - anchor),
-        ("forward", "sequence"): values.return_gradient(policy, SequenceTable(space=space, table=whole), logits),
+        ("forward", "sequence"): values.return_gradient(
+            policy, SequenceTable(space=space, table=whole), logits
+        ),
         ("reverse", "sequence"): met * (now - anchor),
     }
