@@ -34,8 +34,6 @@ def sequence_gradients(space: Sequences, logits: Array, reference: Array) -> dic
     return {
         ("forward", "prefix"): reach * forward,
         ("reverse", "prefix"): reach * (now - anchor),
-        ("forward", "sequence"): values.return_gradient(
-            policy, SequenceTable(space=space, table=whole), logits
-        ),
+        ("forward", "sequence"): values.return_gradient(policy, rewards, logits),
         ("reverse", "sequence"): met * (now - anchor),
     }
