@@ -1,4 +1,4 @@
-"""Many inner steps a batch: by how much they stretch distances from a pair's stationary point. G = 2, γ = 1."""
+"""Many inner steps a batch: how they stretch distances from a pair's stationary point. G = 2, γ = 1."""
 
 import numpy as np
 from numpy.typing import ArrayLike
