@@ -307,7 +307,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     left.axhline(REFERENCE, color="0.6", ls=":")
     left.text(BETAS[0], REFERENCE + 0.01, "π_ref", color="0.4")
     left.set(xscale="log", ylim=(0, 1.04), xlabel="β", ylabel="trained π(a), G = 2")
-    left.legend(loc="lower left", bbox_to_anchor=(0, 0.24))
+    left.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
     left.set_title("On-policy k3 pulls like the reverse KL…", loc="left")
     apart = distances(data["step"])
     for target, style in zip(TARGETS, ("--", "-"), strict=True):
@@ -321,4 +321,4 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     right.set(xlim=(0, 3), ylim=(-0.001, 30), xlabel="drift from π_old (std of log ratio)")
     right.set_ylabel("distance of gradients over the KL's norm")
     right.set_title("…and like neither once π has moved", loc="left")
-    right.legend(loc="upper left", bbox_to_anchor=(0, 0.62))
+    right.legend(loc="lower right", bbox_to_anchor=(1, 0.05))
