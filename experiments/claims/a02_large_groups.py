@@ -16,8 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from scipy import stats
 
+from experiments.formulas.group_sums import preference_by_sum, rare_law
 from experiments.harness.numbers import Number, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
@@ -65,49 +65,12 @@ def engine(settings: list[tuple[Any, Any]], group_size: int, *, noise: Any) -> n
     return np.asarray(expected_preference(config, logits(policies)))[0].T
 
 
-def by_sum(name: str, group_size: int) -> np.ndarray:
-    """[K] the same by summing over the other members' levels, twelve standard deviations wide."""
-    policy, levels, probs = law(name)
-    q, others = policy @ probs, group_size - 1
-    first = window(others, q[0])
-    if len(levels) == 2:
-        counts = np.stack([first, others - first], 1)
-        weight = stats.binom.pmf(first, others, q[0])
-    else:
-        a, b = (x.ravel() for x in np.meshgrid(first, window(others, q[1]), indexing="ij"))
-        a, b = a[a + b <= others], b[a + b <= others]
-        counts = np.stack([a, b, others - a - b], 1)
-        weight = stats.multinomial.pmf(counts, others, q)
-    found = []
-    for level, own in enumerate(np.eye(len(levels), dtype=int)):
-        n = counts + own
-        centre = n @ levels / group_size
-        spread = np.sqrt(np.maximum((n * (levels - centre[:, None]) ** 2).sum(1) / group_size, 0))
-        tied = n.max(1) == group_size
-        found.append(weight @ np.where(tied, 0, (levels[level] - centre) / np.where(tied, 1, spread)))
-    return probs @ np.array(found)
-
-
-def window(n: int, p: float) -> np.ndarray:
-    """The counts that a binomial takes but for a chance of 1e-30."""
-    reach = 12 * np.sqrt(n * p * (1 - p)) + 12
-    return np.arange(max(0, int(n * p - reach)), min(n, int(n * p + reach) + 1) + 1)
-
-
 def limit(name: str, *, noise: bool = True) -> np.ndarray:
     """[K] the limit; without noise, σ is the spread of the answers' means."""
     policy, levels, probs = law(name)
     if not noise:
         levels, probs = probs @ levels, np.eye(len(policy))
     return np.asarray(large_group_preference(policy, Rewards(jnp.asarray(levels), jnp.asarray(probs))))
-
-
-def rare_law(x: np.ndarray) -> np.ndarray:
-    """f(x) = √x E[(1 + Poisson(x))^(-1/2)]: √x for small x, 1 for large."""
-    n = np.arange(4000)
-    safe = np.minimum(x, 2000.0)
-    found = np.sqrt(safe) * (stats.poisson.pmf(n, safe[..., None]) / np.sqrt(1.0 + n)).sum(-1)
-    return np.where(x > 2000.0, 1.0, found)
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
@@ -127,7 +90,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
         if group <= ENGINE_GROUPS:
             given = [POLICIES[name] for name in three]
             found.loc[{"setting": three, "group_size": group}] = engine(given, group, noise=None)
-    summed = [[by_sum(name, group) for group in size.groups] for name in POLICIES]
+    summed = [[preference_by_sum(*law(name), group) for group in size.groups] for name in POLICIES]
     return {
         "preference": xr.Dataset({
             "engine": found,

@@ -10,7 +10,6 @@ ascent ends 1e-6 from the policy that the reverse KL leads to, or if sampled SGD
 rate zero, is not within 0.01 of it (99.9 %).
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -19,27 +18,19 @@ import numpy as np
 import xarray as xr
 
 import grpo_jax as gj
-from experiments.formulas.sequence_divergences import sequence_gradients
 from experiments.harness.numbers import Number, extrapolated, furthest, interval, mean, tabulated, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
-from experiments.problems.answers import logits, method, question, time_averages
+from experiments.problems.answers import logits, question, time_averages
+from experiments.problems.divergences import ESTIMATORS, missed_on_trees, penalized, weights
 from grpo_jax import plotting, theory
 from grpo_jax.exact import expected_gradient, expected_objective
-from grpo_jax.part import put
-from grpo_jax.parts.penalties import K1, K2, K3, Penalty, RatioWeight
-from grpo_jax.parts.reductions import Constant, Reduction
-from grpo_jax.types import Array, Evaluation
+from grpo_jax.parts.penalties import K3
+from grpo_jax.types import Array
 
 PRECISION = "float64"
 SIZES = sizes(tables=(8, 64, 1024), trees=(16, 16, 64), seeds=(48, 48, 256), iterations=(3000, 3000, 12000))
 
-ESTIMATORS = {
-    "k1": Penalty(divergence=K1(), coef=1.0),
-    "k2": Penalty(divergence=K2(), coef=1.0),
-    "k3": Penalty(divergence=K3(), coef=1.0),
-    "ratio x k3": Penalty(divergence=K3(), weight=RatioWeight(), coef=1.0),
-}
 TARGETS = {"KL(π‖π_ref)": "forward", "KL(π_ref‖π)": "reverse"}
 ACTIONS, HORIZONS = 5, [1, 4]
 DRIFTS = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0]
@@ -47,31 +38,6 @@ DRIFTS = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0]
 BETAS, REFERENCE = np.logspace(-0.6, 1, 13), 0.2
 TRAINED, SAMPLED_BETAS, RATES = ["k2", "k3", "ratio x k3"], [0.3, 1.0], [0.05, 0.1, 0.2]
 EXACT, MARGIN = 1e-12, 0.01
-
-
-@gj.part
-class Chosen:
-    """A weighted sum of the estimators, so that one program serves all of them."""
-
-    weights: Any = gj.number(rank=1)
-    coef: Any = gj.number(0.0)
-    reduce: Reduction | None = None
-
-    def __call__(self, at: Evaluation) -> Array:
-        values = [penalty(at) for penalty in ESTIMATORS.values()]
-        chosen = sum((w * value for w, value in zip(self.weights, values, strict=True)), jnp.zeros(()))
-        return self.coef * chosen
-
-
-def weights(names: list[str]) -> dict[str, np.ndarray]:
-    """Estimators as an axis of a sweep."""
-    return {name: np.array([float(name == other) for other in ESTIMATORS]) for name in names}
-
-
-def penalized(**changes: Any) -> gj.Method:
-    """[A]'s method with a penalty that a sweep, or runs, choose."""
-    chosen = {"weights": np.zeros(len(ESTIMATORS)), "coef": 1.0} | changes
-    return dataclasses.replace(method(), penalty=Chosen(**chosen))
 
 
 def one_step(seed: int, size: Any) -> xr.Dataset:
@@ -149,39 +115,12 @@ def sampled(seed: int, size: Any) -> xr.DataArray:
     return together.rename(named)
 
 
-def trees(seed: int, size: Any) -> xr.DataArray:
-    """By how much token-wise k2 and k3 miss gradients of divergences, over the norm of the sequences' one."""
-    found = []
-    for horizon in HORIZONS:
-        space = gj.Sequences(vocab=3, horizon=horizon)
-        nodes = space.offsets[-1]
-        now, anchor = np.random.default_rng(seed + horizon).normal(size=(2, 1, nodes, 3, size.trees))
-        config = gj.Config(
-            policy=gj.TreePolicy.uniform(space),
-            task=gj.SequenceTable(space=space, table=np.zeros((1, 3**horizon))),
-            method=dataclasses.replace(penalized(), reduction=Constant(length=1.0)),
-            optimizer=gj.SGD(),
-            loop=gj.Loop(group_size=2),
-            expectation=gj.Exact(),
-        )
-        aims = jax.jit(sequence_gradients, static_argnums=0)(space, now, anchor)
-        for name, direction in (("k2", "forward"), ("k3", "reverse")):
-            chosen = put(config, "method.penalty.weights", weights([name])[name])
-            gradient = -np.asarray(expected_gradient(chosen, now, reference=anchor))
-            for held in ("prefix", "sequence"):
-                gap, whole = gradient - aims[direction, held], aims[direction, "sequence"]
-                missed = np.linalg.norm(gap, axis=(1, 2)) / np.linalg.norm(whole, axis=(1, 2))
-                place = {"horizon": [horizon], "estimator": [name], "held": [held]}
-                found.append(xr.DataArray(missed[None, None], place, (*place, "tree")))
-    return xr.combine_by_coords([each.to_dataset(name="missed") for each in found]).missed
-
-
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """Exact gradients of four estimators on and off policy and on trees, and what each trains to."""
     step = one_step(seed, size)
     return {
         "step": step.assign(derivative=derivative(step.now, step.reference)),
-        "trees": xr.Dataset({"missed": trees(seed, size)}),
+        "trees": xr.Dataset({"missed": missed_on_trees(HORIZONS, size.trees, seed)}),
         "exact": xr.Dataset({"trained": trained()}),
         "sampled": xr.Dataset({"average": sampled(seed, size)}),
     }
@@ -304,6 +243,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         if name in TRAINED:
             bar = runs.sel(estimator=name)
             plotting.points(left, bar.beta, bar.value, bar.low, bar.high, color=color, marker="_")
+    left.plot([], [], "_", color="0.3", label="sampled, rate → 0")
     left.axhline(REFERENCE, color="0.6", ls=":")
     left.text(BETAS[0], REFERENCE + 0.01, "π_ref", color="0.4")
     left.set(xscale="log", ylim=(0, 1.04), xlabel="β", ylabel="trained π(a), G = 2")
