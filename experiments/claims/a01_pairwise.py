@@ -56,10 +56,19 @@ def comparisons(seed: int) -> xr.Dataset:
     scale = 10.0 ** rng.integers(-30, 31, (400, 1))
     rewards = rng.integers(-3, 4, (400, 2)) * scale
     empty, none = np.zeros((400, 2, 1)), np.zeros((400, 2, 1), int)
-    rollout = gj.Rollout(
-        prompts=np.zeros(400, int), tokens=none, mask=empty + 1, rewards=rewards[:, :, None],
-        multiplicity=np.ones((400, 2)), sampling_logp=empty, old_logp=empty, ref_logp=empty,
-    )  # fmt: skip
+    fields = {
+        "prompts": np.zeros(400, int),
+        "tokens": none,
+        "mask": empty + 1,
+        "rewards": rewards[:, :, None],
+    }
+    fields |= {
+        "multiplicity": np.ones((400, 2)),
+        "sampling_logp": empty,
+        "old_logp": empty,
+        "ref_logp": empty,
+    }
+    rollout = gj.Rollout(**{name: jnp.asarray(field) for name, field in fields.items()})
     found = method().advantage(rollout, jnp.asarray(rewards))
     signs = np.sign(rewards - rewards[:, ::-1])
     return xr.Dataset({
@@ -81,8 +90,8 @@ def preferences(seed: int) -> xr.Dataset:
         config = question(values, group_size=2, noise=noise, expectation=gj.Exact(cells=0))
         engine = pi @ np.asarray(expected_preference(config, logits(old)))[0]
         a, b = values[:, None], values[None, :]
-        win = pi @ np.where(noise, a * (1 - b), a > b) @ old
-        lose = pi @ np.where(noise, b * (1 - a), b > a) @ old
+        win = pi @ (a > b if noise is None else a * (1 - b)) @ old
+        lose = pi @ (b > a if noise is None else b * (1 - a)) @ old
         found.append({"engine": engine, "win": win, "tie": 1 - win - lose, "lose": lose})
     return xr.Dataset({name: ("table", [row[name] for row in found]) for name in found[0]})
 
@@ -201,12 +210,12 @@ def judge_sizes(data: dict[str, xr.Dataset], claim: Claim) -> None:
     row.refutes(
         "two levels, any G: a transform changes π by", worst(change(exact.two_levels), tolerance=1e-9)
     )
-    moved = change(data["eight"].policy.isel(iteration=-1))
+    last = change(data["eight"].policy.isel(iteration=-1))
     row.requires(
         "G = 8, sampled: an affine transform changes π by",
-        furthest(moved.sel(transform=AFFINE), tolerance=1e-6),
+        furthest(last.sel(transform=AFFINE), tolerance=1e-6),
     )
-    best = moved.sel(transform="-1/(r + 0.01)", output=0)
+    best = last.sel(transform="-1/(r + 0.01)", output=0)
     number = mean(best, expected=0.0, tolerance=EFFECT, relation="differs")
     row.refutes("G = 8, sampled: -1/(r + 0.01) changes π(best) by", number)
     row.finds(

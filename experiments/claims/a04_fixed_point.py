@@ -65,7 +65,12 @@ def averages(config: gj.Config, axes: dict[Any, Any], size: Any, seed: int, **va
 
 def sampled(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """Sampled runs from π_ref, SGD for every group size, AdamW with pairs; where they should settle."""
-    common = {"rewards": REWARDS, "reference": REFERENCE, "group_size": 2, "expectation": None}
+    common: dict[str, Any] = {
+        "rewards": REWARDS,
+        "reference": REFERENCE,
+        "group_size": 2,
+        "expectation": None,
+    }
     sgd = averages(question(**common), {"learning_rate": SGD_RATES}, size, seed, group_size=GROUPS)
     config = question(**common, optimizer=gj.AdamW(learning_rate=0.02))
     adam = averages(config, {("b2", "weight_decay"): ADAM, "learning_rate": ADAM_RATES}, size, seed)
@@ -105,7 +110,10 @@ def inner(points: int) -> xr.Dataset:
     )
     swing = (late.max("iteration") - late.min("iteration")).rename(learning_rate="travel", kl_coef="strength")
     told = tabulated(
-        lambda travel, r, b: multiplier(r, b, travel), travel=TRAVEL, reference=references, strength=strengths
+        lambda travel, r, b: multiplier(r, b, travel),
+        travel=TRAVEL,
+        reference=references.tolist(),
+        strength=strengths.tolist(),
     )
     return xr.Dataset({"swing": swing, "multiplier": told})
 
@@ -141,7 +149,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         gap = furthest(at_zero.sel(group_size=group), sgd.root.sel(group_size=group), tolerance=MARGIN)
         claim.refutes(f"SGD, G = {group}: sampled, extrapolated - root", gap)
     adam_at_zero, _ = extrapolated(adam.average)
-    moved = {}
+    moved: dict[float, Number] = {}
     for name, (b2, decay) in ADAM.items():
         gap = furthest(adam_at_zero.sel(setting=name), adam.root, tolerance=MARGIN)
         condition = "without weight decay" if decay else f"with β2 above {b2}"
@@ -182,7 +190,7 @@ def judge_biases(
     row.finds(
         "SGD's bias grows with the rate and falls with the group: per unit of rate the best answer's "
         f"probability loses {-pair:.3f} in pairs and {-large:.4f} in groups of {GROUPS[-1]}.",
-        when=list(row.numbers[name] for name in row.numbers if row.roles[name] == "refutes"),
+        when=[number for name, number in row.numbers.items() if row.roles[name] == "refutes"],
     )
 
 

@@ -17,9 +17,10 @@ def multiplier(reference: ArrayLike, strength: ArrayLike, travel: ArrayLike) -> 
       strength: β/γ, of the same shape.
       travel: inner steps a batch times their learning rate; may be inf.
     """
+    reference, strength = np.asarray(reference, float), np.asarray(strength, float)
     p = np.asarray(stationary_pair(reference, strength))
     q = 1 - p
-    bend = strength * (1 / p + 1 / q - 2 * reference / p**2 - 2 * (1 - np.asarray(reference)) / q**2)
+    bend = strength * (1 / p + 1 / q - 2 * reference / p**2 - 2 * (1 - reference) / q**2)
     total = (1 - 2 * p - strength) / (p * q)
     with np.errstate(over="ignore"):
         rho = np.exp(2 * np.asarray(travel) * (p * q) ** 2 * bend)

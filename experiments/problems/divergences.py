@@ -49,7 +49,7 @@ def weights(names: Iterable[str]) -> dict[str, np.ndarray]:
 
 def penalized(**changes: Any) -> gj.Method:
     """[A]'s method with a penalty that a sweep, or runs, choose."""
-    chosen = {"weights": np.zeros(len(ESTIMATORS)), "coef": 1.0} | changes
+    chosen: dict[str, Any] = {"weights": np.zeros(len(ESTIMATORS)), "coef": 1.0} | changes
     return dataclasses.replace(method(), penalty=Chosen(**chosen))
 
 
