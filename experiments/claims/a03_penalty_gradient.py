@@ -62,7 +62,7 @@ def one_step(seed: int, size: Any) -> xr.Dataset:
         },
         runs.coords,
     ).unstack("run")
-    chances = np.exp(every[["now", "reference"]])
+    chances = every[["now", "reference"]].map(np.exp)
     return found.merge(chances / chances.sum("answer"))
 
 
