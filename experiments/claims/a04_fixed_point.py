@@ -143,6 +143,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         unique.refutes(
             f"{case}: exact ascent - solver's root", worst(made.ended, expected=made.root, tolerance=1e-6)
         )
+    runs = sum(data[case].gap.size for case in CASES if case in data)
+    unique.finds(
+        f"{runs} runs, from beside every corner of the simplex, end where (11) has its root.",
+        when=list(unique.numbers.values()),
+    )
     sgd, adam = data["SGD"], data["AdamW"]
     at_zero, slope = extrapolated(sgd.average)
     for group in GROUPS:
@@ -161,8 +166,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         when=[n for name, n in claim.numbers.items() if "SGD" in name or "β2 = 0.99" in name],
     )
     lost = {decay: gap for decay, gap in moved.items() if gap.holds is False}
-    told = ", ".join(f"{decay:g} by {abs(gap.value):.2f}" for decay, gap in lost.items())
-    claim.finds(f"AdamW's weight decay moves a probability: {told}.", when=bool(lost))
+    told = " and ".join(f"by {abs(gap.value):.2f} at {decay:g}" for decay, gap in lost.items())
+    claim.finds(f"AdamW's weight decay moves a probability {told}.", when=bool(lost))
     judge_biases(slope, adam_at_zero, data, claim)
     judge_inner_steps(data["inner"], claim)
 
