@@ -1,220 +1,249 @@
-"""A group of two is a comparison: only the order of rewards counts.
+"""For groups of size two, the reward preference model corresponds to pairwise comparison preferences: the
+advantage is sign(r_1 - r_2), and the preference 2E[P(o ≻ o')] - 1.
 
-Claim A1 of arXiv:2502.18548: for G = 2 an advantage is sign(r_i - r_j), the preference is
-E[P(o > o') - P(o' > o)] over o ~ pi, o' ~ pi_old, and no increasing transform of the rewards changes it; it
-is 2 E[P] - 1 iff ties count one half. Ours: for G >= 3 the invariance fails as soon as there are three levels
-(with two, every increasing map is affine). Refuted if an identity fails by 1e-12, a transform changes sampled
-training with pairs, or leaves larger groups on three levels alone, or moves any group on two.
+[A] (arXiv:2502.18548v3), abstract and Section 3: G = 2, o from π, o' from π_old, and 0/0 = 0. One question,
+on-policy, no clip. A comparison knows no sizes, so no increasing transform of the rewards may change
+training.
+
+Refuted if an advantage is not the sign to 1e-12 (rewards of 1e-30 to 1e30, ties among them), if the
+preference is not E[P(o ≻ o') - P(o' ≻ o)] or, with a tie as half a win for either, not 2E[P] - 1 to 1e-12,
+or if a transform changes sampled training by 1e-12. Qualified if 2E[P] - 1 fails with P a strict win: where
+outputs are finitely many, o = o' is a tie. The solver of (11) and an affine transform in groups of eight are
+checks of the instrument.
 """
 
-import functools
-import itertools
-import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from matplotlib import colormaps
 
-from experiments.alignment import ascend, follow, grid, light, method, problem, steady_rate
+import grpo_jax as gj
 from experiments.formulas.step_noise import ask, rest
-from experiments.verdict import Number, judge, worst
-from grpo_jax.exact import Exact, expected_preference
-from grpo_jax.optimizers import SGD, AdamW
-from grpo_jax.surrogate import advantages
+from experiments.harness.numbers import Number, furthest, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems.answers import logits, method, question, steady_rate
+from grpo_jax import plotting
+from grpo_jax.exact import expected_preference
 from grpo_jax.tasks import Bernoulli
-from grpo_jax.theory import Rewards, reward_table, stationary
 from grpo_jax.theory.counts import number_of_histograms
-from grpo_jax.types import Rollout
 
-CLAIM = "A1"
-PAPER = "A"
 PRECISION = "float64"
+SIZES = sizes(seeds=(16, 64, 512), iterations=(300, 300, 1000))
 
-GROUPS = (2, 3, 8)
-MIDDLES = np.array([0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98])
+GROUPS = [2, 3, 8]
+MIDDLES = [0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98]
 """Where the middle of three rewards lies is all that increasing maps can change, up to affine ones."""
-REFERENCE = np.array([0.15, 0.35, 0.5])
-BETA = 0.7
+REFERENCE, BETA = np.array([0.15, 0.35, 0.5]), 0.7
 TRANSFORMS = {
     "r": lambda r: r,
     "r³": lambda r: r**3,
-    "e^5r": lambda r: np.exp(5 * r),
+    "exp 5r": lambda r: np.exp(5 * r),
     "-1/(r + 0.01)": lambda r: -1 / (r + 0.01),
-    "1e6 r + 3": lambda r: 1e6 * r + 3,
+    "10⁶ r + 3": lambda r: 1e6 * r + 3,
 }
-SIZES = {"smoke": (4, 60), "quick": (64, 300), "full": (512, 1000)}
-"""Seeds and iterations of sampled runs."""
+AFFINE = "10⁶ r + 3"
+OPTIMIZERS = {"SGD": gj.SGD(learning_rate=0.1), "AdamW": gj.AdamW(learning_rate=0.02)}
+EXACT = 1e-12
+EFFECT = 0.02
+"""Less is no effect of a reward's size."""
 
 
-def comparisons(root: int) -> np.ndarray:
-    """Greatest |A_i - sign(r_i - r_j)| at magnitudes from 1e-30 to 1e30, ties included."""
-    rng = np.random.default_rng(root)
-    size = 10.0 ** rng.integers(-30, 31, (400, 1))
-    rewards = rng.integers(-3, 4, (400, 2)) * size
-    empty = np.zeros((400, 2, 1))
-    zeros = np.zeros(400, int), np.zeros((400, 2, 1), int)
-    fields = (*zeros, empty + 1, rewards[:, :, None], np.ones((400, 2)), *(empty,) * 3)
-    rollout = Rollout(*(jnp.asarray(field) for field in fields))
-    found = np.asarray(light(advantages)(method(0.0), rollout))[:, :, 0]
-    return abs(found - np.sign(rewards - rewards[:, ::-1])).max()
+def comparisons(seed: int) -> xr.Dataset:
+    """Advantages of pairs and the signs of their differences, at magnitudes from 1e-30 to 1e30."""
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.integers(-30, 31, (400, 1))
+    rewards = rng.integers(-3, 4, (400, 2)) * scale
+    empty, none = np.zeros((400, 2, 1)), np.zeros((400, 2, 1), int)
+    fields = {
+        "prompts": np.zeros(400, int),
+        "tokens": none,
+        "mask": empty + 1,
+        "rewards": rewards[:, :, None],
+    }
+    fields |= {
+        "multiplicity": np.ones((400, 2)),
+        "sampling_logp": empty,
+        "old_logp": empty,
+        "ref_logp": empty,
+    }
+    rollout = gj.Rollout(**{name: jnp.asarray(field) for name, field in fields.items()})
+    found = method().advantage(rollout, jnp.asarray(rewards))
+    signs = np.sign(rewards - rewards[:, ::-1])
+    return xr.Dataset({
+        "advantage": (("pair", "member", "token"), np.asarray(found)),
+        "sign": (("pair", "member"), signs),
+    })  # fmt: skip
 
 
-def preferences(root: int) -> np.ndarray:
-    """[table, measure] the engine's preference of pi over pi_old, and three others by brute force.
+def preferences(seed: int) -> xr.Dataset:
+    """Of π over π_old on random tables: the engine's preference, and chances to win, to tie and to lose.
 
     Even tables are deterministic with ties, odd ones coin flips.
     """
-    rng, found = np.random.default_rng(root + 1), []
+    rng, found = np.random.default_rng(seed + 1), []
     for table in range(20):
         pi, old = rng.dirichlet(np.ones(4), 2)
-        values = rng.integers(0, 3, 4) / 2.0 if table % 2 == 0 else rng.uniform(size=4)
-        noise = None if table % 2 == 0 else Bernoulli()
-        config = problem(old, values, 0.0, group_size=2, noise=noise, expectation=Exact(cells=0))
-        engine = float(pi @ np.asarray(expected_preference(config, np.log(old)[None]))[0])
-        laws = [[(v, 1.0)] if noise is None else [(1.0, v), (0.0, 1 - v)] for v in values]
-        wins = ties = 0.0
-        for a, b in itertools.product(range(4), repeat=2):
-            for (x, p), (y, q) in itertools.product(laws[a], laws[b]):
-                wins += pi[a] * old[b] * p * q * (x > y)
-                ties += pi[a] * old[b] * p * q * (x == y)
-        losses = 1 - wins - ties
-        found.append([engine, wins - losses, 2 * (wins + ties / 2) - 1, 2 * wins - 1])
-    return np.array(found)
+        values = rng.uniform(size=4) if table % 2 else rng.integers(0, 3, 4) / 2.0
+        noise = Bernoulli() if table % 2 else None
+        config = question(values, group_size=2, noise=noise, expectation=gj.Exact(cells=0))
+        engine = pi @ np.asarray(expected_preference(config, logits(old)))[0]
+        a, b = values[:, None], values[None, :]
+        win = pi @ (a > b if noise is None else a * (1 - b)) @ old
+        lose = pi @ (b > a if noise is None else b * (1 - a)) @ old
+        found.append({"engine": engine, "win": win, "tie": 1 - win - lose, "lose": lose})
+    return xr.Dataset({name: ("table", [row[name] for row in found]) for name in found[0]})
 
 
-def trained(group_size: int) -> np.ndarray:
-    """[K, middle] policies after exact ascent; then, with a reward shared by two answers, [K, transform]."""
-    levels = np.stack([np.ones(len(MIDDLES)), MIDDLES, np.zeros(len(MIDDLES))])
-    tied = np.stack([f(np.array([0.8, 0.8, 0.3])) for f in TRANSFORMS.values()], 1)
-    rewards = np.concatenate([levels, tied], 1)
-    runs = rewards.shape[1]
-    reference = np.repeat(REFERENCE[:, None], runs, 1)
-    options = {"optimizer": steady_rate(np.full(runs, BETA))}
-    config = problem(reference, rewards, np.full(runs, BETA), group_size=group_size, **options)
-    return ascend(config, runs, iterations=400)
+def tables(rewards: list[float]) -> dict[str, np.ndarray]:
+    """Transformed rewards as an axis of a sweep."""
+    return {name: transform(np.array(rewards))[None] for name, transform in TRANSFORMS.items()}
 
 
-def sampled(optimizer, group_size: int, size: tuple, root: int) -> np.ndarray:
-    """[iteration, K, transform, seed] policies in sampled training from a common start, with common draws."""
-    t, seed = (axis.astype(int) for axis in grid(range(len(TRANSFORMS)), range(size[0])))
-    rewards = np.stack([f(np.array([1.0, 0.5, 0.0])) for f in TRANSFORMS.values()], 1)[:, t]
-    reference = np.repeat(REFERENCE[:, None], t.size, 1)
-    options = {"optimizer": optimizer, "expectation": None}
-    config = problem(reference, rewards, np.full(t.size, BETA), group_size=group_size, **options)
-    policies = follow(config, seed, root=root, iterations=size[1], every=size[1] // 20)
-    return policies.reshape(-1, 3, len(TRANSFORMS), size[0])
-
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Signs, preferences by brute force, exact ascent over middle rewards, sampled training of transforms."""
-    root, chosen = int(jax.random.key_data(key)[-1]), SIZES[size]
-    optimizers = {"SGD": SGD(learning_rate=0.1), "AdamW": AdamW(learning_rate=0.02)}
-    pairs = np.stack([sampled(made, 2, chosen, root) for made in optimizers.values()])
-    larger = sampled(optimizers["SGD"], 8, chosen, root)
-    ended = np.stack([trained(group) for group in GROUPS])
-    path = ("iteration", "action", "transform", "seed")
-    return xr.Dataset(
-        {
-            "sign_error": comparisons(root),
-            "preference": (("table", "measure"), preferences(root)),
-            "trained": (("group", "action", "middle"), ended[:, :, : len(MIDDLES)]),
-            "two_levels": (("group", "action", "transform"), ended[:, :, len(MIDDLES) :]),
-            "pairs": (("optimizer", *path), pairs),
-            "larger": (path, larger),
-        },
-        coords={
-            "group": list(GROUPS), "middle": MIDDLES, "transform": list(TRANSFORMS),
-            "optimizer": list(optimizers), "iteration": (1 + np.arange(len(larger))) * (chosen[1] // 20),
-            "measure": ["engine", "P(>) - P(<)", "ties half", "ties lost"],
-        },
+def trained() -> xr.Dataset:
+    """Where exact ascent ends: over the middle of three rewards, and with a reward shared by two answers."""
+    middles = {f"middle {m:g}": np.array([[1.0, m, 0.0]]) for m in MIDDLES}
+    config = question(
+        [1.0, 0.5, 0.0], group_size=2, reference=REFERENCE,
+        optimizer=gj.SGD(learning_rate=float(steady_rate(BETA))),
     )  # fmt: skip
+    data = gj.sweep(
+        config, {"kl_coef": [BETA], "task.table": middles | tables([0.8, 0.8, 0.3])},
+        variants={"group_size": GROUPS}, iterations=400, record_every=400, record=["probabilities"],
+    )  # fmt: skip
+    ended = data.probabilities.squeeze(drop=True).rename({"task.table": "table"})
+    three = ended.sel(table=list(middles)).rename(table="middle").assign_coords(middle=MIDDLES)
+    two = ended.sel(table=list(TRANSFORMS)).rename(table="transform")
+    return xr.Dataset({"three_levels": three, "two_levels": two})
 
 
-@light
-def limit(table: Rewards) -> jax.Array:
-    """[K] the solver's policy for large groups."""
-    return stationary(REFERENCE, table, BETA, group_size=math.inf).policy
+def sampled(name: str, group_size: int, seed: int, size: Any) -> xr.DataArray:
+    """Policies over sampled training of transformed rewards 1, 1/2 and 0, from π_ref, with common draws."""
+    config = question(
+        [1.0, 0.5, 0.0], group_size=group_size, reference=REFERENCE, optimizer=OPTIMIZERS[name],
+        expectation=None,
+    )  # fmt: skip
+    data = gj.sweep(
+        config, {"kl_coef": [BETA], "task.table": tables([1.0, 0.5, 0.0])}, seeds=size.seeds,
+        iterations=size.iterations, root=seed, record=["probabilities"], record_every=size.iterations // 20,
+        record_start=True,
+    )  # fmt: skip
+    return data.probabilities.squeeze(["kl_coef", "context"], drop=True).rename({"task.table": "transform"})
 
 
-@functools.cache
-def curve(group_size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Middle rewards and the solver's policies there, [K, middle]."""
-    middles = np.union1d(np.linspace(0.005, 0.995, 23), MIDDLES)
-    levels = np.stack([np.ones(middles.size), middles, np.zeros(middles.size)], 1)
-    if math.isinf(group_size):
-        found = [limit(reward_table(values)) for values in levels]
-    else:
-        rows = number_of_histograms(max(GROUPS), len(REFERENCE))
-        found = [rest(ask(values, REFERENCE, BETA, int(group_size), rows=rows)) for values in levels]
-    return middles, np.array(found).T
+def solved() -> xr.DataArray:
+    """Policies of the solver of (11)."""
+    rows = number_of_histograms(max(GROUPS), len(REFERENCE))
+    asked = [
+        [rest(ask(np.array([1.0, m, 0.0]), REFERENCE, BETA, group, rows=rows)) for m in MIDDLES]
+        for group in GROUPS
+    ]
+    return xr.DataArray(asked, {"group_size": GROUPS, "middle": MIDDLES}, ("group_size", "middle", "output"))
 
 
-def check(data: xr.Dataset):
-    """Signs and preferences; transforms of pairs, of two levels and of three."""
-    measure = {name: data.preference.sel(measure=name).values for name in data.measure.values}
-    numbers = {
-        "pairs: A - sign(r_i - r_j)": Number(float(data.sign_error), expected=0.0, tolerance=1e-12),
-        "preference - (P(>) - P(<))": worst(
-            measure["engine"], expected=measure["P(>) - P(<)"], tolerance=1e-12
-        ),
-        "preference - (2 E[P] - 1), ties one half": worst(
-            measure["engine"], expected=measure["ties half"], tolerance=1e-12
-        ),
-        "preference - (2 E[P] - 1), ties lost: greatest": Number(
-            float(abs(measure["engine"] - measure["ties lost"]).max()), expected=0.1, relation="at least"
-        ),
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Signs, preferences by hand, exact ascent over middle rewards, and sampled training of transforms."""
+    pairs = [sampled(name, 2, seed, size) for name in OPTIMIZERS]
+    return {
+        "signs": comparisons(seed),
+        "preferences": preferences(seed),
+        "exact": trained().assign(solved=solved()),
+        "pairs": xr.Dataset({"policy": xr.concat(pairs, xr.Variable("optimizer", list(OPTIMIZERS)))}),
+        "eight": xr.Dataset({"policy": sampled("SGD", 8, seed, size)}),
     }
-    for optimizer in data.optimizer.values:
-        paths = data.pairs.sel(optimizer=optimizer)
-        change = float(abs(paths - paths.isel(transform=0)).max())
-        name = f"pairs, sampled, {optimizer}: a transform changes pi by"
-        numbers[name] = Number(change, expected=0.0, tolerance=1e-12)
-    last = data.larger.isel(iteration=-1)
-    moved = abs(last - last.isel(transform=0)).mean("seed").max()
-    numbers["G = 8, sampled, SGD: a transform changes pi by"] = Number(
-        float(moved), 0.02, relation="at least"
+
+
+def change(policy: xr.DataArray) -> xr.DataArray:
+    """By what a transform changes a policy."""
+    return policy.drop_sel(transform="r") - policy.sel(transform="r", drop=True)
+
+
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Signs, preferences, and transforms of pairs; transforms of larger groups."""
+    signs, table = data["signs"], data["preferences"]
+    claim.refutes(
+        "advantage - sign", worst(signs.advantage.squeeze("token"), expected=signs.sign, tolerance=EXACT)
     )
-    spread = (data.two_levels.max("transform") - data.two_levels.min("transform")).max()
-    numbers["two levels, any G, exact: a transform changes pi by"] = Number(
-        float(spread), 0.0, tolerance=1e-9
+    claim.refutes(
+        "preference - (P(≻) - P(≺))", worst(table.engine, expected=table.win - table.lose, tolerance=EXACT)
     )
+    half = 2 * (table.win + table.tie / 2) - 1
+    claim.refutes(
+        "preference - (2E[P] - 1), a tie half a win", worst(table.engine, expected=half, tolerance=EXACT)
+    )
+    strict = worst(table.engine, expected=2 * table.win - 1, tolerance=EXACT)
+    claim.qualifies(
+        "preference - (2E[P] - 1), a tie no win", strict, only="if P counts a tie as half a win for either"
+    )
+    for name in OPTIMIZERS:
+        moved = worst(change(data["pairs"].policy.sel(optimizer=name)), tolerance=EXACT)
+        claim.refutes(f"{name}, sampled: a transform changes π by", moved)
+    judge_sizes(data, claim)
+    claim.finds(
+        "A pair gives its better answer +1 and its worse one -1, whatever the rewards' sizes. The "
+        "preference is 2E[P] - 1 only if a tie counts one half; with strict wins it is off by up to "
+        f"{abs(strict.value):.2f}.",
+        when=strict.holds is False,
+    )
+
+
+def judge_sizes(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Where the sizes of rewards begin to count."""
+    row = claim.ours(
+        "From groups of three on the sizes of rewards count as soon as there are three reward levels; "
+        "pairs do not see them, and with two levels no group does."
+    )
+    exact = data["exact"]
+    spread = exact.three_levels.max("middle") - exact.three_levels.min("middle")
     for group in GROUPS:
-        ended = data.trained.sel(group=group)
-        theirs = curve(group)[1][:, np.isin(curve(group)[0], MIDDLES)]
-        numbers[f"G = {group}: exact ascent - solver"] = worst(ended, expected=theirs, tolerance=1e-6)
-        moved = float((ended.max("middle") - ended.min("middle")).max())
-        name = f"G = {group}: the middle reward moves pi by"
-        numbers[name] = Number(moved, 0.02, relation="at least")
-        if group == 2:
-            numbers[name] = Number(moved, expected=0.0, tolerance=1e-12)
-    return judge(numbers, refutes=list(numbers))
+        here = exact.sel(group_size=group)
+        row.requires(
+            f"G = {group}: exact ascent - solver",
+            worst(here.three_levels, expected=here.solved, tolerance=1e-6),
+        )
+        moved = float(spread.sel(group_size=group).max())
+        told = f"G = {group}: the middle reward moves π by"
+        row.refutes(
+            told, Number(moved, 0.0, EXACT) if group == 2 else Number(moved, EFFECT, relation="at least")
+        )
+    row.refutes(
+        "two levels, any G: a transform changes π by", worst(change(exact.two_levels), tolerance=1e-9)
+    )
+    last = change(data["eight"].policy.isel(iteration=-1))
+    row.requires(
+        "G = 8, sampled: an affine transform changes π by",
+        furthest(last.sel(transform=AFFINE), tolerance=1e-6),
+    )
+    best = last.sel(transform="-1/(r + 0.01)", output=0)
+    number = mean(best, expected=0.0, tolerance=EFFECT, relation="differs")
+    row.refutes("G = 8, sampled: -1/(r + 0.01) changes π(best) by", number)
+    row.finds(
+        "With three reward levels and groups of eight, sliding the middle reward from the worst to the "
+        f"best moves the trained policy by up to {float(spread.sel(group_size=8).max()):.2f}.",
+        when=number,
+    )
 
 
-def draw(figure, data: xr.Dataset) -> None:
-    """Trained policies over the middle reward, a curve per group size; sampled paths under transforms."""
-    figure.set_size_inches(11.0, 4.1)
-    left, *rest = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-    sizes = (*GROUPS, math.inf)
-    colors = colormaps["viridis"](np.linspace(0.0, 0.88, len(sizes)))
-    for group, color in zip(sizes, colors, strict=True):
-        middles, policies = curve(group)
-        left.plot(middles, policies[0], color=color, lw=1.4, label=f"G = {'∞' if group > 99 else group}")
-        if group in GROUPS:
-            left.plot(MIDDLES, data.trained.sel(group=group, action=0), "o", ms=4.5, mfc="white", color=color)
-    left.set(xlabel="middle reward m of 1, m, 0", ylabel="trained π(best)", xlim=(0, 1))
-    left.set_title("Only pairs ignore sizes (points: exact ascent)", fontsize=10)
-    left.legend(frameon=False, fontsize=8, loc="lower left")
-    panels = {"G = 2": data.pairs.sel(optimizer="SGD"), "G = 8": data.larger}
-    shades = ("#111827", "#c2410c", "#1d4ed8", "#0f766e", "#a16207")
-    for axes, (title, paths) in zip(rest, panels.items(), strict=True):
-        for name, color, width in zip(TRANSFORMS, shades, (6, 4.6, 3.2, 1.8, 0.8), strict=True):
-            path = paths.sel(transform=name).isel(action=0).mean("seed")
-            axes.plot(data.iteration, path, color=color, lw=width, label=name)
-        axes.set(xlabel="iteration", ylim=(0.1, 0.75))
-        axes.set_title(f"{title}, sampled, rewards transformed", fontsize=10)
-    rest[0].set_ylabel("mean π(best)")
-    rest[0].legend(frameon=False, fontsize=8, loc="upper left")
-    for axes in (left, *rest):
-        axes.spines[["top", "right"]].set_visible(False)
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Trained policies over the middle reward (rings: exact ascent); sampled training under transforms."""
+    left, right = plotting.panels(figure, 1, 2, width_ratios=(1, 1.25))
+    exact = data["exact"].sel(output=0)
+    for group, color in zip(GROUPS, plotting.COLORS, strict=False):
+        here = exact.sel(group_size=group)
+        left.plot(here.middle, here.solved, color=color, label=f"G = {group}")
+        left.plot(here.middle, here.three_levels, "o", mfc="white", color=color)
+    left.legend(loc="upper right", ncols=3)
+    left.set(xlim=(0, 1), ylim=(0.48, 0.78), xlabel="middle reward m of 1, m, 0", ylabel="trained π(best)")
+    left.set_title("The middle reward's size")
+    pairs, eight = (data[name].policy.sel(output=0).mean("seed") for name in ("pairs", "eight"))
+    wide = dict(zip(TRANSFORMS, (6.0, 4.5, 3.0, 1.8, 0.8), strict=True))
+    for (name, width), color in zip(wide.items(), plotting.shades(TRANSFORMS).values(), strict=True):
+        right.plot(eight.iteration, eight.sel(transform=name), color=color, lw=width, label=name)
+        path = pairs.sel(transform=name, optimizer="SGD")
+        right.plot(path.iteration, path, color=color, lw=width)
+    right.text(pairs.iteration[-1], path[-1] - 0.03, "G = 2, all transforms", ha="right", va="top")
+    right.legend(title="G = 8", loc="lower right")
+    right.set(xlabel="iteration", ylabel="mean π(best), sampled, SGD", xlim=(0, None))
+    right.set_title("Increasing transforms of the rewards 1, ½, 0")
+    figure.suptitle("Only pairs ignore how large rewards are")

@@ -1,225 +1,192 @@
-"""In large groups an advantage tends to (r - E r) / sigma, at the rate 1/G.
+"""In the limit of large groups the preference is the standardised reward: P_G(o | π) → (r(o) - E_π r) /
+σ(π).
 
-Claim A2 of arXiv:2502.18548: P_G(o | pi) -> (r(o) - E_pi r) / sigma(pi). Fitted exactly: the error falls as
-1/G to G = 4096 for two and three levels and for coin flips, whose sigma holds the noise within an answer too.
-Ours: the limit is not uniform. If the better of two levels has a small probability p, P_G is the limit times
-f(pG), f(x) = sqrt(x) E[(1 + Poisson(x))^(-1/2)]: below pG = 1 the advantage stays under sqrt(G - 1) and does
-not see the limit's 1/sqrt(p). Refuted if engine and independent sums differ by 1e-10, an exponent is not -1
-+- 0.05, the error at G = 4096 exceeds 0.01, coin flips need the spread of their means, or f is off by 0.01.
+[A] (arXiv:2502.18548v3), Section 3, large groups. A fixed policy over one question's answers; σ the standard
+deviation of the reward of o ~ π, noise within an answer included. Everything is exact: groups are
+enumerated.
+
+Refuted if an answer's preference is 0.01 from the limit in groups of 4096, for two or three levels or coin
+flips. Sums over the other members' levels that share no code with the engine, and coin flips' distance from
+a limit with the spread of their means alone (without which the two readings of σ would look alike) are
+checks of the instrument.
 """
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from matplotlib import colormaps
-from scipy import stats
 
-from experiments.alignment import problem
-from experiments.verdict import Number, judge, worst
+from experiments.formulas.group_sums import preference_by_sum, rare_law
+from experiments.harness.numbers import Number, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems.answers import logits, question
+from grpo_jax import plotting
 from grpo_jax.exact import expected_preference
 from grpo_jax.tasks import Bernoulli
 from grpo_jax.theory import Rewards, large_group_preference
 
-CLAIM = "A2"
-PAPER = "A"
 PRECISION = "float64"
+SIZES = sizes(groups=((64, 1024, 4096), (4, 64, 256, 1024, 4096), (4, 16, 64, 256, 1024, 4096)))
 
-GROUPS = {"smoke": (64, 1024, 4096), "quick": (4, 64, 256, 1024, 4096), "full": (4, 16, 64, 256, 1024, 4096)}
 FITTED = 256
 """Exponents are fitted from here on."""
 ENGINE_GROUPS = 64
 """The largest group of three levels that the engine enumerates here."""
 POLICIES = {
-    "two levels": ([1.0, 0.0], [0.3, 0.7]),
-    "two levels, skewed": ([1.0, 0.0], [0.05, 0.95]),
-    "three levels": ([1.0, 0.7, 0.0], [0.2, 0.3, 0.5]),
-    "three levels, skewed": ([1.0, 0.1, 0.0], [0.1, 0.15, 0.75]),
+    "two levels": ([1.0, 0.0, 0.0], [0.3, 0.4, 0.3]),
+    "two levels, skewed": ([1.0, 0.0, 0.0], [0.05, 0.5, 0.45]),
     "coin flips": ([0.9, 0.5, 0.2], [0.2, 0.3, 0.5]),
     "coin flips, rare": ([0.2, 0.05, 0.01], [0.2, 0.3, 0.5]),
+    "three levels": ([1.0, 0.7, 0.0], [0.2, 0.3, 0.5]),
+    "three levels, skewed": ([1.0, 0.1, 0.0], [0.1, 0.15, 0.75]),
 }
-"""Rewards, or success probabilities of coin flips, and the policy."""
-RARE_GROUPS = (4, 64, 1024)
+"""Rewards (success probabilities but for three levels), and the policy."""
+ERROR = 0.01
+"""From the limit, in the largest group."""
 RARE = np.logspace(-5, np.log10(0.5), 27)
+"""Probabilities of the better of two levels."""
+RARE_GROUPS = [4, 64, 1024]
 
 
 def law(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """pi [K], levels [L], and their probabilities given each answer [K, L]."""
+    """π [K], levels [L], and their probabilities given each answer [K, L]."""
     values, policy = (np.array(entry) for entry in POLICIES[name])
-    if name.startswith("coin"):
-        return policy, np.array([1.0, 0.0]), np.stack([values, 1 - values], 1)
-    return policy, values, np.eye(len(values))
+    if name.startswith("three"):
+        return policy, values, np.eye(len(values))
+    return policy, np.array([1.0, 0.0]), np.stack([values, 1 - values], 1)
 
 
-def engine(kind: str, group_size: int) -> np.ndarray:
-    """[K, setting of a kind] the package's exact expectation, through the surrogate that training uses.
-
-    After the settings of two levels come those of rare ones, so that one program serves both.
-    """
-    values, policies = (np.array(x).T for x in zip(*(POLICIES[name] for name in alike(kind)), strict=True))
-    if kind == "two":
-        policies = np.concatenate([policies, [RARE, 1 - RARE]], 1)
-        values = np.repeat(values[:, :1], policies.shape[1], 1)
-    noise = Bernoulli() if kind == "coin" else None
-    config = problem(policies, values, 0.0, group_size=group_size, noise=noise)
-    return np.asarray(expected_preference(config, np.log(policies)[None]))[0]
-
-
-def alike(kind: str) -> list[str]:
-    return [name for name in POLICIES if name.startswith(kind)]
-
-
-def direct(name: str, group_size: int) -> np.ndarray:
-    """[K] the same by summing over the other members' levels, twelve standard deviations wide."""
-    policy, levels, probs = law(name)
-    q, others = policy @ probs, group_size - 1
-    first = window(others, q[0])
-    if len(levels) == 2:
-        counts = np.stack([first, others - first], 1)
-        weight = stats.binom.pmf(first, others, q[0])
-    else:
-        a, b = (x.ravel() for x in np.meshgrid(first, window(others, q[1]), indexing="ij"))
-        a, b = a[a + b <= others], b[a + b <= others]
-        counts = np.stack([a, b, others - a - b], 1)
-        weight = stats.multinomial.pmf(counts, others, q)
-    found = []
-    for level in range(len(levels)):
-        n = counts + np.eye(len(levels), dtype=int)[level]
-        mean = n @ levels / group_size
-        spread = np.sqrt(np.maximum((n * (levels - mean[:, None]) ** 2).sum(1) / group_size, 0))
-        tied = n.max(1) == group_size
-        found.append(weight @ np.where(tied, 0, (levels[level] - mean) / np.where(tied, 1, spread)))
-    return probs @ np.array(found)
-
-
-def window(n: int, p: float) -> np.ndarray:
-    """The counts that a binomial takes but for a chance of 1e-30."""
-    reach = 12 * np.sqrt(n * p * (1 - p)) + 12
-    return np.arange(max(0, int(n * p - reach)), min(n, int(n * p + reach) + 1) + 1)
+def engine(settings: list[tuple[Any, Any]], group_size: int, *, noise: Any) -> np.ndarray:
+    """[setting, K] the package's exact expectation, through the surrogate that training uses."""
+    values, policies = (np.array(column).T for column in zip(*settings, strict=True))
+    config = question(values, group_size=group_size, reference=policies, noise=noise)
+    return np.asarray(expected_preference(config, logits(policies)))[0].T
 
 
 def limit(name: str, *, noise: bool = True) -> np.ndarray:
-    """[K] the large-group limit; without noise, the spread is that of the answers' means."""
+    """[K] the limit; without noise, σ is the spread of the answers' means."""
     policy, levels, probs = law(name)
     if not noise:
         levels, probs = probs @ levels, np.eye(len(policy))
     return np.asarray(large_group_preference(policy, Rewards(jnp.asarray(levels), jnp.asarray(probs))))
 
 
-def rare_law(x: np.ndarray) -> np.ndarray:
-    """f(x) = sqrt(x) E[(1 + Poisson(x))^(-1/2)]: sqrt(x) for small x, 1 for large."""
-    n = np.arange(4000)[:, None]
-    x = np.asarray(x)
-    safe = np.minimum(x, 2000.0)
-    chance = stats.poisson.pmf(n, safe.ravel())
-    found = np.sqrt(safe) * (chance / np.sqrt(1.0 + n)).sum(0).reshape(x.shape)
-    return np.where(x > 2000.0, 1.0, found)
-
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Preferences by the engine and by independent sums over group sizes; rare levels."""
-    del key  # nothing here is random
-    groups, names = GROUPS[size], list(POLICIES)
-    by_engine, by_sum = np.full((2, len(names), len(groups), 3), np.nan)
-    rare = {}
-    for column, group in enumerate(groups):
-        for row, name in enumerate(names):
-            by_sum[row, column, : len(POLICIES[name][0])] = direct(name, group)
-        for kind in ("two", "coin", "three")[: 3 if group <= ENGINE_GROUPS else 2]:
-            rows, found = [names.index(name) for name in alike(kind)], engine(kind, group)
-            by_engine[rows, column, : len(found)] = found[:, : len(rows)].T
-            if kind == "two" and group in RARE_GROUPS:
-                rare[group] = found[0, len(rows) :] / np.sqrt((1 - RARE) / RARE)
-    shape = ("setting", "group", "action")
-    return xr.Dataset(
-        {
-            "engine": (shape, by_engine),
-            "sum": (shape, by_sum),
-            "rare": (("rare_group", "p"), np.stack(list(rare.values()))),
-        },
-        coords={"setting": names, "group": list(groups), "rare_group": list(rare), "p": RARE},
-    )
-
-
-def errors(data: xr.Dataset, *, noise: bool = True) -> xr.DataArray:
-    """[setting, group] the greatest difference from the limit over answers."""
-    aims = np.full((len(POLICIES), 3), np.nan)
-    for row, name in enumerate(POLICIES):
-        aims[row, : len(POLICIES[name][0])] = limit(name, noise=noise)
-    return abs(data["sum"] - xr.DataArray(aims, dims=("setting", "action"))).max("action")
-
-
-def check(data: xr.Dataset):
-    """The two sums agree; exponents and errors; the spread that counts; rare levels."""
-    both = data.engine.notnull()
-    numbers = {
-        "engine - independent sum": worst(
-            data.engine.values[both.values], expected=data["sum"].values[both.values], tolerance=1e-10
-        )
-    }
-    error, without = errors(data), errors(data, noise=False)
-    last = data.group.values[-1]
-    for name in POLICIES:
-        fitted = error.sel(setting=name).where(data.group >= FITTED, drop=True)
-        slope = float("nan")
-        if fitted.sizes["group"] > 1:
-            slope = np.polyfit(np.log(fitted.group), np.log(fitted), 1)[0]
-        numbers[f"{name}: exponent of G"] = Number(float(slope), expected=-1.0, tolerance=0.05)
-        at_last = float(error.sel(setting=name, group=last))
-        numbers[f"{name}: error at the largest G"] = Number(at_last, 0.01, relation="at most")
-        if name.startswith("coin"):
-            number = Number(float(without.sel(setting=name, group=last)), 0.1, relation="at least")
-            numbers[f"{name}: error of the limit with the spread of means"] = number
-    numbers |= _rare_numbers(data)
-    return judge(numbers, refutes=list(numbers))
-
-
-def _rare_numbers(data: xr.Dataset) -> dict[str, Number]:
-    group = int(data.rare_group.values[-1])
-    ratio, x = data.rare.sel(rare_group=group).values, RARE * group
-    near, bound = RARE < 0.01, ratio * np.sqrt((1 - RARE) / RARE) / np.sqrt(group - 1)
-    at = float(np.exp(np.interp(np.log(0.1), np.log(x), np.log(ratio))))
-    name = f"G = {group}, p < 0.01: P_G over its limit - f(pG)"
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Preferences by the engine and by independent sums over group sizes, their limit, and rare levels."""
+    del seed  # nothing here is random
+    flips = [name for name in POLICIES if not name.startswith("three")]
+    three = [name for name in POLICIES if name.startswith("three")]
+    rare_policies = [([1.0, 0.0, 0.0], [p, (1 - p) / 2, (1 - p) / 2]) for p in RARE]
+    coords = {"setting": list(POLICIES), "group_size": list(size.groups), "answer": [0, 1, 2]}
+    found = xr.DataArray(np.nan, coords, list(coords))
+    rare = xr.DataArray(np.nan, {"group_size": coords["group_size"], "p": RARE}, ("group_size", "p"))
+    for group in size.groups:
+        given = [POLICIES[name] for name in flips] + rare_policies
+        here = engine(given, group, noise=Bernoulli())
+        found.loc[{"setting": flips, "group_size": group}] = here[: len(flips)]
+        rare.loc[{"group_size": group}] = here[len(flips) :, 0]
+        if group <= ENGINE_GROUPS:
+            given = [POLICIES[name] for name in three]
+            found.loc[{"setting": three, "group_size": group}] = engine(given, group, noise=None)
+    summed = [[preference_by_sum(*law(name), group) for group in size.groups] for name in POLICIES]
     return {
-        name: worst(ratio[near], expected=rare_law(x[near]), tolerance=0.01),
-        f"G = {group}, pG = 0.1: P_G over its limit": Number(at, expected=0.9, relation="at most"),
-        "greatest P_G over sqrt(G - 1)": Number(float(bound.max()), expected=1.0, relation="at most"),
-    }
+        "preference": xr.Dataset({
+            "engine": found,
+            "sum": (list(coords), np.array(summed)),
+            "limit": (("setting", "answer"), [limit(name) for name in POLICIES]),
+            "limit_of_means": (("setting", "answer"), [limit(name, noise=False) for name in POLICIES]),
+        }),
+        "rare": xr.Dataset({"preference": rare.sel(group_size=[g for g in RARE_GROUPS if g in size.groups])}),
+    }  # fmt: skip
 
 
-def draw(figure, data: xr.Dataset) -> None:
-    """Errors against G, and the share of the limit that is reached against pG."""
-    figure.set_size_inches(10.0, 4.2)
-    left, right = figure.subplots(1, 2)
-    shades = ("#1d4ed8", "#60a5fa", "#c2410c", "#fb923c", "#0f766e", "#5eead4")
-    error = errors(data)
-    for name, color in zip(POLICIES, shades, strict=True):
-        left.plot(data.group, error.sel(setting=name), "o-", ms=4.5, lw=1.3, color=color, label=name)
-    guide = np.array([64, 4096])
-    left.plot(guide, 25 / guide, "--", color="0.5", lw=1)
-    left.annotate("1/G", (512, 25 / 512), (4, 4), textcoords="offset points", color="0.4", fontsize=9)
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """The limit at the largest group; how fast it is reached; where a level is rare."""
+    found = data["preference"]
+    asked = (found.group_size <= ENGINE_GROUPS) | ~found.setting.str.startswith("three")
+    gap = (found.engine - found["sum"]).where(asked, 0.0)
+    claim.requires("engine - independent sum", worst(gap, tolerance=1e-10))
+    error = abs(found["sum"] - found.limit).max("answer")
+    wrong = abs(found["sum"] - found.limit_of_means).max("answer")
+    last = error.group_size.values[-1]
+    rate = claim.ours("The limit is reached at the rate 1/G.")
+    for name in POLICIES:
+        here = error.sel(setting=name)
+        at_last = Number(float(here.sel(group_size=last)), ERROR, relation="at most")
+        claim.refutes(f"{name}: error at G = {last}", at_last)
+        late = here.sel(group_size=slice(FITTED, None))
+        slope = np.polyfit(np.log(late.group_size), np.log(late), 1)[0]
+        rate.refutes(f"{name}: exponent of G", Number(float(slope), -1.0, tolerance=0.05))
+        if name.startswith("coin"):
+            apart = Number(float(wrong.sel(setting=name, group_size=last)), 0.1, relation="at least")
+            claim.requires(f"{name}: error with the spread of the means as σ", apart)
+    greatest = {group: float(error.sel(group_size=group).max()) for group in (64, last)}
+    rate.finds(
+        f"The largest error here is {greatest[64]:.2f} in groups of 64 and {greatest[last]:.4f} in groups "
+        f"of {last}.",
+        when=[number for name, number in rate.numbers.items() if "exponent" in name],
+    )
+    claim.finds(
+        "An answer's expected advantage in large groups is its standardised reward; σ is the whole "
+        "spread, noise within an answer included.",
+        when=list(claim.numbers.values()),
+    )
+    judge_rare(data["rare"].preference, claim)
+
+
+def reached(preference: xr.DataArray) -> xr.DataArray:
+    """The better answer's preference over its limit, with two levels."""
+    return preference / np.sqrt((1 - preference.p) / preference.p)
+
+
+def judge_rare(preference: xr.DataArray, claim: Claim) -> None:
+    """Where the better of two levels is rare, the limit is not seen."""
+    row = claim.ours(
+        "The limit is not uniform: where the better of two levels has a small probability p, P_G is the "
+        "limit times √x E[(1 + Poisson(x))^(-1/2)], x = pG."
+    )
+    ratio = reached(preference)
+    group = int(preference.group_size[-1])
+    here = ratio.sel(group_size=group, p=slice(None, 0.01))
+    row.refutes(
+        f"G = {group}, p < 0.01: ratio - f(pG)",
+        worst(here, expected=rare_law(group * here.p.values), tolerance=0.01),
+    )
+    bound = (preference / np.sqrt(preference.group_size - 1)).max("p")
+    row.refutes("greatest P_G over √(G - 1)", Number(float(bound.max()), 1.0, relation="at most"))
+    seen = float(np.exp(np.interp(np.log(0.1 / group), np.log(here.p), np.log(here))))
+    share = Number(seen, 0.9, relation="at most")
+    row.refutes(f"G = {group}, pG = 0.1: P_G over its limit", share)
+    row.finds(
+        f"An answer that is found once in ten groups gets {seen:.0%} of the standardised reward; no "
+        "advantage exceeds √(G - 1).",
+        when=share,
+    )
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Errors against G, and the share of the limit that is reached where the better of two levels is rare."""
+    left, right = plotting.panels(figure, 1, 2)
+    found = data["preference"]
+    error = abs(found["sum"] - found.limit).max("answer")
+    for name, color in zip(POLICIES, plotting.COLORS, strict=False):
+        left.plot(error.group_size, error.sel(setting=name), "o-", color=color, label=name)
+    left.axhline(ERROR, color="0.6", ls=":")
     left.set(
-        xscale="log", yscale="log", xlabel="group size G", ylabel="|P_G(o|π) − (r − E r)/σ|, worst answer"
+        xscale="log", yscale="log", xlabel="group size G", ylabel="|P_G(o | π) - (r - E r)/σ|, worst answer"
     )
-    left.set_title("The error falls as 1/G", fontsize=10)
-    left.legend(frameon=False, fontsize=8, loc="lower left")
+    left.set_title("The error falls as 1/G", loc="left")
+    left.set_ylim(1e-6, 5)
+    left.legend(loc="lower left")
+    ratio = reached(data["rare"].preference)
     x = np.logspace(-5, 3, 200)
-    colors = colormaps["viridis"](np.linspace(0, 0.88, data.sizes["rare_group"]))
-    for group, color in zip(data.rare_group.values, colors, strict=True):
-        right.plot(
-            RARE * group, data.rare.sel(rare_group=group), "o", ms=4, color=color, label=f"G = {group}"
-        )
-    right.plot(x, rare_law(x), color="0.1", lw=1.2, label="f(pG)", zorder=0)
-    right.plot(x[x < 1], np.sqrt(x[x < 1]), ":", color="0.5", lw=1.2, label="√(pG)")
-    right.set(
-        xscale="log",
-        yscale="log",
-        xlim=(3e-5, 3e3),
-        ylim=(5e-3, 1.6),
-        xlabel="pG, better answers expected in a group",
-    )
-    right.set_ylabel("P_G over its limit")
-    right.set_title("…unless the better answer is rare", fontsize=10)
-    right.legend(frameon=False, fontsize=8, loc="lower right")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    right.plot(x, rare_law(x), color="black", label="√x E[(1 + Poisson(x))$^{-1/2}$]")
+    for group, color in zip(ratio.group_size.values, plotting.COLORS, strict=False):
+        here = ratio.sel(group_size=group)
+        right.plot(group * here.p, here, "o", mfc="none", color=color, label=f"G = {group}")
+    right.set(xscale="log", yscale="log", xlim=(3e-5, 1e3), ylim=(5e-3, 1.6))
+    right.set(xlabel="x = pG, better answers expected in a group", ylabel="P_G over (r - E r)/σ")
+    right.set_title("…but not where the better answer is rare", loc="left")
+    right.legend(loc="lower right")

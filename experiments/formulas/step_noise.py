@@ -13,7 +13,6 @@ from scipy.linalg import solve_continuous_lyapunov
 from scipy.signal import lfilter
 from scipy.special import gammaln, softmax
 
-from experiments import alignment
 from grpo_jax.theory import fixed_point
 from grpo_jax.theory.counts import histograms
 from grpo_jax.theory.preferences import histogram_advantages
@@ -80,13 +79,13 @@ class Expansion(NamedTuple):
     chances: tuple[jax.Array, jax.Array]
 
 
-@alignment.light
+@jax.jit
 def rest(question: Question) -> jax.Array:
     """[K] the stationary policy, by the solver of (11)."""
     return fixed_point(question.preference, question.reference, question.beta).policy
 
 
-@alignment.light
+@jax.jit
 def _expand(question: Question, policy: jax.Array) -> Expansion:
     logits = jnp.log(policy)
     drift, chances = (
@@ -137,12 +136,12 @@ def adam_limit(
     return softmax(np.append(unknown[:-1], 0.0))
 
 
-@alignment.light
+@jax.jit
 def _law_at(question: Question, logits: jax.Array) -> Law:
     return question.law(jax.nn.softmax(logits))
 
 
-@alignment.light
+@jax.jit
 def _excess_slope(question: Question, unknown: jax.Array, weight_decay: float) -> jax.Array:
     """[K, K] of F / sqrt(E g^2) - weight_decay logits - u, in all logits but the last, which is 0, and u."""
 
