@@ -1,7 +1,7 @@
 """For groups of size two, the reward preference model corresponds to pairwise comparison preferences: the
 advantage is sign(r_1 - r_2), and the preference 2E[P(o ≻ o')] - 1.
 
-[A] (arXiv:2502.18548v3), abstract and Section 3: G = 2, o from π, o' from π_old, and 0/0 = 0. One question,
+[A] (arXiv:2502.18548v3), abstract: G = 2, o from π, o' from π_old, and 0/0 = 0. One question,
 on-policy, no clip. A comparison knows no sizes, so no increasing transform of the rewards may change
 training.
 

@@ -1,7 +1,7 @@
 """In the limit of large groups the preference is the standardised reward: P_G(o | π) → (r(o) - E_π r) /
 σ(π).
 
-[A] (arXiv:2502.18548v3), Section 3, large groups. A fixed policy over one question's answers; σ the standard
+[A] (arXiv:2502.18548v3), large groups. A fixed policy over one question's answers; σ the standard
 deviation of the reward of o ~ π, noise within an answer included. Everything is exact: groups are
 enumerated.
 

@@ -1,7 +1,7 @@
 """Under π_old = π the penalty D = π_ref/π - log(π_ref/π) - 1 estimates KL(π‖π_ref), yet its gradient is, up
 to a constant, that of the reverse KL(π_ref‖π).
 
-[A] (arXiv:2502.18548v3), Section 3.2, (8)-(10): the derivative in π(o) is 1 - π_ref(o)/π(o). The constant
+[A] (arXiv:2502.18548v3), (8)-(10): the derivative in π(o) is 1 - π_ref(o)/π(o). The constant
 vanishes in logits. Exact expectations over random π and π_ref with five answers; training of pairs, G = 2,
 on-policy, no clip.
 

@@ -1,7 +1,7 @@
 """GRPO's stationary policies satisfy [1 - (P_G(o | π) - E_π P_G(o' | π))/β] π(o) = π_ref(o) wherever π(o) >
 0, and there P_G(o | π) < E_π P_G(o' | π) + β.
 
-[A] (arXiv:2502.18548v3), Section 3.3, (11). On-policy (one step a batch), no clip; 3 to 8 answers, groups of
+[A] (arXiv:2502.18548v3), (11). On-policy (one step a batch), no clip; 3 to 8 answers, groups of
 2 to 32, rewards fixed, coin flips, and dice that beat each other in a circle.
 
 Refuted if a policy where exact ascent ends, from starts all over the simplex, leaves (11) by 1e-6 or the
