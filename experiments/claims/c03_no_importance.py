@@ -2,18 +2,17 @@
 using gradients estimated at a fixed old policy attains performance comparable to standard GRPO.
 
 [C], abstract, after v5 (23 March 2026); v2 says the same ("importance sampling is entirely removed"). The
-full text was not available. On 100 random trees of four tokens for each kind of reward, exact and sampled
+full text was not available. On random trees of four tokens, binary or graded rewards, exact and sampled
 (groups of 8), μ = 2 and 8, also σ-normalised. The gradient stays at θ_old for all μ steps; performance is
 mean J over training, each method at the learning rate that is best for it; standard GRPO clips at 1 ± 0.2,
 and beside it stands GRPO without a clip, from which only importance sampling differs.
 
 Refuted if, for an optimizer and a kind of reward, mean J differs from that of clipped or of unclipped GRPO by
 more than 0.02 (99.9 % over trees, whichever setting is furthest). Qualified if it does at one and the same
-learning rate, any of six. Checks of the instrument: all methods agree at μ = 1; μ frozen SGD steps of η are
-one of μη (to 1e-10 in mean J and ‖∇J‖²); the best learning rate is no end of the grid.
+learning rate, any of eight. Checks of the instrument: all methods agree at μ = 1; μ frozen SGD steps of η are
+one of μη (to 1e-10 in mean J and ‖∇J‖²).
 """
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -26,17 +25,17 @@ from experiments.harness.numbers import Number, furthest, mean, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
 from experiments.problems import trees
-from experiments.problems.trees import KINDS, member
+from experiments.problems.trees import EPS, KINDS, RATES, SETTINGS, member
 from grpo_jax import diagnostics, plotting
 from grpo_jax.measures import StepView
 from grpo_jax.sequences import Sequences
 from grpo_jax.types import Array
 
 PRECISION = "float64"
-SIZES = sizes(tables=(16, 100, 400), iterations=(6, 20, 40), steps=(128, 1024, 4096))
+SIZES = sizes(tables=(16, 64, 256), iterations=(6, 20, 40), steps=(128, 1024, 4096))
 
 TREE = Sequences(vocab=2, horizon=4)
-EPS, MARGIN = 0.2, 0.02
+MARGIN = 0.02
 METHODS = {
     "GRPO": member(low=EPS, high=EPS),
     "GRPO unclipped": member(),
@@ -46,8 +45,6 @@ METHODS = {
 """The third is the paper's; the last takes ∇log π at the current θ, without a ratio."""
 READ, OTHER = "frozen at θ_old", "score at θ"
 BASES = ("GRPO", "GRPO unclipped")
-RATES = {"SGD": 2.0 ** np.arange(-1, 5), "AdamW": 2.0 ** np.arange(-6, 0)}
-SETTINGS = {"μ = 8": {}, "μ = 2": {"steps": 2.0}, "μ = 8, A/σ": {"normalized": 1.0}}
 
 
 @gj.measure("context", about="mean of A log π over the batch", per="step")
@@ -70,10 +67,7 @@ def one_batch(root: int, size: Any) -> xr.Dataset:
     given = trees.problems(root, TREE, tables=min(size.tables, 50))
     methods = {name: METHODS[name] for name in (*BASES, OTHER)}
     count = size.steps + 1
-    config = trees.training(
-        given, optimizer="SGD", loop=gj.Loop(group_size=8, inner_steps=count),
-    )  # fmt: skip
-    config = dataclasses.replace(config, optimizer=trees.Stepper(steps=count, period=count))
+    config = trees.training(given, optimizer="SGD", steps=count, period=count, inner_steps=count)
     data = gj.sweep(
         config, trees.axes_of(given, methods), iterations=1, root=root, record=[],
         measure={"objective": objective, "truth": truth}, progress=False,
@@ -89,8 +83,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     told = {"root": seed, "iterations": size.iterations}
 
     def by_setting(name: str) -> xr.Dataset:
-        found = [trees.trained(given, METHODS, RATES[name], optimizer=name, **told, **s) for s in SETTINGS.values()]
-        return xr.concat(found, xr.Variable("setting", list(SETTINGS)))
+        return trees.by_setting(SETTINGS[name], given, METHODS, RATES[name], optimizer=name, **told)
 
     def once(name: str, rates: np.ndarray) -> xr.Dataset:
         return trees.trained(given, METHODS, rates, optimizer=name, steps=1.0, **told)
@@ -125,9 +118,6 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
             f"{name}: mean J at μ = 1, spread over methods",
             worst(value.max("algorithm"), expected=value.min("algorithm"), tolerance=1e-10),
         )
-        best = data[name].value.mean("table").argmax("learning_rate")
-        at_end = (best == 0) | (best == len(RATES[name]) - 1)
-        claim.requires(f"{name}: best rates at an end of the grid", Number(float(at_end.sum()), 0.0))
     eight, one = data["SGD"].sel(setting="μ = 8", algorithm=READ), data["SGD once"].sel(algorithm=READ)
     one = one.assign_coords(learning_rate=eight.learning_rate)
     for measure in ("value", "square"):
@@ -139,16 +129,25 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     for name in RATES:
         value = data[name].value
         for kind in KINDS:
-            for base, only in zip(BASES, ("at rates where the clip holds little", "at small rates"), strict=True):
+            for base, only in zip(
+                BASES, ("at rates where the clip holds little", "at small rates"), strict=True
+            ):
                 gap = value.sel(kind=kind, algorithm=READ) - value.sel(kind=kind, algorithm=base)
                 told = f"{name}, {kind}, any one rate: {READ} - {base}"
                 claim.qualifies(told, furthest(gap, tolerance=MARGIN, over="table"), only=only)
-    judge_reading(data, claim.ours(
-        "The other reading, the score at the current θ without a ratio, performs comparably, too."
-    ), OTHER)
-    judge_bound(data["one batch"], claim.ours(
-        "On one batch the score without a ratio ascends A log π_θ without a bound, where clipped GRPO stops."
-    ))
+    judge_reading(
+        data,
+        claim.ours(
+            "The other reading, the score at the current θ without a ratio, performs comparably, too."
+        ),
+        OTHER,
+    )
+    judge_bound(
+        data["one batch"],
+        claim.ours(
+            "On one batch the score without a ratio ascends A log π_θ without a bound, where clipped GRPO stops."
+        ),
+    )
 
 
 def judge_bound(data: xr.Dataset, row: Claim) -> None:

@@ -34,12 +34,20 @@ from grpo_jax.tasks import SequenceTable
 from grpo_jax.types import Array, Number, Params, Rollout
 
 INF = float("inf")
+EPS = 0.2
 KINDS = ("binary", "graded")
 NUMBERS = (
     "ratio.trajectory", "ratio.score", "optimizer.held", "clip_low", "clip_high", "reduction.power", "shaping.power",
 )  # fmt: skip
 """What tells the methods apart: the path of each switch."""
 SYMBOLS = {"value": "J", "square": "‖∇J‖²"}
+RATES = {"SGD": 2.0 ** np.arange(8), "AdamW": 2.0 ** np.arange(-5, 3)}
+"""Up to where sampled training on graded rewards is past its best; with binary ones no rate is too large."""
+SETTINGS: dict[str, dict[str, dict[str, float]]] = {
+    "SGD": {"μ = 8": {}, "μ = 2": {"steps": 2.0}, "μ = 8, A/σ": {"normalized": 1.0}},
+    "AdamW": {"μ = 8": {}, "μ = 2": {"steps": 2.0}},
+}
+"""AdamW hardly sees the scale of advantages."""
 
 
 @part
@@ -86,7 +94,7 @@ class RewardPerLength:
 
 @part
 class Stepper:
-    """SGD at ``adaptive`` 0, AdamW without weight decay at 1, in the first ``steps`` of ``period`` steps.
+    """SGD at ``adaptive`` 0, AdamW without weight decay at 1, in the first ``steps`` of every ``period`` steps.
 
     So the optimizer and μ become numbers; moments and their count stand still in the other steps. At ``held``
     1 every step of a period takes the gradient of its first, at θ_old.
@@ -96,7 +104,7 @@ class Stepper:
     steps: Number = number(1.0, low=0.0)
     adaptive: Number = number(0.0, low=0.0, high=1.0)
     held: Number = number(0.0, low=0.0, high=1.0)
-    period: int = static(8, low=1)
+    period: Number = number(8.0, low=1.0)
     reduces: ClassVar[bool] = True
 
     def transform(self) -> optax.GradientTransformation:
@@ -198,20 +206,25 @@ def questions(given: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training(
-    given: Mapping[str, Problem], *, optimizer: str, steps: float = 8.0, normalized: float = 0.0, **changes: Any
+    given: Mapping[str, Problem],
+    *,
+    optimizer: str,
+    steps: float = 8.0,
+    period: float = 8.0,
+    normalized: float = 0.0,
+    inner_steps: int = 8,
 ) -> Config:
-    """Groups of 8 for all questions at once, each trained as if it were alone; GRPO until a sweep changes it."""
+    """GRPO with groups of 8 on all questions at once, each trained as if it were alone."""
     logits, table = questions(next(iter(given.values())))
     space = next(iter(given.values())).space
-    base = {
-        "policy": TreePolicy(space=space, logits=logits),
-        "task": SequenceTable(space=space, table=table),
-        "method": method(trajectory=0.0, low=0.2, high=0.2, spread_power=normalized, apart=True),
-        "optimizer": Stepper(adaptive=float(optimizer == "AdamW"), steps=steps),
-        "loop": Loop(group_size=8, inner_steps=8),
-        "expectation": Groups(),
-    }
-    return Config(**(base | changes))
+    return Config(
+        policy=TreePolicy(space=space, logits=logits),
+        task=SequenceTable(space=space, table=table),
+        method=method(trajectory=0.0, low=EPS, high=EPS, spread_power=normalized, apart=True),
+        optimizer=Stepper(adaptive=float(optimizer == "AdamW"), steps=steps, period=period),
+        loop=Loop(group_size=8, inner_steps=inner_steps),
+        expectation=Groups(),
+    )
 
 
 def axes_of(given: Mapping[str, Problem], methods: Mapping[str, tuple[float, ...]]) -> dict[Any, Any]:
@@ -256,6 +269,12 @@ def trained(
     return named(data).rename(prompt_reward="value")
 
 
+def by_setting(settings: Mapping[str, Mapping[str, float]], *args: Any, **told: Any) -> xr.Dataset:
+    """``trained`` in each of the settings, along a dimension of their names."""
+    found = [trained(*args, **told, **setting) for setting in settings.values()]
+    return xr.concat(found, xr.Variable("setting", list(settings)))
+
+
 def at_start(given: Mapping[str, Problem]) -> xr.Dataset:
     """J and ‖∇J‖² of every question before training, by kind."""
     found = []
@@ -266,7 +285,9 @@ def at_start(given: Mapping[str, Problem]) -> xr.Dataset:
         value = diagnostics.prompt_reward(policy, task, logits, diagnostics.all_prompts(policy))
         gradient = len(logits) * tree_values.return_gradient(policy, task, logits)
         square = jnp.sum(gradient**2, (1, 2))
-        found.append(xr.Dataset({"value": ("table", np.asarray(value)), "square": ("table", np.asarray(square))}))
+        found.append(
+            xr.Dataset({"value": ("table", np.asarray(value)), "square": ("table", np.asarray(square))})
+        )
     return xr.concat(found, xr.Variable("kind", list(given)))
 
 
@@ -287,6 +308,12 @@ def curvature_gap(given: Problem) -> np.ndarray:
     """[tables] gᵀ(H − H_block)g of J at the starting logits, H_block the blocks of H within one prefix."""
     gap = jax.vmap(functools.partial(_curvature_gap, given.space), in_axes=(2, 1))
     return np.asarray(gap(jnp.asarray(given.logits), jnp.asarray(given.table)))
+
+
+def curvature_gaps(given: Mapping[str, Problem]) -> xr.DataArray:
+    """``curvature_gap`` by kind of reward."""
+    found = {kind: xr.DataArray(curvature_gap(each), dims="table") for kind, each in given.items()}
+    return xr.concat(list(found.values()), xr.Variable("kind", list(found)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
