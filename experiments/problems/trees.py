@@ -37,7 +37,8 @@ INF = float("inf")
 EPS = 0.2
 KINDS = ("binary", "graded")
 NUMBERS = (
-    "ratio.trajectory", "ratio.score", "optimizer.held", "clip_low", "clip_high", "reduction.power", "shaping.power",
+    "ratio.trajectory", "ratio.score", "optimizer.held", "clip_low", "clip_high", "reduction.power",
+    "shaping.power",
 )  # fmt: skip
 """What tells the methods apart: the path of each switch."""
 SYMBOLS = {"value": "J", "square": "‖∇J‖²"}
@@ -94,7 +95,7 @@ class RewardPerLength:
 
 @part
 class Stepper:
-    """SGD at ``adaptive`` 0, AdamW without weight decay at 1, in the first ``steps`` of every ``period`` steps.
+    """SGD at ``adaptive`` 0, AdamW without decay at 1, in the first ``steps`` of every ``period`` steps.
 
     So the optimizer and μ become numbers; moments and their count stand still in the other steps. At ``held``
     1 every step of a period takes the gradient of its first, at θ_old.
@@ -192,7 +193,8 @@ def member(
     reward_power: float = 0.0,
 ) -> tuple[float, ...]:
     """A member of the family as values of ``NUMBERS``, unclipped unless it says otherwise."""
-    return trajectory, score, held, low, high, trajectory + loss_power, reward_power
+    numbers = trajectory, score, held, low, high, trajectory + loss_power, reward_power
+    return tuple(map(float, numbers))
 
 
 def problems(root: int, space: Sequences, *, tables: int) -> dict[str, Problem]:
