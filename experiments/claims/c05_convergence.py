@@ -35,6 +35,7 @@ SIZES = sizes(tables=(16, 64, 256), iterations=(6, 20, 40))
 
 MARGINS = {"value": 0.005, "square": 0.01}
 SPACES = {"four tokens": Sequences(vocab=2, horizon=4), "ending at EOS": Sequences(vocab=3, horizon=3, eos=2)}
+WORDS = {"four tokens": "of one length", "ending at EOS": "of any length"}
 PARTS = {"trajectory": "the trajectory ratio", "upper": "the upper-only clip", "length": "r/|o|"}
 SWITCHES = list(itertools.product((False, True), repeat=len(PARTS)))
 SMALL = 0.0025 * np.arange(1, 9)
@@ -122,13 +123,14 @@ def span(numbers: Mapping[str, Number]) -> str:
 def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """The printed sentence at best rates; then equal rates, each part, and the leading order."""
     equal = claim.ours("At one and the same learning rate TIC-GRPO is nowhere behind GRPO in mean J.")
-    told, counted = [], []
+    tuned: dict[str, dict[str, Number]] = {kind: {} for kind in KINDS}
+    counted = []
     for name, kind in itertools.product(RATES, KINDS):
         for measure, margin in MARGINS.items():
             found = judged(leads(data, name, kind, measure, tuned=True), margin)
             claim.refutes(f"{name}, {kind}: lead in mean {trees.SYMBOLS[measure]}", least(found))
             if measure == "value":
-                told.append(f"{span(found)} under {name} with {kind} rewards")
+                tuned[kind] |= {f"{name}, {at}": number for at, number in found.items()}
         margin = MARGINS["value"]
         found = judged(leads(data, name, kind, "value", tuned=False), 0.0, tolerance=margin)
         equal.refutes(f"{name}, {kind}: lead at one rate", least(found))
@@ -137,6 +139,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         equal.reports(f"{name}, {kind}: settings where it is ahead, of {len(found)}", Number(float(ahead)))
         equal.reports(f"{name}, {kind}: settings where it is behind, of {len(found)}", Number(float(behind)))
         counted.append(f"{ahead} and {behind} of {len(found)} ({name}, {kind})")
+    told = [
+        f"{span({at: number for at, number in tuned[kind].items() if outputs in at})} with {kind} rewards and "
+        f"outputs {words}"
+        for kind, (outputs, words) in itertools.product(KINDS, WORDS.items())
+    ]
     claim.finds(f"With each method at its best learning rate TIC-GRPO's lead in mean J is {', '.join(told)}.")
     equal.finds(f"It is ahead and behind by more than {MARGINS['value']} in {', '.join(counted)}.")
     judge_parts(data, claim)
@@ -189,12 +196,16 @@ def judge_leading_order(data: xr.Dataset, row: Claim) -> None:
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """Mean J over learning rates where outputs end at EOS: both methods, and TIC-GRPO without r/|o|."""
-    figure.set_size_inches(7, 5)
-    panels = plotting.panels(figure, 2, 2, sharey="row")
-    shown = ["GRPO", "TIC-GRPO", "TIC-GRPO with 1/|o|"]
+    """Where outputs end at EOS: mean J less GRPO's over learning rates, with r/|o| and without."""
+    figure.set_size_inches(7, 4.6)
+    panels = plotting.panels(figure, 2, 2, sharey=True)
+    shown = ["TIC-GRPO", "TIC-GRPO with 1/|o|"]
     for axes, (kind, name) in zip(panels, itertools.product(KINDS, RATES), strict=True):
-        value = data[f"ending at EOS, {name}"].value.sel(kind=kind, setting="μ = 8", algorithm=shown)
-        plotting.curves(axes, value, over="table", x="learning_rate", by=("algorithm", "sampling"))
+        value = data[f"ending at EOS, {name}"].value.sel(kind=kind, setting="μ = 8")
+        gap = value.sel(algorithm=shown) - value.sel(algorithm="GRPO", drop=True)
+        plotting.curves(axes, gap, over="table", x="learning_rate", by=("algorithm", "sampling"))
+        plotting.theory(axes, gap.learning_rate, 0.0, label=None)
+        axes.get_legend().set_visible(axes is panels[0])
         axes.set_xscale("log", base=2)
-        axes.set_title(f"{name}, {kind} rewards")
+        axes.set(title=f"{name}, {kind} rewards", ylabel="mean J - that of GRPO")
+    figure.suptitle("TIC-GRPO's reward per token, r/|o|, costs it reward where rewards are graded")
