@@ -4,13 +4,14 @@ using gradients estimated at a fixed old policy attains performance comparable t
 [C], abstract, after v5 (23 March 2026); v2 says the same ("importance sampling is entirely removed"). The
 full text was not available. On random trees of four tokens, binary or graded rewards, exact and sampled
 (groups of 8), μ = 2 and 8, also σ-normalised. The gradient stays at θ_old for all μ steps; performance is
-mean J over training, each method at the learning rate that is best for it; standard GRPO clips at 1 ± 0.2,
-and beside it stands GRPO without a clip, from which only importance sampling differs.
+mean J over training, compared at one and the same learning rate, as in an ablation, at each of eight up to
+the one that is best for the baseline. Standard GRPO clips at 1 ± 0.2; beside it stands GRPO without a clip,
+from which importance sampling alone is removed.
 
-Refuted if, for an optimizer and a kind of reward, mean J differs from that of clipped or of unclipped GRPO by
-more than 0.02 (99.9 % over trees, whichever setting is furthest). Qualified if it does at one and the same
-learning rate, any of eight. Checks of the instrument: all methods agree at μ = 1; μ frozen SGD steps of η are
-one of μη (to 1e-10 in mean J and ‖∇J‖²).
+Refuted if, for an optimizer and a kind of reward, mean J differs from unclipped GRPO's by more than 0.02
+(99.9 % over trees, whichever setting and rate is furthest). Qualified if it does from clipped GRPO's. Checks of
+the instrument: all methods agree at μ = 1; μ frozen SGD steps of η are one of μη (to 1e-10 in mean J and
+‖∇J‖²).
 """
 
 import itertools
@@ -32,7 +33,7 @@ from grpo_jax.sequences import Sequences
 from grpo_jax.types import Array
 
 PRECISION = "float64"
-SIZES = sizes(tables=(16, 64, 256), iterations=(6, 20, 40), steps=(128, 1024, 4096))
+SIZES = sizes(tables=(16, 48, 256), iterations=(6, 20, 40), steps=(128, 1024, 4096))
 
 TREE = Sequences(vocab=2, horizon=4)
 MARGIN = 0.02
@@ -44,8 +45,7 @@ METHODS = {
 }
 """The third is the paper's; the last takes ∇log π at the current θ, without a ratio."""
 READ, OTHER = "frozen at θ_old", "score at θ"
-BASES = {"GRPO": "at rates where the clip holds little", "GRPO unclipped": "at small rates"}
-"""Baseline -> where a reading must come close to it if it does not everywhere."""
+BASES = ("GRPO unclipped", "GRPO")
 
 
 @gj.measure("context", about="mean of A log π over the batch", per="step")
@@ -97,18 +97,32 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     }
 
 
-def judge_reading(data: dict[str, xr.Dataset], claim: Claim, method: str) -> dict[str, Number]:
-    """A reading against both baselines at best learning rates, by optimizer and kind of reward."""
-    found = {}
-    for name in RATES:
-        value = trees.at_best_rate(data[name]).value
-        for kind in KINDS:
-            for base in BASES:
-                gap = value.sel(kind=kind, algorithm=method) - value.sel(kind=kind, algorithm=base)
-                told = f"{name}, {kind}, best rates: {method} - {base}"
-                found[told] = furthest(gap, tolerance=MARGIN, over="table")
-                claim.refutes(told, found[told])
-    return found
+def gaps(value: xr.DataArray, method: str, base: str) -> xr.DataArray:
+    """Mean J less the baseline's at one rate; past the rate that is best for the baseline 0."""
+    standard = value.sel(algorithm=base, drop=True)
+    best = standard.mean("table").idxmax("learning_rate")
+    gap = value.sel(algorithm=method, drop=True) - standard
+    return gap.where(gap.learning_rate <= best, 0.0)
+
+
+def tuned(value: xr.DataArray, method: str, base: str) -> xr.DataArray:
+    """Mean J less the baseline's, each at the rate that is best for it."""
+    best = trees.at_best_rate(value.to_dataset(name="value")).value.drop_vars("learning_rate")
+    return best.sel(algorithm=method, drop=True) - best.sel(algorithm=base, drop=True)
+
+
+def judge_reading(data: dict[str, xr.Dataset], claim: Claim, method: str) -> None:
+    """A reading against both baselines, by optimizer and kind of reward."""
+    for name, kind in itertools.product(RATES, KINDS):
+        value, told = data[name].value.sel(kind=kind, drop=True), f"{name}, {kind}: {method}"
+        for base in BASES:
+            gap = furthest(gaps(value, method, base), tolerance=MARGIN, over="table")
+            if base == "GRPO":
+                claim.qualifies(f"{told} - {base}", gap, only="against GRPO without a clip")
+            else:
+                claim.refutes(f"{told} - {base}", gap)
+            best = furthest(tuned(value, method, base), tolerance=MARGIN, over="table")
+            claim.reports(f"{told} - {base}, each at its best rate", best)
 
 
 def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
@@ -127,15 +141,6 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
             worst(eight[measure], expected=one[measure], tolerance=1e-10),
         )
     judge_reading(data, claim, READ)
-    for name in RATES:
-        value = data[name].value
-        for kind in KINDS:
-            for base, only in zip(
-                BASES, ("at rates where the clip holds little", "at small rates"), strict=True
-            ):
-                gap = value.sel(kind=kind, algorithm=READ) - value.sel(kind=kind, algorithm=base)
-                told = f"{name}, {kind}, any one rate: {READ} - {base}"
-                claim.qualifies(told, furthest(gap, tolerance=MARGIN, over="table"), only=only)
     judge_reading(
         data,
         claim.ours(

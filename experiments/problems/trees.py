@@ -281,16 +281,16 @@ def at_start(given: Mapping[str, Problem]) -> xr.Dataset:
     """J and ‖∇J‖² of every question before training, by kind."""
     found = []
     for each in given.values():
-        logits, table = questions(each)
-        policy = TreePolicy(space=each.space, logits=logits)
-        task = SequenceTable(space=each.space, table=table)
-        value = diagnostics.prompt_reward(policy, task, logits, diagnostics.all_prompts(policy))
-        gradient = len(logits) * tree_values.return_gradient(policy, task, logits)
-        square = jnp.sum(gradient**2, (1, 2))
-        found.append(
-            xr.Dataset({"value": ("table", np.asarray(value)), "square": ("table", np.asarray(square))})
-        )
+        value, square = _at_start(each.space, *questions(each))
+        found.append(xr.Dataset({"value": ("table", value), "square": ("table", square)}))
     return xr.concat(found, xr.Variable("kind", list(given)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at_start(space: Sequences, logits: Array, table: Array) -> tuple[Array, Array]:
+    policy, task = TreePolicy.uniform(space, contexts=len(logits)), SequenceTable(space=space, table=table)
+    value = diagnostics.prompt_reward(policy, task, logits, diagnostics.all_prompts(policy))
+    return value, _squared(policy, task, logits)
 
 
 def at_best_rate(data: xr.Dataset) -> xr.Dataset:
@@ -302,7 +302,11 @@ def at_best_rate(data: xr.Dataset) -> xr.Dataset:
 @gj.measure("context", about="squared norm of the gradient of J, exact")
 def squared_gradient(view: View) -> Array:
     """[context] ‖∇J‖² of every question."""
-    gradient = tree_values.return_gradient(view.config.policy, view.config.task, view.params)
+    return _squared(view.config.policy, view.config.task, view.params)
+
+
+def _squared(policy: TreePolicy, task: SequenceTable, params: Array) -> Array:
+    gradient = tree_values.return_gradient(policy, task, params)  # of the mean over questions
     return jnp.sum((gradient.shape[0] * gradient) ** 2, (1, 2))
 
 
