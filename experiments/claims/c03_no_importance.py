@@ -1,7 +1,7 @@
-"""Remarkably, the variant that entirely removes importance sampling and performs multiple optimization steps
-using gradients estimated at a fixed old policy attains performance comparable to standard GRPO.
+"""A variant that entirely removes importance sampling and performs multiple optimization steps using
+gradients estimated at a fixed old policy attains performance comparable to standard GRPO.
 
-[C], abstract, after v5 (23 March 2026, which adds that the bias of the ratios is "negligible in practice"); v2
+[C], abstract, after v5 (23 March 2026, which adds that the ratios' bias is "negligible in practice"); v2
 says the same of the ablation. The full text was not available. Random trees of four tokens, binary or graded
 rewards, exact and sampled (groups of 8), μ = 8 and 2 steps a batch. The gradient stays at θ_old for all μ
 steps; performance is mean J over training at one and the same learning rate, as in an ablation, at each of
@@ -121,7 +121,10 @@ def judge_reading(data: dict[str, xr.Dataset], claim: Claim, method: str) -> Non
             means.append(gap.mean("table"))
         low, high = (float(f([float(f(m)) for m in means])) for f in (np.min, np.max))
         told.append(f"{low:+.3f} to {high:+.3f} against {base}")
-    claim.finds(f"It changes mean J by {' and by '.join(told)}: the clip makes the difference.", when=held)
+    claim.finds(
+        f"Without importance sampling mean J changes by {' and by '.join(told)}: the clip matters.",
+        when=held,
+    )
 
 
 def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
@@ -146,27 +149,29 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
 def judge_bound(data: xr.Dataset, row: Claim) -> None:
     """What the second half of the steps adds to A log π, over what the first half did."""
     rise = data.objective - data.objective.sel(mu=0)
-    last = int(data.mu[-1])
+    last, harmless = int(data.mu[-1]), []
     half, whole = rise.sel(mu=last // 2), rise.sel(mu=last)
     growth = (whole / half).where(whole != 0)
     for kind in KINDS:
         for sampling in ("exact", "sampled"):
             at = growth.sel(kind=kind, sampling=sampling)
             told = f"A log π at μ = {last} over half of that, {kind}, {sampling}"
-            first, second, third = (at.sel(algorithm=name).dropna("table") for name in (OTHER, *BASES))
-            row.refutes(f"{told}: {OTHER}", mean(first, expected=1.5, relation="at least"))
-            row.requires(f"{told}: GRPO", mean(second, expected=1.5, relation="at most"))
-            row.reports(f"{told}: GRPO unclipped", mean(third))
+            score, clipped, free = (
+                at.sel(algorithm=n).dropna("table") for n in (OTHER, "GRPO", "GRPO unclipped")
+            )
+            row.refutes(f"{told}: {OTHER}", mean(score, expected=1.5, relation="at least"))
+            row.requires(f"{told}: GRPO", mean(clipped, expected=1.5, relation="at most"))
+            row.reports(f"{told}: GRPO unclipped", mean(free))
             path = data.truth.sel(kind=kind, sampling=sampling, algorithm=OTHER).mean("table")
             best, end = float(path.max()), float(path[-1])
             row.reports(f"J at μ = {last}, {kind}, {sampling}: {OTHER}", Number(end))
             row.reports(f"greatest J at any μ, {kind}, {sampling}: {OTHER}", Number(best))
-            if (kind, sampling) == ("graded", "sampled"):
-                row.finds(
-                    f"J suffers: on sampled graded rewards it ends at {end:.3f}, after {best:.3f} at "
-                    f"μ = {int(path.idxmax('mu'))}.",
-                    when=best - end > MARGIN,
-                )
+            harmless.append(best - end <= MARGIN)
+    row.finds(
+        f"A log π_θ grows in proportion to μ up to {last} steps, which does no harm to J: it ends at its "
+        "greatest value or near.",
+        when=all(harmless),
+    )
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
@@ -183,4 +188,6 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         axes.get_legend().set_visible(axes is panels[0])
         axes.set_xscale("log", base=2)
         axes.set(title=f"{name}, {kind} rewards", ylabel="mean J - the baseline's")
-    figure.suptitle("Gradients frozen at θ_old do as well as GRPO's without a clip; the clip is what costs")
+    figure.suptitle(
+        "Without importance sampling J is that of GRPO without a clip; the clip is what costs GRPO"
+    )

@@ -54,7 +54,11 @@ TREES = {
     "TIC-GRPO unclipped": member(trajectory=1.0),
 }
 """On outputs of one length, where r/|o| and 1/|o| are the same."""
-NAMES = {(False,) * 3: "GRPO", (True,) * 3: "TIC-GRPO", (True, True, False): "TIC-GRPO with 1/|o|"}
+NAMES: dict[tuple[bool, ...], str] = {
+    (False,) * 3: "GRPO",
+    (True,) * 3: "TIC-GRPO",
+    (True, True, False): "TIC-GRPO with 1/|o|",
+}
 ENDING = {NAMES.get(on, "+".join(itertools.compress(PARTS, on))): combination(*on) for on in SWITCHES}
 METHODS = {"four tokens": TREES, "ending at EOS": ENDING}
 HORIZONS = (2, 3, 4, 5)
@@ -101,7 +105,7 @@ def leads(
 
 def judged(leads: list[xr.DataArray], expected: float, *, tolerance: float = 0.0) -> dict[str, Number]:
     """Means over tables, by outputs and setting, that should be at least this."""
-    found = {}
+    found: dict[str, Number] = {}
     for lead in leads:
         found |= each(lead, over="table", expected=expected, tolerance=tolerance, relation="at least")
     return found
@@ -110,7 +114,12 @@ def judged(leads: list[xr.DataArray], expected: float, *, tolerance: float = 0.0
 def least(numbers: Mapping[str, Number]) -> Number:
     """The number that is least, one that fails before one that is open, and that before one that holds."""
     order = {False: 0, None: 1, True: 2}
-    name = min(numbers, key=lambda name: (order[numbers[name].holds], numbers[name].low))
+
+    def rank(name: str) -> tuple[int, float]:
+        number = numbers[name]
+        return order[number.holds], number.value if number.low is None else number.low
+
+    name = min(numbers, key=rank)
     return replace(numbers[name], at=name)
 
 
@@ -134,8 +143,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         margin = MARGINS["value"]
         found = judged(leads(data, name, kind, "value", tuned=False), 0.0, tolerance=margin)
         equal.refutes(f"{name}, {kind}: lead at one rate", least(found))
-        ahead = sum(number.low > margin for number in found.values())
-        behind = sum(number.high < -margin for number in found.values())
+        leading = [replace(n, expected=margin, tolerance=0.0) for n in found.values()]
+        trailing = [replace(n, expected=-margin, tolerance=0.0, relation="at most") for n in found.values()]
+        ahead, behind = (sum(n.holds is True for n in numbers) for numbers in (leading, trailing))
         equal.reports(f"{name}, {kind}: settings where it is ahead, of {len(found)}", Number(float(ahead)))
         equal.reports(f"{name}, {kind}: settings where it is behind, of {len(found)}", Number(float(behind)))
         counted.append(f"{ahead} and {behind} of {len(found)} ({name}, {kind})")

@@ -253,7 +253,7 @@ def named(data: xr.Dataset) -> xr.Dataset:
 def trained(
     given: Mapping[str, Problem],
     methods: Mapping[str, tuple[float, ...]],
-    rates: Sequence[float],
+    rates: Sequence[float] | np.ndarray,
     *,
     root: int,
     iterations: int,
@@ -271,9 +271,15 @@ def trained(
     return named(data).rename(prompt_reward="value")
 
 
-def by_setting(settings: Mapping[str, Mapping[str, float]], *args: Any, **told: Any) -> xr.Dataset:
+def by_setting(
+    settings: Mapping[str, Mapping[str, float]],
+    given: Mapping[str, Problem],
+    methods: Mapping[str, tuple[float, ...]],
+    rates: Sequence[float] | np.ndarray,
+    **told: Any,
+) -> xr.Dataset:
     """``trained`` in each of the settings, along a dimension of their names."""
-    found = [trained(*args, **told, **setting) for setting in settings.values()]
+    found = [trained(given, methods, rates, **{**told, **setting}) for setting in settings.values()]
     return xr.concat(found, xr.Variable("setting", list(settings)))
 
 
@@ -305,7 +311,7 @@ def squared_gradient(view: View) -> Array:
     return _squared(view.config.policy, view.config.task, view.params)
 
 
-def _squared(policy: TreePolicy, task: SequenceTable, params: Array) -> Array:
+def _squared(policy: Any, task: Any, params: Array) -> Array:
     gradient = tree_values.return_gradient(policy, task, params)  # of the mean over questions
     return jnp.sum((gradient.shape[0] * gradient) ** 2, (1, 2))
 
