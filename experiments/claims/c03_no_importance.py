@@ -1,315 +1,193 @@
-"""Without importance sampling GRPO performs about as well, as long as a batch moves the policy little.
+"""A variant that entirely removes importance sampling and performs multiple optimization steps using
+gradients estimated at a fixed old policy attains performance comparable to standard GRPO.
 
-Claim C3 of arXiv:2508.02833, in two readings: (i) the gradient stays at θ_old, (ii) the score A∇log π_θ at
-the current θ, without a ratio. Refuted if μ SGD steps of η of (i) are not one step of μη to 1e-10, if the
-methods disagree at μ = 1, if clipped GRPO, the control, has no bound on one batch, or if with small steps a
-reading's mean J over training differs from clipped GRPO's by more than a tenth of what that gains. Qualified
-if at some learning rate and μ > 1 it differs by more than 0.02 (99.9 % over all of them together), or if
-reading (ii) has no bound on one batch: its objective A log π_θ keeps growing with μ.
+[C], abstract, after v5 (23 March 2026, which adds that the ratios' bias is "negligible in practice"); v2
+says the same of the ablation. The full text was not available. Random trees of four tokens, binary or graded
+rewards, exact and sampled (groups of 8), μ = 8 and 2 steps a batch. The gradient stays at θ_old for all μ
+steps; performance is mean J over training at one and the same learning rate, as in an ablation, at each of
+four up to a quarter of what is best for sampled graded rewards (beyond, which output a run happens to settle
+on decides). Standard GRPO clips at 1 ± 0.2; unclipped GRPO differs by importance sampling alone.
+
+Refuted if, for an optimizer and a kind of reward, mean J differs from unclipped GRPO's by more than 0.02
+(99.9 % over trees, whichever setting and rate is furthest). Qualified if it does from clipped GRPO's. Checks
+of the instrument: all methods agree at μ = 1; μ frozen SGD steps of η are one of μη (to 1e-10 in mean J and
+‖∇J‖²).
 """
 
-import dataclasses
-import functools
+import itertools
+import warnings
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from experiments.problems.trees import INF, Problem, config_of, grid, method, problem, trained
-from experiments.verdict import CONFIDENCE, Number, judge, mean, worst
-from grpo_jax import diagnostics, train
-from grpo_jax.config import Config, TrainState
-from grpo_jax.part import aligned
-from grpo_jax.parts.ratios import Frozen
+import grpo_jax as gj
+from experiments.harness.numbers import Number, furthest, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems import trees
+from experiments.problems.trees import EPS, KINDS, member
+from grpo_jax import diagnostics, plotting
+from grpo_jax.measures import StepView
 from grpo_jax.sequences import Sequences
 from grpo_jax.types import Array
 
-CLAIM = "C3"
-PAPER = "C"
 PRECISION = "float64"
+SIZES = sizes(tables=(16, 160, 512), iterations=(6, 20, 40), steps=(128, 1024, 4096))
 
 TREE = Sequences(vocab=2, horizon=4)
-EPS, GROUP, PERIOD, MARGIN = 0.2, 8, 8, 0.02
-METHODS = ("GRPO", "GRPO unclipped", "TIC-GRPO unclipped", "score", "frozen")
-READINGS = ("frozen", "score")
-RATES = {"SGD": 2.0 ** np.arange(-3, 5, 2), "AdamW": 2.0 ** np.arange(-7, 1, 2)}
-STEPS = np.array([1.0, 2.0, 8.0])
-SIZES = {"smoke": (16, 6, 128), "quick": (200, 20, 1024), "full": (1000, 60, 16384)}
-COLORS = {
-    "GRPO": "#222222",
-    "GRPO unclipped": "#888888",
-    "TIC-GRPO unclipped": "#7570b3",
-    "score": "#e7298a",
-    "frozen": "#1b9e77",
+MARGIN = 0.02
+METHODS = {
+    "GRPO": member(low=EPS, high=EPS),
+    "GRPO unclipped": member(),
+    "frozen at θ_old": member(held=1.0),
+    "score at θ": member(score=1.0),
 }
+"""The third is the paper's; the last takes ∇log π at the current θ, without a ratio."""
+READ, OTHER = "frozen at θ_old", "score at θ"
+BASES = ("GRPO unclipped", "GRPO")
+RATES = {"SGD": 2.0 ** np.arange(-5, 2, 2), "AdamW": 2.0 ** np.arange(-9, -2, 2)}
+SETTINGS = {"μ = 8": {}, "μ = 2": {"steps": 2.0}}
 
 
-def with_ratio(
-    given: Problem, table: np.ndarray, kind: np.ndarray, rate, steps, group: int | None, optimizer="SGD"
-) -> Config:
-    """Runs of the first four methods, by number."""
-    chosen = method(
-        trajectory=(kind == 2).astype(float),
-        score=(kind == 3).astype(float),
-        low=np.where(kind == 0, EPS, 1.0),
-        high=np.where(kind == 0, EPS, INF),
-    )
-    return config_of(
-        given, table, chosen, rate=rate, steps=steps, period=PERIOD, group_size=group, optimizer=optimizer
-    )
+@gj.measure("context", about="mean of A log π over the batch", per="step")
+def objective(view: StepView) -> Array:
+    """[context] E[A log π_θ] of the batch: what the score without a ratio ascends."""
+    batch = view.batch
+    weight = batch.rollout.multiplicity / jnp.sum(batch.rollout.multiplicity, 1, keepdims=True)
+    return jnp.sum(weight * batch.advantages[:, :, 0] * jnp.sum(view.logp, 2), 1)
 
 
-def frozen(config: Config) -> Config:
-    """The same with the gradient kept at θ_old."""
-    return dataclasses.replace(config, method=dataclasses.replace(config.method, ratio=Frozen()))
+@gj.measure("context", about="J, exact", per="step")
+def truth(view: StepView) -> Array:
+    """[context] J where the step starts."""
+    policy, task = view.config.policy, view.config.task
+    return diagnostics.prompt_reward(policy, task, view.params, diagnostics.all_prompts(policy))
 
 
-def mean_value(config: Config, tables: np.ndarray, root: int, iterations: int) -> np.ndarray:
-    """[R] mean J over outer iterations; a seed for each table."""
-    return np.asarray(trained(config, train.init(config, tables, root=root), iterations=iterations)[0])[
-        1:
-    ].mean(0)
+def one_batch(root: int, size: Any) -> xr.Dataset:
+    """μ SGD steps of η = 1 on one batch: E[A log π] and J where they end, at powers of two."""
+    given = trees.problems(root, TREE, tables=min(size.tables, 50))
+    methods = {name: METHODS[name] for name in (*BASES, OTHER)}
+    count = size.steps + 1
+    config = trees.training(given, optimizer="SGD", steps=count, period=count, inner_steps=count)
+    data = gj.sweep(
+        config, trees.axes_of(given, methods), iterations=1, root=root, record=[],
+        measure={"objective": objective, "truth": truth}, progress=False,
+    )  # fmt: skip
+    steps = 2 ** np.arange(int(np.log2(size.steps)) + 1)
+    data = trees.named(data).isel(iteration=0, drop=True).isel(inner_step=[0, *steps])
+    return data.rename(inner_step="mu").assign_coords(mu=[0, *steps])
 
 
-def at_start(root: int, tables: int) -> np.ndarray:
-    """[table] J before training."""
-    which = np.arange(tables)
-    given = problem(root, TREE, tables=tables, kind="graded")
-    config = with_ratio(given, which, 0 * which, 0.0 * which, 1.0 + 0 * which, None)
-    params, prompts = jnp.asarray(given.logits[None]), diagnostics.all_prompts(config.policy)
-    return np.asarray(diagnostics.expected_reward(config.policy, config.task, params, prompts))
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Training by optimizer, setting and learning rate; one step a batch; and many steps on one batch."""
+    given = trees.problems(seed, TREE, tables=size.tables)
+    told = {"root": seed, "iterations": size.iterations}
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="all runs are identical")  # as they should be at μ = 1
+        once = trees.trained(given, METHODS, 8 * RATES["SGD"], optimizer="SGD", steps=1.0, **told)
+    return {
+        **{n: trees.by_setting(SETTINGS, given, METHODS, RATES[n], optimizer=n, **told) for n in RATES},
+        "once": once.assign_coords(learning_rate=RATES["SGD"]),
+        "one batch": one_batch(seed, size),
+    }
 
 
-def compared(root: int, tables: int, iterations: int, optimizer: str) -> xr.DataArray:
-    """[sampling, rule, table, rate, steps] mean J of every method."""
-    given = problem(root, TREE, tables=tables, kind="graded")
-    found = np.empty((2, len(METHODS), tables, len(RATES[optimizer]), len(STEPS)))
-    for place, group in enumerate((None, GROUP)):
-        for methods in (slice(0, 4), slice(4, 5)):
-            kinds = np.arange(5)[methods]
-            cells = grid(kind=kinds, table=np.arange(tables), rate=RATES[optimizer], steps=STEPS)
-            which, kind, rate, steps = (cells[name] for name in ("table", "kind", "rate", "steps"))
-            config = with_ratio(given, which, kind, rate, steps, group, optimizer)
-            config = frozen(config) if methods.start else config
-            found[place, methods] = mean_value(config, which, root, iterations).reshape(
-                len(kinds), tables, -1, len(STEPS)
+def gaps(data: dict[str, xr.Dataset], name: str, method: str, base: str) -> xr.DataArray:
+    """Mean J of a method less that of another, at one learning rate."""
+    value = data[name].value
+    return value.sel(algorithm=method, drop=True) - value.sel(algorithm=base, drop=True)
+
+
+def judge_reading(data: dict[str, xr.Dataset], claim: Claim, method: str) -> None:
+    """A reading against both baselines, by optimizer and kind of reward."""
+    held, told = [], []
+    for base in BASES:
+        means = []
+        for name, kind in itertools.product(RATES, KINDS):
+            gap = gaps(data, name, method, base).sel(kind=kind, drop=True)
+            number, words = (
+                furthest(gap, tolerance=MARGIN, over="table"),
+                f"{name}, {kind}: {method} - {base}",
             )
-    dims = ("sampling", "rule", "table", f"rate_{optimizer}", "steps")
-    coords = {"sampling": ["exact", "sampled"], "rule": list(METHODS), dims[3]: RATES[optimizer]}
-    return xr.DataArray(found, coords | {"steps": STEPS}, dims)
-
-
-def one_step_apart(root: int, tables: int, optimizer: str, group: int | None) -> np.ndarray:
-    """[iteration, table] distance between μ frozen steps of η and one of μη, over the distance moved."""
-    given, which, ones = problem(root, TREE, tables=tables, kind="graded"), np.arange(tables), np.ones(tables)
-    paths = []
-    for steps, rate in ((PERIOD, 0.1), (1, 0.1 * PERIOD)):
-        config = with_ratio(given, which, 0 * which + 4, rate * ones, steps * ones, group, optimizer)
-        config = frozen(config)
-        state = train.init(config, which, root=root)
-        start, path = state.params, []
-        for _ in range(5):
-            state, _info = train.run(config, state, iterations=1, record=())
-            path.append(np.asarray(state.params - start))
-        paths.append(np.array(path))
-    apart, moved = (np.sqrt(np.sum(x**2, (1, 2, 3))) for x in (paths[0] - paths[1], paths[0]))
-    return apart / np.where(moved > 0, moved, 1)
-
-
-@functools.partial(jax.jit, static_argnames=("steps",))
-def on_one_batch(config: Config, state: TrainState, rate: Array, *, steps: int) -> tuple[Array, Array, Array]:
-    """[steps, R] E[A log π_θ], the batch's least log π_θ, and J before every SGD step on one batch."""
-    config = aligned(config)
-    expectation: Any = config.expectation
-    batch = expectation.collect(config, state)
-    prompts = diagnostics.all_prompts(config.policy)
-
-    def body(params: Array, _: None) -> tuple[Array, tuple[Array, Array, Array]]:
-        def value(p: Array) -> tuple[Array, tuple[Array, Array]]:
-            objective, logp = expectation.objective(config, batch, p)
-            return jnp.sum(objective), (objective, jnp.sum(logp, 2))
-
-        grads, (_, logp) = jax.grad(value, has_aux=True)(params)
-        seen = batch.rollout.multiplicity > 0
-        gain = jnp.sum(batch.rollout.multiplicity * batch.advantages[:, :, 0] * logp, (0, 1))
-        gain = gain / jnp.sum(batch.rollout.multiplicity, (0, 1))
-        least = jnp.min(jnp.where(seen, logp, 0), (0, 1))
-        truth = diagnostics.expected_reward(config.policy, config.task, params, prompts)
-        return params + rate * grads, (gain, least, truth)
-
-    return jax.lax.scan(body, state.params, length=steps)[1]
-
-
-def one_batch(root: int, tables: int, steps: int) -> xr.Dataset:
-    """Powers of two of μ on one batch at η = 1: what A log π, the rarest output and J do."""
-    given = problem(root, TREE, tables=tables, kind="graded")
-    cells, marks = grid(kind=np.arange(4), table=np.arange(tables)), 2 ** np.arange(int(np.log2(steps)) + 1)
-    found = []
-    for group in (None, GROUP):
-        ones = np.ones(len(cells["table"]))
-        config = with_ratio(given, cells["table"], cells["kind"], ones, ones, group)
-        paths = on_one_batch(config, train.init(config, cells["table"], root=root), 1.0, steps=steps + 1)
-        found.append([np.asarray(path)[marks].reshape(len(marks), 4, tables) for path in paths])
-    dims = ("sampling", "mu", "ratio", "batch")
-    coords = {"mu": marks, "ratio": list(METHODS[:4])}
-    split = np.moveaxis(np.array(found), 1, 0)
-    return xr.Dataset({n: (dims, x) for n, x in zip(("gain", "least", "truth"), split, strict=True)}, coords)
-
-
-def simulate(key, size: str) -> xr.Dataset:
-    """Training over learning rates and μ, the identity of frozen steps, and many steps on one batch."""
-    tables, iterations, steps = SIZES[size]
-    root = int(jax.random.randint(key, (), 0, 2**31 - 1))
-    parts = {optimizer: compared(root, tables, iterations, optimizer) for optimizer in RATES}
-    apart = {
-        f"apart_{name}": (("iteration", "table"), one_step_apart(root, tables, name.split("_")[0], group))
-        for name, group in (("SGD_exact", None), ("SGD_sampled", GROUP), ("AdamW_exact", None))
-    }
-    start = {"start": ("table", at_start(root, tables))}
-    return xr.merge([xr.Dataset(parts | apart | start), one_batch(root, min(tables, 64), steps)])
-
-
-def gaps(data: xr.Dataset, optimizer: str, sampling: str, rule: str, *, base: str = "GRPO") -> xr.DataArray:
-    """[table, rate, steps] mean J of one rule minus that of another."""
-    values = data[optimizer].sel(sampling=sampling).rename({f"rate_{optimizer}": "rate"})
-    return values.sel(rule=rule) - values.sel(rule=base)
-
-
-def growth(data: xr.Dataset, ratio: str, sampling: str) -> xr.DataArray:
-    """[batch] A log π gained by the last step over that gained by half as many, where rewards do not tie."""
-    gain = data.gain.sel(ratio=ratio, sampling=sampling) - data.gain.sel(ratio=ratio, sampling=sampling).isel(
-        mu=0
+            if base == "GRPO":
+                claim.qualifies(words, number, only="against GRPO without a clip")
+            else:
+                claim.refutes(words, number)
+                held.append(number)
+            means.append(gap.mean("table"))
+        low, high = (float(f([float(f(m)) for m in means])) for f in (np.min, np.max))
+        told.append(f"{low:+.3f} to {high:+.3f} against {base}")
+    claim.finds(
+        f"Without importance sampling mean J changes by {' and by '.join(told)}: the clip matters.",
+        when=held,
     )
-    gain = gain.where(gain.isel(mu=-1) != 0).dropna("batch")
-    return gain.isel(mu=-1) / gain.isel(mu=-2)
 
 
-def largest_gap(gap: xr.DataArray, together: float) -> tuple[str, Number]:
-    """Where the mean of gaps [table, rate, steps] breaks its margin most, or comes closest to it."""
-    cells = {
-        f"μ = {steps:g}, η = {rate:g}": mean(
-            gap.sel(rate=rate, steps=steps), expected=0.0, tolerance=MARGIN, confidence=together
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Comparable to GRPO without a clip, and with one; the other reading; and its bound on one batch."""
+    eight, one = data["SGD"].sel(setting="μ = 8", algorithm=READ), data["once"]
+    claim.requires(
+        "mean J at μ = 1, spread over methods",
+        worst(one.value.max("algorithm"), expected=one.value.min("algorithm"), tolerance=1e-10),
+    )
+    for measure, symbol in trees.SYMBOLS.items():
+        claim.requires(
+            f"SGD: eight frozen steps of η - one of 8η, mean {symbol}",
+            worst(eight[measure], expected=one[measure].sel(algorithm=READ), tolerance=1e-10),
         )
-        for steps in gap.steps.values
-        for rate in gap.rate.values
-    }
-    severity = {False: 2, None: 1, True: 0}
-    return max(cells.items(), key=lambda cell: (severity[cell[1].holds], abs(cell[1].value)))
+    judge_reading(data, claim, READ)
+    other = "The other reading, the score at the current θ without a ratio, performs comparably, too."
+    judge_reading(data, claim.ours(other), OTHER)
+    bound = "On one batch the score without a ratio ascends A log π_θ without a bound; clipped GRPO stops."
+    judge_bound(data["one batch"], claim.ours(bound))
 
 
-def training(data: xr.Dataset) -> tuple[dict[str, Number], dict[str, Number], dict[str, Number]]:
-    """Gaps to clipped GRPO with small steps, the largest over rates and μ > 1, and numbers that only inform.
-
-    The largest is taken over all cells, so its interval holds for all of them at once (Bonferroni).
-    """
-    cells = len(RATES) * 2 * len(READINGS) * len(RATES["SGD"]) * int(np.sum(STEPS > 1))
-    together = 1 - (1 - CONFIDENCE) / cells
-    small, large, other = {}, {}, {}
-    for optimizer, rates in RATES.items():
-        first = 2.0 if optimizer == "SGD" else 8.0
+def judge_bound(data: xr.Dataset, row: Claim) -> None:
+    """What the second half of the steps adds to A log π, over what the first half did."""
+    rise = data.objective - data.objective.sel(mu=0)
+    last, harmless = int(data.mu[-1]), []
+    half, whole = rise.sel(mu=last // 2), rise.sel(mu=last)
+    growth = (whole / half).where(whole != 0)
+    for kind in KINDS:
         for sampling in ("exact", "sampled"):
-            place = {"rule": "GRPO", f"rate_{optimizer}": rates[0], "steps": first}
-            grown = data[optimizer].sel(sampling=sampling, **place) - data.start
-            other[f"small steps: {optimizer}, {sampling}, GRPO's mean J over its start"] = mean(grown)
-            for reading in READINGS:
-                gap = gaps(data, optimizer, sampling, reading)
-                label = f"{optimizer}, {sampling}, {reading} − GRPO"
-                small[f"small steps: {label}"] = mean(
-                    gap.sel(rate=rates[0], steps=first), expected=0.0, tolerance=0.1 * float(grown.mean())
-                )
-                where, number = largest_gap(gap.sel(steps=STEPS[STEPS > 1]), together)
-                large[f"largest gap: {label} ({where})"] = number
-                company = gaps(data, optimizer, sampling, reading, base="GRPO unclipped").sel(steps=8.0)
-                other[f"μ = 8, η = {rates[2]:g}: {label} unclipped"] = mean(company.sel(rate=rates[2]))
-    return small, large, other
-
-
-def check(data: xr.Dataset):
-    """Identities and small steps judge; large steps and the missing bound qualify."""
-    same = {name: data[name].sel(steps=1.0, sampling="exact") for name in RATES}
-    numbers = {
-        "SGD: μ frozen steps of η from one of μη, relative distance": worst(
-            np.maximum(data.apart_SGD_exact, data.apart_SGD_sampled), expected=0, tolerance=1e-10
-        ),
-        **{
-            f"{name}: mean J at μ = 1, spread over all methods": worst(
-                value.max("rule"), expected=value.min("rule"), tolerance=1e-10
+            at = growth.sel(kind=kind, sampling=sampling)
+            told = f"A log π at μ = {last} over half of that, {kind}, {sampling}"
+            score, clipped, free = (
+                at.sel(algorithm=n).dropna("table") for n in (OTHER, "GRPO", "GRPO unclipped")
             )
-            for name, value in same.items()
-        },
-    }
-    refutes = list(numbers)
-    small, large, other = training(data)
-    bounds = {
-        f"A log π when μ doubles, {ratio}, {sampling}": mean(
-            growth(data, ratio, sampling),
-            expected=1.5 if ratio in ("GRPO", "score") else None,
-            relation="at most",
+            row.refutes(f"{told}: {OTHER}", mean(score, expected=1.5, relation="at least"))
+            row.requires(f"{told}: GRPO", mean(clipped, expected=1.5, relation="at most"))
+            row.reports(f"{told}: GRPO unclipped", mean(free))
+            path = data.truth.sel(kind=kind, sampling=sampling, algorithm=OTHER).mean("table")
+            best, end = float(path.max()), float(path[-1])
+            row.reports(f"J at μ = {last}, {kind}, {sampling}: {OTHER}", Number(end))
+            row.reports(f"greatest J at any μ, {kind}, {sampling}: {OTHER}", Number(best))
+            harmless.append(best - end <= MARGIN)
+    row.finds(
+        f"A log π_θ grows in proportion to μ up to {last} steps, which does no harm to J: it ends at its "
+        "greatest value or near.",
+        when=all(harmless),
+    )
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Mean J without importance sampling less that of both baselines, over learning rates."""
+    figure.set_size_inches(7, 4.6)
+    panels = plotting.panels(figure, 2, 2, sharey=True)
+    for axes, (kind, name) in zip(panels, itertools.product(KINDS, RATES), strict=True):
+        both = xr.concat(
+            [gaps(data, name, READ, base) for base in BASES], xr.Variable("baseline", list(BASES))
         )
-        for ratio in METHODS[:4]
-        for sampling in ("exact", "sampled")
-    }
-    numbers |= other | small | large | bounds
-    for iterations in (1, 5):
-        name = f"AdamW: μ frozen steps of η from one of μη, {iterations} iterations"
-        numbers[name] = mean(data.apart_AdamW_exact.isel(iteration=iterations - 1))
-    qualifies = dict.fromkeys(large, "where a batch moves the policy little")
-    qualifies |= {name: "up to a finite μ" for name in bounds if ", score," in name}
-    control = [name for name in bounds if ", GRPO," in name]
-    return judge(numbers, refutes=[*refutes, *small, *control], qualifies=qualifies)
-
-
-def draw(figure, data: xr.Dataset) -> None:
-    """Above: one batch, many steps. Below: whole training, relative to clipped GRPO."""
-    figure.set_size_inches(11.5, 7)
-    top, bottom = figure.subfigures(2, 1)
-    axes = top.subplots(1, 3)
-    _draw_one_batch(axes, data)
-    axes[0].legend(frameon=False, fontsize=8)
-    below = bottom.subplots(1, 4)
-    places = [(optimizer, sampling) for optimizer in RATES for sampling in ("exact", "sampled")]
-    for axis, place in zip(below, places, strict=True):
-        _draw_training(axis, data, *place)
-    handles, labels = below[0].get_legend_handles_labels()
-    bottom.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
-    below[0].set_ylabel("mean J − that of GRPO")
-    for axis in (*axes, *below):
-        axis.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_one_batch(axes, data: xr.Dataset) -> None:
-    for ratio in METHODS[:4]:
-        for sampling, style in (("exact", "-"), ("sampled", "--")):
-            at = data.sel(ratio=ratio, sampling=sampling).mean("batch")
-            label = ratio if sampling == "exact" else None
-            rise = at.gain - at.gain.isel(mu=0)
-            for axis, curve in zip(axes, (rise[1:], -at.least, at.truth), strict=True):
-                axis.plot(curve.mu, curve, style, color=COLORS[ratio], lw=1.5, label=label)
-    marks = np.array([16, 1024])
-    axes[0].plot(marks, 0.02 * marks, color="0.6", lw=0.8, ls=":")
-    axes[0].annotate("∝ μ", (300, 3), fontsize=8, color="0.4")
-    titles = ("gain of E[A log π$_θ$]", "−log π$_θ$ of the rarest output", "J")
-    for axis, title, scale in zip(axes, titles, ("log", "log", "linear"), strict=True):
-        axis.set(xscale="log", yscale=scale, xlabel="inner steps μ on one batch, SGD, η = 1")
-        axis.set_title(f"{title}; dashed: sampled", fontsize=9)
-
-
-def _draw_training(axis, data: xr.Dataset, optimizer: str, sampling: str) -> None:
-    for rule in METHODS[1:]:
-        for steps, style in ((8.0, "-"), (2.0, ":")):
-            gap = gaps(data, optimizer, sampling, rule).sel(steps=steps)
-            rows = [mean(gap.sel(rate=rate)) for rate in gap.rate.values]
-            label = rule if steps == 8 else None
-            axis.plot(
-                gap.rate, [n.value for n in rows], style, color=COLORS[rule], marker="o", ms=3.5, label=label
-            )
-            if steps == 8:
-                low, high = ([getattr(n, end) for n in rows] for end in ("low", "high"))
-                axis.fill_between(gap.rate, low, high, color=COLORS[rule], alpha=0.15, lw=0)
-    axis.axhspan(-MARGIN, MARGIN, color="0.93", zorder=0)
-    axis.axhline(0, color=COLORS["GRPO"], lw=0.8)
-    axis.set_xscale("log", base=2)
-    axis.set(xlabel="learning rate η", title=f"{optimizer}, {sampling}\nμ = 8 (dotted: 2); grey: ± {MARGIN}")
-    axis.title.set_fontsize(9)
+        gap = both.sel(kind=kind, setting="μ = 8")
+        plotting.curves(axes, gap, over="table", x="learning_rate", by=("baseline", "sampling"))
+        axes.axhspan(-MARGIN, MARGIN, color="0.9", zorder=0)
+        axes.get_legend().set_visible(axes is panels[0])
+        axes.set_xscale("log", base=2)
+        axes.set(title=f"{name}, {kind} rewards", ylabel="mean J - the baseline's")
+    figure.suptitle(
+        "Without importance sampling J is that of GRPO without a clip; the clip is what costs GRPO"
+    )

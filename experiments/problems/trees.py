@@ -5,19 +5,24 @@ learning rate and number of inner steps, as runs side by side.
 """
 
 import functools
-from typing import Any, ClassVar, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import xarray as xr
 
-from grpo_jax import diagnostics, train
-from grpo_jax.collectors import Counts, draw_prompts, support_rollout
+import grpo_jax as gj
+from grpo_jax import diagnostics
+from grpo_jax.collectors import Counts
 from grpo_jax.config import Batch, Config, Loop, TrainState
 from grpo_jax.exact import values as tree_values
-from grpo_jax.optimizers import SGD, AdamW, Optimizer
-from grpo_jax.part import aligned, number, part, static
+from grpo_jax.kernels import materialize
+from grpo_jax.measures import View
+from grpo_jax.optimizers import scale_by_adam
+from grpo_jax.part import number, part, static
 from grpo_jax.parts.advantages import Normalized
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.shaping import lengths
@@ -29,6 +34,21 @@ from grpo_jax.tasks import SequenceTable
 from grpo_jax.types import Array, Number, Params, Rollout
 
 INF = float("inf")
+EPS = 0.2
+KINDS = ("binary", "graded")
+NUMBERS = (
+    "ratio.trajectory", "ratio.score", "optimizer.held", "clip_low", "clip_high", "reduction.power",
+    "shaping.power",
+)  # fmt: skip
+"""What tells the methods apart: the path of each switch."""
+SYMBOLS = {"value": "J", "square": "‖∇J‖²"}
+RATES = {"SGD": 2.0 ** np.arange(8), "AdamW": 2.0 ** np.arange(-5, 3)}
+"""Up to where sampled training on graded rewards is past its best; with binary ones no rate is too large."""
+SETTINGS: dict[str, dict[str, dict[str, float]]] = {
+    "SGD": {"μ = 8": {}, "μ = 2": {"steps": 2.0}, "μ = 8, A/σ": {"normalized": 1.0}},
+    "AdamW": {"μ = 8": {}, "μ = 2": {"steps": 2.0}},
+}
+"""AdamW hardly sees the scale of advantages."""
 
 
 @part
@@ -53,10 +73,13 @@ class LengthPower:
     """Token weights 1/(B·|o|^power): ``Constant(length=1)`` at 0, ``PerSequence`` at 1."""
 
     power: Number = number(0.0, low=0.0)
+    apart: bool = static(False)
+    """Each prompt has weights of its own, as if it were alone: B counts its entries only."""
 
     def __call__(self, rollout: Rollout) -> Array:
         counted = rollout.mask * rollout.multiplicity[:, :, None]
-        entries = jnp.sum(rollout.multiplicity, (0, 1), keepdims=True)[:, :, None]
+        together = (1,) if self.apart else (0, 1)
+        entries = jnp.sum(rollout.multiplicity, together, keepdims=True)[:, :, None]
         return divide(counted, entries * lengths(rollout)[:, :, None] ** self.power)
 
 
@@ -71,60 +94,57 @@ class RewardPerLength:
 
 
 @part
-class FirstSteps:
-    """A learning rate that is 0 after the first ``steps`` of every ``period`` steps: μ becomes a number."""
+class Stepper:
+    """SGD at ``adaptive`` 0, AdamW without decay at 1, in the first ``steps`` of every ``period`` steps.
 
-    rate: Number = number(1.0, low=0.0)
-    steps: Number = number(1.0, low=0.0)
-    period: int = static(8, low=1)
-
-    def __call__(self, count: Array) -> Array:
-        return jnp.where(count % self.period < self.steps, self.rate, 0)
-
-
-@part
-class Paused:
-    """The inner optimizer in the first ``steps`` of every ``period`` steps, and nothing in the others.
-
-    Unlike ``FirstSteps`` it leaves moments and their count alone, too, which are then each run's own.
+    So the optimizer and μ become numbers; moments and their count stand still in the other steps. At ``held``
+    1 every step of a period takes the gradient of its first, at θ_old.
     """
 
-    inner: Optimizer
+    learning_rate: Number = number(1.0, low=0.0)
     steps: Number = number(1.0, low=0.0)
-    period: int = static(8, low=1)
+    adaptive: Number = number(0.0, low=0.0, high=1.0)
+    held: Number = number(0.0, low=0.0, high=1.0)
+    period: Number = number(8.0, low=1.0)
     reduces: ClassVar[bool] = True
 
     def transform(self) -> optax.GradientTransformation:
-        """The inner transformation, its state held while it pauses."""
-        inner = self.inner.transform()
+        """The chosen steps, as an Optax transformation of one run."""
+        moments = scale_by_adam(0.9, 0.999, 1e-8)
 
-        def init(params: Params) -> tuple[Array, Any]:
-            return jnp.zeros((), int), inner.init(params)
+        def init(params: Params) -> tuple[Array, Any, Params]:
+            return jnp.zeros((), int), moments.init(params), jnp.zeros_like(params)
 
-        def update(grads: Params, state: tuple[Array, Any], params: Params = None) -> tuple[Params, Any]:
-            count, held = state
-            updates, after = inner.update(grads, held, params)
-            on = count % self.period < self.steps
+        def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+            count, held, first = state
+            place = count % self.period
+            first = jnp.where(place == 0, grads, first)
+            grads = jnp.where(self.held > 0, first, grads)
+            direction, after = moments.update(grads, held, params)
+            on = place < self.steps
             held = jax.tree.map(lambda new, old: jnp.where(on, new, old), after, held)
-            return jax.tree.map(lambda step: jnp.where(on, step, 0), updates), (count + 1, held)
+            step = -self.learning_rate * jnp.where(self.adaptive > 0, direction, grads)
+            return jnp.where(on, step, 0), (count + 1, held, first)
 
         return optax.GradientTransformation(init, update)
 
 
 @part
-class Population(Counts):
-    """The expected update in the limit of a large group: every output with its probability, A = r − E_old[r].
+class Groups(Counts):
+    """Groups of G at ``exact`` 0; at 1 every output as often as π_old gives it, A = r − E_old[r].
 
-    With shift-only advantages and two reward levels, or without a clip, groups of G have this expectation
-    times 1 − 1/G.
+    The latter is the expected update in the limit of a large group. With shift-only advantages and two reward
+    levels, or without a clip, groups of G have this expectation times 1 − 1/G.
     """
 
+    exact: Number = number(0.0, low=0.0, high=1.0)
+
     def collect(self, config: Config, state: TrainState) -> Batch:
-        """Every output, as often as the old policy gives it."""
-        prompts = draw_prompts(config, state)
-        logp = diagnostics.log_support(config.policy, state.old_params, prompts)
-        rollout = support_rollout(config, state, prompts, jnp.exp(logp))
-        return Batch(rollout, advantages(config.method, rollout))
+        """The drawn histogram or the whole distribution, as multiplicities of the support."""
+        drawn = super().collect(config, state).rollout
+        chance = jnp.exp(diagnostics.log_support(config.policy, state.old_params, drawn.prompts))
+        rollout = drawn._replace(multiplicity=jnp.where(self.exact > 0, chance, drawn.multiplicity))
+        return Batch(rollout, materialize(advantages(config.method, rollout)))
 
 
 class Problem(NamedTuple):
@@ -146,12 +166,9 @@ def problem(root: int, space: Sequences, *, tables: int, kind: str, spread: floa
     return Problem(space, table, spread * rng.normal(size=(space.offsets[-1], space.vocab, tables)))
 
 
-def grid(**axes) -> dict[str, np.ndarray]:
-    """The product of the axes, flattened to runs."""
-    return dict(zip(axes, (a.ravel() for a in np.meshgrid(*axes.values(), indexing="ij")), strict=True))
-
-
-def method(*, trajectory, low, high, score=0.0, loss_power=0.0, reward_power=0.0, spread_power=0.0) -> Method:
+def method(
+    *, trajectory, low, high, score=0.0, loss_power=0.0, reward_power=0.0, spread_power=0.0, apart=False
+) -> Method:
     """A member of the family by numbers; shift-only at ``spread_power`` 0, σ-normalised at 1.
 
     A trajectory ratio that is differentiated stands at each of |o| tokens: one more 1/|o|.
@@ -161,61 +178,142 @@ def method(*, trajectory, low, high, score=0.0, loss_power=0.0, reward_power=0.0
         advantage=Normalized(power=spread_power),
         ratio=Blend(trajectory=trajectory, score=score),
         gain=Clip(low=low, high=high),
-        reduction=LengthPower(power=trajectory + loss_power),
+        reduction=LengthPower(power=trajectory + loss_power, apart=apart),
     )
 
 
-def config_of(
-    given: Problem,
-    which: np.ndarray,
-    method: Method,
+def member(
     *,
-    rate,
-    steps,
-    period: int,
-    group_size: int | None,
-    optimizer: str = "SGD",
+    trajectory: float = 0.0,
+    score: float = 0.0,
+    held: float = 0.0,
+    low: float = 1.0,
+    high: float = INF,
+    loss_power: float = 0.0,
+    reward_power: float = 0.0,
+) -> tuple[float, ...]:
+    """A member of the family as values of ``NUMBERS``, unclipped unless it says otherwise."""
+    numbers = trajectory, score, held, low, high, trajectory + loss_power, reward_power
+    return tuple(map(float, numbers))
+
+
+def problems(root: int, space: Sequences, *, tables: int) -> dict[str, Problem]:
+    """Problems by kind of reward."""
+    return {kind: problem(root, space, tables=tables, kind=kind) for kind in KINDS}
+
+
+def questions(given: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [tables, rows, V] and rewards [tables, S]: every table is a question with a tree of its own."""
+    return given.logits.transpose(2, 0, 1), given.table.T
+
+
+def training(
+    given: Mapping[str, Problem],
+    *,
+    optimizer: str,
+    steps: float = 8.0,
+    period: float = 8.0,
+    normalized: float = 0.0,
+    inner_steps: int = 8,
 ) -> Config:
-    """A run [R] for each entry of ``which`` table; ``group_size`` None is the expected update."""
-    space = given.space
+    """GRPO with groups of 8 on all questions at once, each trained as if it were alone."""
+    logits, table = questions(next(iter(given.values())))
+    space = next(iter(given.values())).space
     return Config(
-        policy=TreePolicy(space=space, logits=given.logits[None][..., which]),
-        task=SequenceTable(space=space, table=given.table[None][..., which]),
-        method=method,
-        optimizer=stepping(optimizer, rate, steps, period),
-        loop=Loop(group_size=group_size or 2, inner_steps=period),
-        expectation=Counts() if group_size else Population(),
+        policy=TreePolicy(space=space, logits=logits),
+        task=SequenceTable(space=space, table=table),
+        method=method(trajectory=0.0, low=EPS, high=EPS, spread_power=normalized, apart=True),
+        optimizer=Stepper(adaptive=float(optimizer == "AdamW"), steps=steps, period=period),
+        loop=Loop(group_size=8, inner_steps=inner_steps),
+        expectation=Groups(),
     )
 
 
-def stepping(optimizer: str, rate, steps, period: int) -> Optimizer:
-    """SGD or AdamW (without weight decay) whose number of inner steps is a number for each run."""
-    if optimizer == "SGD":
-        return SGD(learning_rate=cast(Any, FirstSteps(rate=rate, steps=steps, period=period)))
-    return Paused(inner=AdamW(learning_rate=rate, weight_decay=0.0), steps=steps, period=period)
+def axes_of(given: Mapping[str, Problem], methods: Mapping[str, tuple[float, ...]]) -> dict[Any, Any]:
+    """Kinds of reward, exact and sampled updates, and methods, as axes of a sweep."""
+    return {
+        ("policy.logits", "task.table"): {kind: questions(each) for kind, each in given.items()},
+        "expectation.exact": {"exact": 1.0, "sampled": 0.0},
+        NUMBERS: dict(methods),
+    }
 
 
-@functools.partial(jax.jit, static_argnames=("iterations",))
-def trained(config: Config, state: TrainState, *, iterations: int) -> tuple[Array, Array]:
-    """[iterations + 1, R] exact J and ‖∇J‖² before every iteration and after the last."""
-    prompts = diagnostics.all_prompts(config.policy)
-    config = aligned(config)
-    start = diagnostics.log_support(config.policy, state.params, prompts)
-    means = diagnostics.support_means(config.policy, config.task, prompts, start)
+def named(data: xr.Dataset) -> xr.Dataset:
+    """A sweep over ``axes_of`` with dimensions kind, sampling, algorithm and table."""
+    told = ("policy.logits", "task.table", "finite", *NUMBERS)
+    words = {
+        "policy.logits+task.table": "kind",
+        "expectation.exact": "sampling",
+        "+".join(NUMBERS): "algorithm",
+        "context": "table",
+    }
+    return data.drop_vars(told, errors="ignore").isel(seed=0, drop=True).rename(words)
 
-    def value(params: Array) -> Array:
-        return jnp.sum(jnp.exp(diagnostics.log_support(config.policy, params, prompts)) * means, (0, 1))
 
-    def measure(params: Array) -> tuple[Array, Array]:
-        gradient = jax.grad(lambda p: jnp.sum(value(p)))(params)
-        return value(params), jnp.sum(gradient**2, (0, 1, 2))
+def trained(
+    given: Mapping[str, Problem],
+    methods: Mapping[str, tuple[float, ...]],
+    rates: Sequence[float] | np.ndarray,
+    *,
+    root: int,
+    iterations: int,
+    **setting: Any,
+) -> xr.Dataset:
+    """J (``value``) and ‖∇J‖² (``square``) of every question, means over iterations; see ``training``.
 
-    def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Array, Array]]:
-        return train.step(config, state, record=())[0], measure(state.params)
+    Whatever is no axis is a number of the configuration, so that calls of equal shape share a program.
+    """
+    axes = axes_of(given, methods) | {"learning_rate": list(rates)}
+    data = gj.sweep(
+        training(given, **setting), axes, iterations=iterations, root=root, record=["prompt_reward"],
+        measure={"square": squared_gradient}, average_from=1, progress=False,
+    )  # fmt: skip
+    return named(data).rename(prompt_reward="value")
 
-    state, (values, squares) = jax.lax.scan(body, state, length=iterations)
-    last = measure(state.params)
-    return jnp.concatenate([values, last[0][None]]), jnp.concatenate([squares, last[1][None]])
+
+def by_setting(
+    settings: Mapping[str, Mapping[str, float]],
+    given: Mapping[str, Problem],
+    methods: Mapping[str, tuple[float, ...]],
+    rates: Sequence[float] | np.ndarray,
+    **told: Any,
+) -> xr.Dataset:
+    """``trained`` in each of the settings, along a dimension of their names."""
+    found = [trained(given, methods, rates, **{**told, **setting}) for setting in settings.values()]
+    return xr.concat(found, xr.Variable("setting", list(settings)))
+
+
+def at_start(given: Mapping[str, Problem]) -> xr.Dataset:
+    """J and ‖∇J‖² of every question before training, by kind."""
+    found = []
+    for each in given.values():
+        value, square = _at_start(each.space, *questions(each))
+        found.append(xr.Dataset({"value": ("table", value), "square": ("table", square)}))
+    return xr.concat(found, xr.Variable("kind", list(given)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at_start(space: Sequences, logits: Array, table: Array) -> tuple[Array, Array]:
+    policy, task = TreePolicy.uniform(space, contexts=len(logits)), SequenceTable(space=space, table=table)
+    value = diagnostics.prompt_reward(policy, task, logits, diagnostics.all_prompts(policy))
+    return value, _squared(policy, task, logits)
+
+
+def at_best_rate(data: xr.Dataset) -> xr.Dataset:
+    """Every method and setting at the learning rate that gives it the greatest mean J over questions."""
+    best = data.value.mean("table").argmax("learning_rate")
+    return data.isel(learning_rate=best)
+
+
+@gj.measure("context", about="squared norm of the gradient of J, exact")
+def squared_gradient(view: View) -> Array:
+    """[context] ‖∇J‖² of every question."""
+    return _squared(view.config.policy, view.config.task, view.params)
+
+
+def _squared(policy: Any, task: Any, params: Array) -> Array:
+    gradient = tree_values.return_gradient(policy, task, params)  # of the mean over questions
+    return jnp.sum((gradient.shape[0] * gradient) ** 2, (1, 2))
 
 
 def curvature_gap(given: Problem) -> np.ndarray:
@@ -224,28 +322,14 @@ def curvature_gap(given: Problem) -> np.ndarray:
     return np.asarray(gap(jnp.asarray(given.logits), jnp.asarray(given.table)))
 
 
+def curvature_gaps(given: Mapping[str, Problem]) -> xr.DataArray:
+    """``curvature_gap`` by kind of reward."""
+    found = {kind: xr.DataArray(curvature_gap(each), dims="table") for kind, each in given.items()}
+    return xr.concat(list(found.values()), xr.Variable("kind", list(found)))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _curvature_gap(space: Sequences, logits: Array, table: Array) -> Array:
     at = (TreePolicy.uniform(space), SequenceTable(space=space, table=table[None]), logits[None])
     slope = tree_values.return_gradient(*at).ravel()
     return slope @ (tree_values.return_hessian(*at) - tree_values.block_hessian(*at)) @ slope
-
-
-def averages(
-    given: Problem,
-    root: int,
-    cells: dict[str, np.ndarray],
-    method: Method,
-    group_size: int | None,
-    iterations: int,
-    *,
-    optimizer: str = "SGD",
-) -> np.ndarray:
-    """[3, R] mean J, mean ‖∇J‖² over outer iterations, and final J; a seed for each table, μ at most 8."""
-    which = cells["table"].astype(int)
-    config = config_of(
-        given, which, method, rate=cells["rate"], steps=cells["steps"], period=8, group_size=group_size,
-        optimizer=optimizer,
-    )  # fmt: skip
-    values, squares = trained(config, train.init(config, which, root=root), iterations=iterations)
-    return np.stack([values[1:].mean(0), squares[1:].mean(0), values[-1]])
