@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import grpo_jax as gj
 from grpo_jax.parts import (
     advantages,
     corrections,
@@ -18,9 +19,20 @@ from grpo_jax.parts import (
     soft_gains,
 )
 from grpo_jax.presets.compare import random_batch
-from grpo_jax.types import Evaluation, Rollout
+from grpo_jax.surrogate import Method, objective
+from grpo_jax.types import Evaluation, Number, Rollout
 
 pytestmark = pytest.mark.usefixtures("x64")
+
+
+@gj.part
+class Power:
+    """A correction that moves with θ: π_θ^power."""
+
+    power: Number = 1.0
+
+    def __call__(self, at: Evaluation) -> jax.Array:
+        return jnp.exp(self.power * at.logp)
 
 
 def batch() -> tuple[Rollout, jax.Array]:
@@ -197,6 +209,26 @@ def test_reductions_sum_as_they_say() -> None:
     ):
         np.testing.assert_allclose(np.sum(reduction(rollout)), total, rtol=1e-12, err_msg=repr(reduction))
     assert np.all(np.asarray(reductions.Informative()(rollout))[1] == 0)
+
+
+def test_objective_and_gradient_are_the_equation() -> None:
+    """J = Σ m/(B|o|)·[c·s·A − β(e^x − x − 1)], x = log π_ref/π_θ; in ∇J c is a constant."""
+    rollout, logp = batch()
+    count = np.array([[3.0, 1.0, 0.0, 2.0], [1.0, 4.0, 2.0, 1.0]])
+    advantage = np.random.default_rng(4).normal(size=(2, 4, 1))
+    method = Method(
+        gain=gains.Linear(),
+        corrections=(Power(power=0.5), Power(power=2.0)),
+        penalty=penalties.Penalty(divergence=penalties.K3(), coef=0.7),
+    )
+    counted = rollout._replace(multiplicity=jnp.asarray(count))
+    value, slope = jax.value_and_grad(lambda at: objective(method, counted, jnp.asarray(advantage), at))(logp)
+    live = (np.asarray(rollout.mask) > 0) & (count > 0)[:, :, None]
+    at, old, ref = (np.where(live, x, 0) for x in (logp, rollout.old_logp, rollout.ref_logp))
+    weight = live * count[:, :, None] / count.sum() / np.asarray(rollout.mask).sum(2, keepdims=True)
+    gain, x = np.exp(2.5 * at) * np.exp(at - old) * advantage, ref - at
+    np.testing.assert_allclose(value, np.sum(weight * (gain - 0.7 * (np.exp(x) - x - 1))), rtol=1e-12)
+    np.testing.assert_allclose(slope, weight * (gain - 0.7 * (1 - np.exp(x))), rtol=1e-11, atol=1e-15)
 
 
 def test_best_of_group() -> None:

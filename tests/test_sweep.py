@@ -1,6 +1,7 @@
 """A sweep equals a Python loop, is labelled, resumes, and refuses what has no meaning before it compiles."""
 
 import dataclasses
+import itertools
 import json
 import signal
 from types import SimpleNamespace
@@ -44,6 +45,47 @@ def test_sweep_equals_a_python_loop(x64):
                 cell = data.sel(learning_rate=rate, kl_coef=coef, seed=seed)
                 for name, value in info.items():
                     np.testing.assert_allclose(cell[name].values, value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_every_label_names_its_own_runs(x64):
+    """Sizes that all differ, so that no two axes can be taken for each other; single runs at each label."""
+    base = config()
+    rates, coefs, sizes, seeds = (0.01, 0.05, 0.2), (0.0, 0.3), (3, 5), (5, 2, 7, 0)
+    record = ("expected_reward", "probabilities")
+    data = gj.sweep(
+        base,
+        {"learning_rate": rates, "kl_coef": coefs},
+        variants={"loop.group_size": sizes},
+        seeds=seeds,
+        record=record,
+        **SHORT,
+    )
+    assert data.expected_reward.shape == (2, 3, 2, 4, 2)
+    for rate, coef, size in itertools.product(rates, coefs, sizes):
+        single = dataclasses.replace(
+            base,
+            method=dataclasses.replace(base.method, penalty=Penalty(divergence=K3(), coef=coef)),
+            optimizer=gj.AdamW(learning_rate=rate),
+            loop=dataclasses.replace(base.loop, group_size=size),
+        )
+        state = train.init(single, np.array(seeds))
+        info = train.run(single, state, iterations=6, record_every=3, record=record)[1]
+        cell = data.sel({"learning_rate": rate, "kl_coef": coef, "loop.group_size": size})
+        for name in record:
+            runs = np.moveaxis(np.asarray(info[name]), -1, 0)  # [seeds, recorded, ...]
+            found = cell[name].sel(seed=list(seeds)).values
+            np.testing.assert_allclose(found, runs, rtol=1e-9, atol=1e-12, err_msg=f"{name} {rate} {coef}")
+
+
+def test_a_root_is_the_root_of_every_draw(x64):
+    base = config()
+    swept = {root: gj.sweep(base, seeds=[4, 1], root=root, **SHORT) for root in (0, 3, 2**32 - 1)}
+    for root, data in swept.items():
+        for seed in (4, 1):
+            info = train.run(base, train.init(base, seed, root=root), iterations=6, record_every=3)[1]
+            np.testing.assert_allclose(data.reward.sel(seed=seed), info["reward"], rtol=1e-12)
+    rewards = [data.reward.values for data in swept.values()]
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(rewards, 2))
 
 
 def test_a_network_is_swept_as_a_table_is(x64):
@@ -265,6 +307,20 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"another sweep.*{changed}"):
             gj.sweep(*other, out=tmp_path, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [({"seeds": [3, 2]}, "seeds"), ({"seeds": [2, 1]}, "seeds"), ({"root": 4}, "root")],
+    ids=["others", "reordered", "root"],
+)
+def test_runs_of_other_draws_are_not_read_back(tmp_path, changes, changed):
+    """As many runs of one program: nothing but what they are drawn from tells them apart."""
+    asked = {"seeds": [1, 2], "out": tmp_path, "chunk_size": 2, "devices": 1, **SHORT}
+    first = gj.sweep(config(), **asked)
+    with pytest.raises(ValueError, match=rf"another sweep \(different: {changed}\)"):
+        gj.sweep(config(), **{**asked, **changes})
+    xr.testing.assert_equal(gj.sweep(config(), **asked), first)
 
 
 def test_a_run_that_turns_non_finite_is_marked_and_alone():
