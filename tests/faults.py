@@ -43,28 +43,28 @@ ADVANTAGES = (
         "parts/advantages.py",
         "* divide(size, jnp.maximum(size - 1, 0))",
         "* divide(size, size)",
-        "test_parts",
+        "test_methods",
     ),
     Fault(
         "the length-weighted mean forgets lengths",
         "parts/advantages.py",
         "centred(rewards, rollout.multiplicity * lengths(rollout), GROUP_AXES)",
         "centred(rewards, rollout.multiplicity, GROUP_AXES)",
-        "test_parts",
+        "test_methods",
     ),
     Fault(
         "the added constant is left out",
         "parts/advantages.py",
         "self.scale(rollout, rewards) + self.eps",
         "self.scale(rollout, rewards)",
-        "test_parts",
+        "test_golden",
     ),
     Fault(
         "whitening does not centre",
         "parts/returns.py",
         "deviation = centred(inner, weight, axes)",
         "deviation = inner",
-        "test_parts",
+        "test_methods",
     ),
     Fault(
         "returns run forwards",
@@ -130,7 +130,7 @@ GAINS = (
         "parts/corrections.py",
         "(at.advantages >= 0) | (drift <= self.threshold)",
         "(at.advantages <= 0) | (drift <= self.threshold)",
-        "test_parts",
+        "test_methods",
     ),
     Fault(
         "the sampler's mismatch is upside down",
@@ -144,7 +144,7 @@ GAINS = (
         "surrogate.py",
         "gain = gain * jax.lax.stop_gradient(factor)",
         "gain = gain * factor",
-        "test_methods",
+        "test_parts",
     ),
 )
 
@@ -182,7 +182,7 @@ PENALTIES = (
         "surrogate.py",
         "terms = terms - weights * penalty",
         "terms = terms + weights * penalty",
-        "test_methods",
+        "test_parts",
     ),
 )
 
@@ -258,7 +258,7 @@ EXACT = (
         "exact/preference.py",
         "group_size=size - 1",
         "group_size=size",
-        "test_exact_expectation test_exact_cells",
+        "test_exact_law",
     ),
 )
 
@@ -415,7 +415,7 @@ SWEEPS = (
         "sweeps/program.py",
         "jnp.uint32(root)",
         "jnp.uint32(0)",
-        "test_sweep test_layout",
+        "test_sweep",
     ),
     Fault(
         "a second program keeps the first one's numbers",

@@ -64,6 +64,19 @@ def planted(fault: Fault, folder: Path) -> str | None:
 
 
 @pytest.mark.slow
+def test_without_a_fault_every_named_file_passes(tmp_path):
+    """A file that fails anyway would catch everything."""
+    names = sorted({name for fault in FAULTS for name in fault.tests.split()})
+
+    def one(name: str) -> str | None:
+        (tmp_path / name).mkdir()
+        return planted(Fault(f"nothing ({name})", FAULTS[0].file, "", "", name), tmp_path / name)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert not [test for test in pool.map(one, names) if test]
+
+
+@pytest.mark.slow
 def test_every_planted_fault_is_caught(tmp_path, capsys):
     def one(place: tuple[int, Fault]) -> str | None:
         folder = tmp_path / str(place[0])
