@@ -362,7 +362,7 @@ LOOP = (
         "train.py",
         "point = state.old_params if at_old else params",
         "point = params",
-        "test_train test_expected_updates",
+        "test_train",
     ),
     Fault(
         "a thinned record is of the first iteration",
