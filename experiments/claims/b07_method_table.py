@@ -1,19 +1,19 @@
 """The biases come with the weights of Table 1: a method that divides by an answer's length shows the length
 bias, and a method whose weights are constant does not.
 
-[B] Section 3, Table 1 with Proposition 1, read as a forecast of training; the table's α as printed: by the own
-length in GRPO, GRPO (V3.2), GSPO, GTPO and CPPO; constant in Dr. GRPO and GCPO; equal within a batch, by its
-summed length, in DAPO, GPG and CISPO. All ten train on the task of B2, whose reward looks at the first token
-only, with two passes a batch, under SGD and AdamW, from a success rate of 0.5; the number is the change in
-length of right answers less that of wrong ones, in tokens. Runs and programs are B5's. What ω of each
-row does before any training is B1.
+[B] Section 3, Table 1 with Proposition 1, read as a forecast of training; the table's α as printed: by the
+own length in GRPO, GRPO (V3.2), GSPO, GTPO and CPPO; constant in Dr. GRPO and GCPO; equal within a batch,
+by its summed length, in DAPO, GPG and CISPO. All ten train on the task of B2, whose reward looks at the
+first token only, with two passes a batch, under SGD and AdamW, from a success rate of 0.5; the number is
+the change in length of right answers less that of wrong ones, in tokens. Runs and programs are B5's. What ω
+of each row does before any training is B1.
 
 Refuted if, with one of the optimizers, GRPO, GRPO (V3.2), GSPO or CPPO does not shorten right answers against
 wrong ones by 0.3 tokens at least, or if Dr. GRPO or GCPO does so, or the reverse, by as much. Qualified if
 GTPO does not, as printed (its entropy filter drops every output of this task, and it learns nothing) or with
 its filter open, or if a method with weights that are equal within a batch is not within 0.1 tokens of Dr.
-GRPO on the same seeds. That the others learn the task (reward up by 0.1 from a success rate of 0.1) is a check
-of the instrument.
+GRPO on the same seeds. That the others learn the task (reward up by 0.1 from a success rate of 0.1) is a
+check of the instrument.
 """
 
 import dataclasses
@@ -99,7 +99,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     claim.finds(
         f"GCPO has constant weights and the greatest bias of all, the other way: right answers end "
         f"{gcpo.value:.2f} tokens longer against wrong ones (GRPO: {grpo.value:.2f}, Dr. GRPO: "
-        f"{dr_grpo.value:.2f}). Its ratio, that of the whole answer summed over its tokens, brings the length back in.",
+        f"{dr_grpo.value:.2f}). Its ratio, that of the whole answer summed over its tokens, brings the "
+        "length back in.",
         when=abs(gcpo.low or 0.0) > max(abs(number.value) for (o, n), number in found.items() if n != "gcpo"),
     )
     equal = [found["AdamW", name] for name in EQUAL]
@@ -141,7 +142,9 @@ def signs(drift: xr.DataArray, told: xr.DataArray) -> tuple[int, int, int]:
         at = {"algorithm": name, "kind": kind, "rate": rate}
         sign = signed(told.sel(at))
         for optimizer in drift.optimizer.values if sign else ():
-            ends = sorted(sign * float(found[end].sel(at, optimizer=optimizer)) for end in ("low", "high"))
+            ends = sorted(
+                sign * float(found[end].sel(at | {"optimizer": optimizer})) for end in ("low", "high")
+            )
             along, against, count = along + (ends[0] > 0), against + (ends[1] < 0), count + 1
     return along, against, count
 
