@@ -47,7 +47,7 @@ SHARED = "for weights that do not depend on the lengths in the group"
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """Every method of Table 1: changes of length and of reward in training, and the forecast from ω."""
-    runs = table_runs(seed, size).drop_sel(algorithm=FREED)
+    runs = table_runs(seed, size, backwards=True).drop_sel(algorithm=FREED)
     with jax.enable_x64(True):
         told = forecast(list(runs.algorithm.values))
     gained = runs.expected_reward.isel(iteration=-1) - runs.rate
@@ -131,7 +131,16 @@ def judge_forecast(drift: xr.DataArray, told: xr.DataArray, claim: Claim) -> Non
         along, against, count = signs(drift.sel(algorithm=names), told.sel(algorithm=names))
         row.reports(f"{words}: share of drifts along the forecast's sign", Number(along / count))
         name, number = f"{words}: drifts against the forecast's sign", Number(float(against), 0.0)
-        row.reports(name, number) if words == OPEN else row.refutes(name, number)
+        if words == OPEN:
+            row.reports(name, number)
+            continue
+        row.refutes(name, number)
+        row.finds(
+            f"Of {count} drifts whose sign the weights foretell (ten methods, two optimizers, three success "
+            f"rates, right and wrong answers), {along} go that way, none the other, and the rest cannot be "
+            "told from zero.",
+            when=number,
+        )
 
 
 def signs(drift: xr.DataArray, told: xr.DataArray) -> tuple[int, int, int]:
@@ -173,4 +182,4 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         axes.set(xlabel="right less wrong answers' change of length, tokens", title=optimizer)
     for words, color in zip(kinds, plotting.COLORS, strict=False):
         panels[0].plot([], [], "o-", color=color, label=words)
-    panels[0].legend(title="weights in Table 1", loc="lower right")
+    panels[0].legend(title="weights in Table 1", loc="upper right")

@@ -117,12 +117,17 @@ def table_methods(names: tuple[str, ...]) -> dict[str, gj.Method]:
     }
 
 
-def table_runs(seed: int, size: Any) -> xr.Dataset:
-    """Every method with two passes a batch: `surrogate`, `reward`, `expected_reward` and `lengths`."""
+def table_runs(seed: int, size: Any, *, backwards: bool = False) -> xr.Dataset:
+    """Every method with two passes a batch: `surrogate`, `reward`, `expected_reward` and `lengths`.
+
+    One of two claims that run side by side goes `backwards`, so that each compiles half of the programs.
+    """
+    found = table_methods(size.names)
+    ordered = dict(reversed(found.items())) if backwards else found
     data = gj.sweep(
         problem(methods.grpo, inner_steps=2),
         {"policy.logits": {rate: logits(rate) for rate in RATES}, OPTIMIZER: LEARNING},
-        variants={"method": table_methods(size.names)},
+        variants={"method": ordered},
         seeds=size.seeds, iterations=STEPS, root=seed,
         record=["surrogate", "reward", "expected_reward"], measure={"lengths": lengths},
     )  # fmt: skip
