@@ -95,10 +95,10 @@ def exact(task: SequenceTable) -> xr.Dataset:
 
 def formula() -> xr.DataArray:
     """The expected gradient in the tail at the start."""
-    policy = problem(WEIGHTED).policy
+    policy, prompts = problem(WEIGHTED).policy, jnp.arange(1)
 
     def inverse(params: jax.Array, inside: np.ndarray) -> jax.Array:
-        chance = jnp.exp(log_support(policy, params, np.arange(1)))[0] * inside
+        chance = jnp.exp(log_support(policy, params, prompts))[0] * inside
         return jnp.sum(chance * MEAN_LENGTH / LENGTHS) / jnp.sum(chance)
 
     sides = [np.asarray(jax.grad(inverse)(logits(0.5), inside))[0, 1:] for inside in (RIGHT, ~RIGHT)]
@@ -144,7 +144,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         "the same, task - placebo": bare - weight.sel(world="placebo", drop=True),
         "the same, task - tied tail": bare - weight.sel(world="tied tail", drop=True),
     }
-    judged = []
+    judged: list[Number] = []
     for (name, samples), (kind, relation) in itertools.product(contrasts.items(), SOUGHT.items()):
         aim = -MARGIN if relation == "at most" else MARGIN
         numbers = each(samples.sel(kind=kind, drop=True), expected=aim, relation=relation)
@@ -196,7 +196,7 @@ def judge_mean(data: dict[str, xr.Dataset], claim: Claim) -> None:
     drift = data["sampled"].lengths.sel(world="task", weight="1/len", advantage="shift") - MEAN_LENGTH
     for optimizer, rate in itertools.product(drift.optimizer.values, RATES):
         path = drift.sel(kind="all", optimizer=optimizer, rate=rate)
-        top = path.isel(iteration=int(path.mean("seed").argmax()))
+        top = path.isel(iteration=int(path.mean("seed").argmax("iteration")))
         claim.reports(f"{optimizer}, from {rate:g}, sampled: greatest rise of the mean length", mean(top))
     apart = drift.isel(iteration=-1) - exact.isel(iteration=-1).sel(rate=list(RATES))
     for kind in SOUGHT:
@@ -226,7 +226,8 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     weight = drift.sel(weight="1/len") - drift.sel(weight="constant")
     panels = plotting.panels(figure, 1, 2, sharex=True, sharey=True)
     for axes, optimizer in zip(panels, LEARNING, strict=True):
-        rows, colors, texts = {}, {}, {}
+        rows: dict[Any, Any] = {}
+        colors, texts = {}, {}
         for world, rate, kind in itertools.product(weight.world.values, RATES, SOUGHT):
             here = interval(weight.sel(world=world, rate=rate, kind=kind, optimizer=optimizer))
             rows[world, rate, kind] = here

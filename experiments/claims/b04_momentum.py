@@ -1,16 +1,18 @@
-"""Clipping stops the gradient, not Adam: momentum pushes the policy on beyond the clip, by updates that shrink
-as (β1/√β2)^(k+1) of the last live one, at (0.9, 0.95) to 0.923 after one clipped step and 0.66 after five.
+"""Clipping stops the gradient, not Adam: momentum pushes the policy on beyond the clip, by updates that
+shrink as (β1/√β2)^(k+1) of the last live one, at (0.9, 0.95) to 0.923 after one clipped step and 0.66
+after five.
 
-[B] abstract (iii), Propositions 3 and 7. T is Adam's count at the first step on zero gradient, k = 0 that step;
-C_{T,k} = β1^{k+1} (1 - β1^{T-1})/(1 - β1^{T+k}) √((1 - β2^{T+k})/(β2^{k+1} (1 - β2^{T-1}))), exact at ε = 0
-without weight decay, tends to (β1/√β2)^(k+1). A pair of answers that reach their clip together, a first and a
-second batch of many steps; a sequence tree, whose unvisited prefixes have no gradient, alone, with weight
-decay, with a schedule and with clipped norms; a small network.
+[B] abstract (iii), Propositions 3 and 7. T is Adam's count at the first step on zero gradient, k = 0 that
+step; C_{T,k} = β1^{k+1} (1 - β1^{T-1})/(1 - β1^{T+k}) √((1 - β2^{T+k})/(β2^{k+1} (1 - β2^{T-1}))), exact
+at ε = 0 without weight decay, tends to (β1/√β2)^(k+1). A pair of answers that reach their clip together,
+a first and a second batch of many steps; a sequence tree, whose unvisited prefixes have no gradient,
+alone, with weight decay, with a schedule and with clipped norms; a small network.
 
-Refuted if Adam or AdamW do not go on by one live step at least past the clip, if the measured late factor at
-(0.9, 0.95) is not 0.923 (± 0.0005) after one step or 0.66 (± 0.005) after five, or if a factor exceeds 1 where
-β1 ≤ √β2. Qualified if one exceeds 1 where β1 > √β2, a condition that is not stated. Our own arithmetic, that
-measured factors are C_{T,k} (1e-9), and that SGD and RMSProp stop at once, are checks of the instrument.
+Refuted if Adam or AdamW do not go on by one live step at least past the clip, if the measured late factor
+at (0.9, 0.95) is not 0.923 (± 0.0005) after one step or 0.66 (± 0.005) after five, or if a factor exceeds 1
+where β1 ≤ √β2. Qualified if one exceeds 1 where β1 > √β2, a condition that is not stated. Our own
+arithmetic, that measured factors are C_{T,k} (1e-9), and that SGD and RMSProp stop at once, are checks of
+the instrument.
 """
 
 import dataclasses
@@ -97,7 +99,7 @@ def factors(seed: int) -> xr.Dataset:
     data = gj.sweep(config, axes, seeds=DRAWS, iterations=2, record=[], measure=STEPS, root=seed)
     data = data.rename({"optimizer.b1+optimizer.b2": "decays"})
     right = in_steps(data[list(STEPS)].isel(context=0, row=0, coordinate=0, drop=True))
-    right["update"] = right.update / 0.01
+    right["change"] = right.change / 0.01
     return coasted(right, data["optimizer.b1"], data["optimizer.b2"]).drop_vars(
         ("optimizer.b1", "optimizer.b2"), errors="ignore"
     )
@@ -113,7 +115,7 @@ def branches(seed: int) -> xr.DataArray:
     ends = [dataclasses.replace(RATE, end=end) for _, end, _ in VARIANTS.values()]
     rates = np.array([[float(rate(jnp.asarray(step - 1.0))) for step in steps.step.values] for rate in ends])
     labels = {"variant": list(VARIANTS), "step": steps.step.values}
-    steps["update"] = steps.update / xr.DataArray(rates, labels)
+    steps["change"] = steps.change / xr.DataArray(rates, labels)
     found = coasted(steps, 0.9, 0.999)
     return abs(found.ratio - found.expected).max(("context", "row", "coordinate", "step", "seed"))
 
@@ -184,9 +186,10 @@ def idle(seed: int, size: Any) -> xr.DataArray:
     state, _ = train.run(config, state, iterations=12, record=[])
     tied = dataclasses.replace(config, task=gj.Questions(table=np.ones((1, 2))))
     _, seen = train.run(tied, state, iterations=COAST, record=[], measure={"right": right}, record_start=True)
-    moved = abs(seen["right"][-1] - seen["right"][0])
-    labels = {"cause": list(IDLE), "seed": np.arange(size.seeds)}
-    return xr.DataArray(np.asarray(moved).reshape(len(IDLE), size.seeds), labels)
+    moved = xr.DataArray(np.asarray(abs(seen["right"][-1] - seen["right"][0])), dims="run")
+    causes, seeds = np.repeat(list(IDLE), size.seeds), np.tile(np.arange(size.seeds), len(IDLE))
+    labelled = moved.assign_coords(cause=("run", causes), seed=("run", seeds))
+    return labelled.set_index(run=("cause", "seed")).unstack("run")
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
@@ -241,13 +244,16 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     for name in ("SGD", "RMSProp"):
         claim.requires(f"{name}: travel past the clip", worst(far.sel(optimizer=name)))
     claim.finds(
-        f"Measured at (0.9, 0.95), a clipped step still moves the policy by {one.value:.3f} of the last live one, "
-        f"the fifth by {five.value:.3f}; the printed {FIVE_STEPS:g} is {0.92**5:.3f}, 0.92 to the fifth.",
+        f"Measured at (0.9, 0.95), the first clipped step still moves the policy by {one.value:.3f} of the "
+        f"last live one, the fifth by {five.value:.3f}, not by the printed {FIVE_STEPS:g} (0.92 to the "
+        "fifth).",
         when=one.holds is True and five.holds is False,
     )
     adam = far.sel(optimizer="Adam").mean()
     claim.finds(
-        f"With Adam at (0.9, 0.999) the policy goes {float(adam):.1f} live steps past the clip before it rests."
+        f"With Adam at (0.9, 0.999) the policy goes {float(adam):.1f} live steps past the clip before it "
+        "rests.",
+        when=float(adam) > 1,
     )
     judge_optimizers(path, far, claim)
     judge_users(data, claim)
@@ -257,15 +263,15 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
 def travel(path: xr.Dataset) -> xr.DataArray:
     """Updates after the last live gradient, COAST of them, in units of the last live update."""
     last = path.step.where(path.slope != 0).max("step")
-    coast = path.update.where((path.step > last) & (path.step <= last + COAST), 0).sum("step")
-    return coast / path.update.where(path.step == last, 0).sum("step")
+    coast = path.change.where((path.step > last) & (path.step <= last + COAST), 0).sum("step")
+    return coast / path.change.where(path.step == last, 0).sum("step")
 
 
 def judge_optimizers(path: xr.Dataset, far: xr.DataArray, claim: Claim) -> None:
     """What an optimizer does past the clip follows from its rule."""
     row = claim.ours(
-        "What happens past the clip is the optimizer's rule: heavy ball goes β/(1 - β) live steps, Adam its C_{T,k}, "
-        "Lion never stops."
+        "What happens past the clip is the optimizer's rule: heavy ball goes β/(1 - β) live steps, Adam the "
+        "sum of its C_{T,k}, Lion never stops."
     )
     k = np.arange(COAST)
     live = int((path.slope.sel(optimizer="Adam", seed=0) != 0).sum())
@@ -283,8 +289,8 @@ def judge_optimizers(path: xr.Dataset, far: xr.DataArray, claim: Claim) -> None:
 def judge_users(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """How far ratios go for a pair of answers and for a network."""
     row = claim.ours(
-        f"At a learning rate of 0.01 AdamW carries ratios of a small network past a clip at {1 + CLIP:g} within 8 "
-        "passes; at 1e-4 16 passes do not reach it."
+        f"At a learning rate of 0.01 AdamW carries ratios of a small network past a clip at {1 + CLIP:g} "
+        "within 8 passes; at 1e-4 16 passes do not reach it."
     )
     found = data["networks"]
     for setting in found.setting.values:
@@ -338,8 +344,8 @@ def judge_idle(moved: xr.DataArray, claim: Claim) -> None:
         row.refutes(f"{cause}: total variation moved by {COAST} tied batches", numbers[cause])
     first, decay = (numbers[cause].value for cause in ("momentum (0.9, 0.999)", "weight decay"))
     row.finds(
-        f"{COAST} tied batches after 12 live ones move a pair of answers by {first:.3f} in probability through "
-        f"momentum, by {decay:.3f} through a weight decay of 0.1 alone.",
+        f"{COAST} tied batches after 12 live ones move a pair of answers by {first:.3f} in probability "
+        f"through momentum, by {decay:.3f} through a weight decay of 0.1 alone.",
         when=numbers.values(),
     )
 
@@ -361,7 +367,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     path = data["through"].winner
     for name, color in zip(OPTIMIZERS, plotting.COLORS, strict=False):
         ratio = path.sel(optimizer=name).mean("seed")
-        steps = ratio.step - int((ratio > 1 + CLIP).argmax()) - 1
+        steps = ratio.step - int((ratio > 1 + CLIP).argmax("step")) - 1
         inside = (steps >= -8) & (steps <= COAST)
         right.plot(steps[inside], ratio[inside], color=color, label=name)
     right.axhline(1 + CLIP, color="0.3", ls=":")

@@ -197,7 +197,8 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     axes = plotting.panels(figure)
     correlation = data["runs"].correlation.sel(optimizer="AdamW")
     hues = plotting.shades(RATES)
-    rows, colors, texts = {}, {}, {}
+    rows: dict[Any, Any] = {}
+    colors, texts = {}, {}
     names = [name for name in correlation.algorithm.values if name != "gtpo"]
     for name, rate in itertools.product([*names, "batch reward"], RATES):
         control = name == "batch reward"

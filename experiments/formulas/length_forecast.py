@@ -6,6 +6,7 @@ The task of `problems.lengths`, whose tails are uniform at the start and do not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +85,8 @@ def expected_weight(name: str, rate: float) -> np.ndarray:
 
 def forecast(names: Sequence[str]) -> xr.DataArray:
     """Change of E[len | right] and E[len | wrong] by a unit of plain gradient ascent, by method and rate."""
-    policy = problem(methods.grpo).policy
-    prompts = np.arange(1)
+    policy: Any = problem(methods.grpo).policy
+    prompts: Any = np.arange(1)
 
     def outputs(params: Array) -> Array:
         return jnp.exp(log_support(policy, params, prompts))[0]

@@ -87,7 +87,7 @@ def logits(rate: float, *, blind: bool = False) -> np.ndarray:
 def problem(method: gj.Method, *, blind: bool = False, inner_steps: int = 1, **changes: Any) -> gj.Config:
     """The task from a success rate of one half on, with AdamW; in a `blind` policy the tail is tied."""
     rate, b1, eps = LEARNING["AdamW"]
-    base = {
+    base: dict[str, Any] = {
         "policy": TreePolicy(
             space=SPACE, logits=logits(0.5, blind=blind), tie=tied_tail() if blind else None
         ),

@@ -57,24 +57,24 @@ def moved(view: StepView) -> Array:
 
 
 @measure("context", "row", "coordinate", per="step", about="what the optimizer adds to the logits")
-def update(view: StepView) -> Array:
+def change(view: StepView) -> Array:
     """[C, rows, V] of a tree, [C, 1, K] of answers."""
     return view.updates if view.params.ndim == 3 + view.runs else view.updates[:, None]
 
 
 @measure("context", "row", "coordinate", per="step", about="gradient of the loss in the logits")
 def slope(view: StepView) -> Array:
-    """Shaped like `update`."""
+    """Shaped like `change`."""
     return view.grads if view.params.ndim == 3 + view.runs else view.grads[:, None]
 
 
 RATIOS: Mapping[str, Measure] = {"winner": winner, "loser": loser, "held": held, "moved": moved}
-STEPS: Mapping[str, Measure] = {"update": update, "slope": slope}
+STEPS: Mapping[str, Measure] = {"change": change, "slope": slope}
 
 
 def pair(**changes: Any) -> gj.Config:
     """One question with a right and a wrong answer, equally likely: both reach their clip together."""
-    base = {
+    base: dict[str, Any] = {
         "policy": gj.ActionPolicy(logits=np.zeros((1, 2))),
         "task": gj.Questions(table=np.array([[1.0, 0.0]])),
         "method": dataclasses.replace(methods.grpo, penalty=None),
@@ -129,7 +129,7 @@ def coasted(data: xr.Dataset, b1: Any, b2: Any) -> xr.Dataset:
     """Updates on zero gradient over the last live one, coordinate by coordinate, beside C_{T,k}.
 
     Args:
-      data: `update` (over the learning rate) and `slope` along `step`, as `in_steps` gives them.
+      data: `change` (over the learning rate) and `slope` along `step`, as `in_steps` gives them.
       b1: decay rate, a number or labelled.
       b2: the other one.
 
@@ -140,10 +140,11 @@ def coasted(data: xr.Dataset, b1: Any, b2: Any) -> xr.Dataset:
         np.maximum.accumulate, alive.where(alive, 0) * data.step, input_core_dims=[["step"]],
         output_core_dims=[["step"]], kwargs={"axis": -1},
     ).astype(int)  # fmt: skip
-    base = data.update.isel(step=np.maximum(last - 1, 0))
+    place = np.maximum(last - 1, 0).drop_vars("step")
+    base = data.change.drop_vars("step").isel(step=place).assign_coords(step=data.step)
     told = (last > 0) & ~alive & (abs(base) > LEAST)
     k = (data.step - last - 1).where(told, 0)
     live = last.where(told, 1)
     expected = xr.apply_ufunc(lambda x, y, n, m: np.asarray(coasting(x, y, live=n, k=m)), b1, b2, live, k)
-    ratio = (data.update / base.where(told)).where(told)
+    ratio = (data.change / base.where(told)).where(told)
     return xr.Dataset({"ratio": ratio, "expected": expected.where(told), "k": k, "live": live})
