@@ -50,7 +50,7 @@ def drifts(effect: float = 1.0, rise: float = 0.5, flat: float = 0.0) -> dict[st
     )  # fmt: skip
     sign = xr.DataArray([-effect, effect, 0.0], {"kind": ["right", "wrong", "all"]})
     on = (sampled.weight == "1/len") & (sampled.world == "task")
-    sampled = sampled + xr.where(on, sign, 0.0) + flat * (sampled.weight == "constant")
+    sampled = sampled + xr.where(on, sign, 0.0) + flat * (sampled.world == "task")
     path = full(
         task.MEAN_LENGTH, iteration=[1, 10, 50, 120], kind=["right", "wrong", "all"],
         optimizer=list(task.LEARNING), weight=list(b2.POWERS), rate=(b2.RARE, *task.RATES),
