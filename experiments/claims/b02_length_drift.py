@@ -194,10 +194,12 @@ def judge_mean(data: dict[str, xr.Dataset], claim: Claim) -> None:
                 f"{told}: mean length after {steps} steps", Number(float(path.sel(iteration=steps)))
             )
     drift = data["sampled"].lengths.sel(world="task", weight="1/len", advantage="shift") - MEAN_LENGTH
+    tops = {}
     for optimizer, rate in itertools.product(drift.optimizer.values, RATES):
         path = drift.sel(kind="all", optimizer=optimizer, rate=rate)
-        top = path.isel(iteration=int(path.mean("seed").argmax("iteration")))
-        claim.reports(f"{optimizer}, from {rate:g}, sampled: greatest rise of the mean length", mean(top))
+        tops[optimizer, rate] = mean(path.isel(iteration=int(path.mean("seed").argmax("iteration"))))
+        told = f"{optimizer}, from {rate:g}, sampled: greatest rise of the mean length"
+        claim.reports(told, tops[optimizer, rate])
     apart = drift.isel(iteration=-1) - exact.isel(iteration=-1).sel(rate=list(RATES))
     for kind in SOUGHT:
         claim.reports(f"{kind}: sampled - exact", each(apart.sel(kind=kind, optimizer="SGD", drop=True)))
@@ -211,11 +213,11 @@ def judge_mean(data: dict[str, xr.Dataset], claim: Claim) -> None:
     for optimizer, (rate, relation) in itertools.product(both.optimizer.values, signs.items()):
         first = Number(float(both.sel(optimizer=optimizer, rate=rate, iteration=10)), 0.0, relation=relation)
         row.refutes(f"{optimizer}, from {rate:g}, exact: mean length after 10 steps", first)
-    up, end = rises["AdamW", 0.1], float(both.sel(optimizer="AdamW", rate=0.1, iteration=STEPS))
+    up, top = rises["AdamW", 0.1], tops["AdamW", 0.1]
     row.finds(
-        f"From a success rate of 0.1 AdamW on exact gradients first lengthens the average answer by up to "
-        f"{up.value:.2f} tokens, as most answers are wrong ones, and ends {-end:.2f} below the start.",
-        when=up.holds is False and end < -MARGIN,
+        f"From a success rate of 0.1 AdamW first lengthens answers on average, by up to {top.value:.2f} "
+        f"tokens ({up.value:.2f} on exact gradients), as most answers are wrong ones; later it gets shorter.",
+        when=up.holds is False and (top.low or 0.0) > MARGIN,
     )
 
 

@@ -28,7 +28,7 @@ from experiments.problems.lengths import FREED, RATES, SPACE, TABLE_SIZES, logit
 from grpo_jax import methods, plotting, train
 from grpo_jax.collectors import Sampled
 from grpo_jax.part import aligned
-from grpo_jax.surrogate import Method, advantages, objective
+from grpo_jax.surrogate import advantages, objective
 from grpo_jax.tasks import trees
 from grpo_jax.types import Array, Rollout
 
@@ -64,20 +64,24 @@ def at_old(seed: int, runs: int) -> xr.Dataset:
         start = logits(0.5)
         reference = start + np.random.default_rng(seed).normal(size=start.shape)
         config = problem(methods.grpo, task=trees.graded(SPACE, seed=seed), reference=reference)
-        state = train.init(config, np.arange(runs), root=seed)
-        rollout = Sampled().collect(aligned(config), state).rollout
+        config, state = aligned(config), train.init(config, np.arange(runs), root=seed)
 
         @jax.jit
-        def value(method: Method, rollout: Rollout) -> tuple[Array, Array]:
-            found = advantages(method, rollout)
-            return objective(method, rollout, found, rollout.old_logp), found
+        def values(state: train.TrainState) -> tuple[Rollout, dict[str, tuple[Array, Array]]]:
+            rollout, found = Sampled().collect(config, state).rollout, {}
+            for name in FIRST:
+                advantage = advantages(methods.get(name), rollout)
+                value = objective(methods.get(name), rollout, advantage, rollout.old_logp)
+                found[name] = value, advantage
+            return rollout, found
 
+        rollout, found = jax.device_get(values(state))
         rows = []
-        for name in FIRST:
-            reached, advantage = value(methods.get(name), rollout)
-            columns = {"value": np.asarray(reached), **by_hand(name, rollout, advantage)}
+        for name, (value, advantage) in found.items():
+            columns = {"value": value, **by_hand(name, rollout, advantage)}
             rows.append(xr.Dataset({key: ("seed", column) for key, column in columns.items()}))
-    return xr.concat(rows, xr.Variable("algorithm", list(FIRST)))
+    labelled = dict(zip(found, rows, strict=True))
+    return xr.concat([labelled[name] for name in FIRST], xr.Variable("algorithm", list(FIRST)))
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
