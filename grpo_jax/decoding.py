@@ -19,10 +19,10 @@ NEVER = -1e30
 """The logit of a token that cannot be drawn."""
 FILTERS = ("top_k", "top_p", "min_p")
 VLLM = ("min_p", "top_k", "top_p")
-"""vLLM's V1 sampler (``SamplingParams``): temperature, min-p, top-k, top-p, each on what the last one left."""
+"""vLLM's V1 sampler (``SamplingParams``): temperature, min-p, top-k, top-p, each on what the last left."""
 TRANSFORMERS = ("top_k", "top_p", "min_p")
-"""The order of transformers' ``generate`` (``GenerationConfig``), each on what the last one left; SGLang has the
-same order, and without FlashInfer it thresholds the tempered distribution: ``joint``."""
+"""transformers' ``generate`` (``GenerationConfig``): temperature, top-k, top-p, min-p, each on what the last
+left. SGLang has this order, too; without FlashInfer it thresholds the tempered distribution: ``joint``."""
 
 
 @part

@@ -150,7 +150,7 @@ class MismatchStatistics(NamedTuple):
     low: Array
     high: Array
     sequence: Array
-    """Mean over outputs of the product over their tokens; 1 where q covers π_old, the kept mass under top-p."""
+    """Mean over outputs of the product over their tokens: 1 where q covers π_old, the mass kept by top-p."""
     effective: Array
     """Effective sample size of the outputs' products w, (Σw)²/(N Σw²): 1 for equal weights, in (0, 1]."""
     kl: Array
