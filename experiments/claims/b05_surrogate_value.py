@@ -20,7 +20,16 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments.problems.lengths import LEARNING, RATES, SPACE, STEPS, correlation, policy, problem, table_runs
+from experiments.problems.lengths import (
+    LEARNING,
+    RATES,
+    SPACE,
+    STEPS,
+    correlation,
+    policy,
+    problem,
+    table_runs,
+)
 from experiments.verdict import Number, judge, mean, worst
 from grpo_jax import methods, train
 from grpo_jax.collectors import Sampled
