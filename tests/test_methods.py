@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from experiments.token_weights import FORMS, token_weights
+from experiments.formulas.token_weights import FORMS, token_weights
 from grpo_jax import methods, presets
 from grpo_jax.part import leaf_paths, put
 from grpo_jax.parts.gains import clip_mask
