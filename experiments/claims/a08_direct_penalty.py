@@ -335,8 +335,8 @@ def judge_large(large: xr.Dataset, claim: Claim) -> None:
             claim.refutes(f"{root} root, G = {LARGE}, from {side}: exact ascent - root", back[root, side])
     leaves = all(back["upper", side].holds is False for side in large.side.values)
     claim.finds(
-        "For large β only the lower of the two values is where training ends. It leaves the upper one on both "
-        "sides, down to the lower one or up towards certainty: what the upper value decides is which.",
+        "For large β only the lower of the two values is where training ends. It leaves the upper one on "
+        "both sides, down to the lower one or up towards certainty.",
         when=leaves and all(back["lower", side].holds is True for side in large.side.values),
     )
 
@@ -360,20 +360,22 @@ def judge_phases(data: dict[str, xr.Dataset], row: Claim) -> None:
         )
         row.reports(f"G = {group:g}: share of draws with several roots", Number(float((here > 1).mean())))
     births = data["births"]
+    half = float(births.beta.sel(reference=0.5))
     many = xr.DataArray([0, 2], {"beyond": births.beyond})
     row.refutes("roots 0.1 % below and above the β of their birth", worst(births.number, expected=many))
     for p, beta in births.beta.to_series().items():
         row.reports(f"large groups, π_ref = {p:g}: two roots from β", Number(float(beta)))
-    for group, top in data["wedges"].cusp.to_series().items():
+    tops = data["wedges"].cusp
+    for group, top in tops.to_series().items():
         row.reports(f"G = {group}: β above which there is one root", Number(float(top)))
     stay = data["kept"].kept
     row.reports(
         "sampled, G = 32: share of seeds still in the basin they start in", share(int(stay.sum()), stay.size)
     )
     row.finds(
-        f"With π_ref = 0.5 large groups have two values from β = {float(births.beta.sel(reference=0.5)):.3f} on; "
-        f"groups of 8 have three below β = {float(data['wedges'].cusp.sel(group=8)):.2f} and one above, groups "
-        f"of 32 below {float(data['wedges'].cusp.sel(group=32)):.2f}.",
+        f"With π_ref = 0.5 large groups have two values from β = {half:.3f} on. "
+        f"Groups of 8 can have three below β = {float(tops.sel(group=8)):.2f}, groups of 32 below "
+        f"{float(tops.sel(group=32)):.2f}; above there is one.",
         when=[ends, below, rise],
     )
 

@@ -15,7 +15,6 @@ are checks of the instrument.
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from experiments.formulas.compiled import light
 from experiments.formulas.token_weights import TokenWeights, token_weights
 from experiments.harness.numbers import Number, worst
 from experiments.harness.scripts import sizes
@@ -41,6 +41,10 @@ SIZES = sizes(batches=(1, 2, 40), cases=(1, 1, 4))
 NAMES = {
     "grpo": "GRPO", "grpo_v32": "GRPO (V3.2)", "gspo_token": "GSPO", "gtpo": "GTPO", "dapo": "DAPO",
     "cppo": "CPPO", "dr_grpo": "Dr. GRPO", "gpg": "GPG", "cispo": "CISPO", "gcpo": "GCPO",
+}  # fmt: skip
+TITLES = NAMES | {
+    "tic_grpo_unclipped": "TIC-GRPO, unclipped", "tic_grpo": "TIC-GRPO", "tic_grpo_truncated": "TIC-GRPO, cut",
+    "tic_grpo_score": "TIC-GRPO, score", "dual_clip": "dual clip",
 }  # fmt: skip
 ROWS = tuple(NAMES)
 """Table 1, in its order."""
@@ -98,12 +102,6 @@ def by_hand(name: str, rollout: Rollout, logp: jax.Array, out: TokenWeights) -> 
     clipped = jnp.clip(ratio, 1 - low, 1 + high)
     gain = jnp.sum(alpha * jnp.minimum(ratio * out.advantage, clipped * out.advantage))
     return gain - jnp.sum(penalty_by_hand(name, rollout, logp, out)[0])
-
-
-def light(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` for what runs once and briefly: on a CPU the compiler is told not to optimise."""
-    level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=level)
 
 
 def compare(name: str, rollout: Rollout, logp: jax.Array) -> dict[str, jax.Array]:
@@ -317,7 +315,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         )
         axes.axvline(1, color="0.35", lw=0.6, ls=":")
         axes.axhline(0, color="0.35", lw=0.6, ls=":")
-        axes.set_title(NAMES.get(name, name.replace("_", " ").replace("tic grpo", "TIC")))
+        axes.set_title(TITLES.get(name, name.upper()))
         axes.set(xscale="log", xticks=[0.25, 0.5, 1, 2, 4], yticks=[-2, 0, 2])
         axes.set_xticklabels(["¼", "½", "1", "2", "4"])
         axes.minorticks_off()
