@@ -109,7 +109,7 @@ def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) 
             )
         )
     found = xr.concat(rows, xr.Variable("algorithm", list(gradients)))
-    printed = [_printed_error(name, rollout, logp, gradients[name][1]) for name in NAMES]
+    printed = [printed_error(name, rollout, logp, *gradients[name][:2]) for name in NAMES]
     return found.assign(printed=("row", printed)).assign_coords(row=list(NAMES))
 
 
@@ -119,14 +119,17 @@ def beside(pulled: jax.Array, auto: jax.Array) -> tuple[np.ndarray, float]:
     return np.asarray(net), float(jnp.abs(auto[:, :, :PREFIX]).sum((0, 1, 2)).mean())
 
 
-def _printed_error(name: str, rollout: Rollout, logp: jax.Array, hand: jax.Array) -> float:
-    """How far α s A live is from ω A live, relative to the greatest of the latter."""
+def printed_error(name: str, rollout: Rollout, logp: jax.Array, auto: jax.Array, hand: jax.Array) -> float:
+    """How far the printed α s A live is from autodiff's gradient, relative to the greatest of the latter.
+
+    It is ω A live by hand, with the row's own s in the place of ∂s/∂log π.
+    """
     factor = {
         "gpg": logp,
         "cispo": logp,
         "gcpo": 1 / jnp.maximum(rollout.mask.sum(2, keepdims=True), 1),
     }.get(name, jnp.ones(()))
-    return float(jnp.abs(hand * (factor - 1)).max() / jnp.maximum(jnp.abs(hand).max(), 1e-12))
+    return float(jnp.abs(hand * factor - auto).max() / jnp.maximum(jnp.abs(auto).max(), 1e-12))
 
 
 def one_group(rng: np.random.Generator, runs: int) -> dict[str, xr.Dataset]:
@@ -211,9 +214,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     pushing = [number for row, number in shares.items() if row not in UNIFORM]
     low, high = min(n.value for n in pushing), max(n.value for n in pushing)
     claim.finds(
-        f"In groups of {GROUP} {len(pushing)} of the {len(NAMES)} methods leave {low:.0%} to {high:.0%} of the push "
-        "on a shared prefix uncancelled, although every member of the group shares it; Dr. GRPO, DAPO, GPG and "
-        "CISPO leave none.",
+        f"{len(pushing)} of the {len(NAMES)} methods leave {low:.0%} to {high:.0%} of the push on a prefix "
+        f"uncancelled that all {GROUP} outputs of a group share; Dr. GRPO, DAPO, GPG and CISPO leave none.",
         when=shares.values(),
     )
     claim.finds(
