@@ -43,7 +43,7 @@ NAMES = {
     "cppo": "CPPO", "dr_grpo": "Dr. GRPO", "gpg": "GPG", "cispo": "CISPO", "gcpo": "GCPO",
 }  # fmt: skip
 TITLES = NAMES | {
-    "tic_grpo_unclipped": "TIC-GRPO, unclipped", "tic_grpo": "TIC-GRPO", "tic_grpo_truncated": "TIC-GRPO, cut",
+    "tic_grpo_unclipped": "TIC-GRPO, free", "tic_grpo": "TIC-GRPO", "tic_grpo_truncated": "TIC-GRPO, cut",
     "tic_grpo_score": "TIC-GRPO, score", "dual_clip": "dual clip",
 }  # fmt: skip
 ROWS = tuple(NAMES)
