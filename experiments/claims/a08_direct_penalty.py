@@ -14,6 +14,7 @@ The solver's residual, its counts of roots against brute force and NLHF's own so
 Ours: the phases of finite groups, with one or three roots, and which of them training finds.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,29 +71,25 @@ RARE = [0.01, 0.1, 0.5, 0.9]
 """π_ref of which it is said from which β on there are two roots."""
 
 
-def settled() -> xr.Dataset:
-    """π(a) where exact ascent on pairs ends, over γ, π_ref and β/γ; and next to π_ref = 0."""
-    curves, left = [], []
-    for gap, success in PAIRS.items():
-        config = question(success, group_size=2, noise=Bernoulli(), direct=True)
-        for found, references, starts, rate, steps in (
-            (curves, REFERENCES, STARTS, lambda b, gap=gap: 1.5 / b / gap, 2500),
-            (left, [TINY], [TINY], lambda b, gap=gap: 0.05 / (TINY * (1 + b)) / gap, 2500),
-        ):
-            forces = {b: (gap * b, rate(b)) for b in STRENGTHS}
-            axes = {
-                "reference": pairs(references),
-                ("kl_coef", "learning_rate"): forces,
-                "policy.logits": pairs(starts),
-            }
-            names = {"kl_coef+learning_rate": "strength", "policy.logits": "start"}
-            end = ended(config, axes, iterations=steps).rename(names)
-            found.append(end.drop_vars(["kl_coef", "learning_rate"]))
+def settled(
+    success: tuple[float, float], gap: float, axes: Any, rate: Callable[[float], float]
+) -> xr.DataArray:
+    """π(a) where exact ascent on a pair ends, over π_ref, β/γ and starts."""
+    config = question(success, group_size=2, noise=Bernoulli(), direct=True)
+    forces = {("kl_coef", "learning_rate"): {b: (gap * b, rate(b) / gap) for b in STRENGTHS}}
+    found = ended(config, forces | axes, iterations=2500).drop_vars(["kl_coef", "learning_rate"])
+    return found.rename({"kl_coef+learning_rate": "strength", "policy.logits": "start"})
+
+
+def curves() -> xr.Dataset:
+    """That by γ: away from π_ref = 0 from two starts, and next to it from π_ref."""
+    inside = {"reference": pairs(REFERENCES), "policy.logits": pairs(STARTS)}
+    beside = {"reference": pairs([TINY]), "policy.logits": pairs([TINY])}
+    found = [settled(p, gap, inside, lambda b: 1.5 / b) for gap, p in PAIRS.items()]
+    left = [settled(p, gap, beside, lambda b: 0.05 / (TINY * (1 + b))) for gap, p in PAIRS.items()]
     gaps = xr.Variable("gap", list(PAIRS))
-    return xr.Dataset({
-        "curve": xr.concat(curves, gaps),
-        "left": xr.concat(left, gaps).squeeze(["reference", "start"], drop=True),
-    })  # fmt: skip
+    steep = xr.concat(left, gaps).squeeze(["reference", "start"], drop=True)
+    return xr.Dataset({"curve": xr.concat(found, gaps), "left": steep})
 
 
 def many(seed: int, size: Any) -> xr.Dataset:
@@ -176,7 +173,6 @@ def basins(group_size: int) -> xr.Dataset:
 
 def beside() -> xr.Dataset:
     """Exact ascent in groups of LARGE that starts beside either root of infinite groups, in log odds."""
-    both = tabulated(lambda r, b: theory.direct_roots(r, b, group_size=np.inf).low, **BESIDE)
     told = {
         "lower": tabulated(np.vectorize(lambda r, b: lower_root(r, b, group_size=LARGE)), **BESIDE),
         "upper": tabulated(
@@ -185,8 +181,8 @@ def beside() -> xr.Dataset:
     }
     root = xr.concat(list(told.values()), xr.Variable("root", list(told)))
     start = root + xr.DataArray([-NUDGE, NUDGE], {"side": ["below", "above"]})
-    anchor = np.log(both.reference / (1 - both.reference))
-    settings = xr.Dataset({"z_ref": anchor, "start": start, "beta": both.beta})
+    anchor = np.log(root.reference / (1 - root.reference))
+    settings = xr.Dataset({"z_ref": anchor, "start": start, "beta": root.beta})
     return xr.Dataset({
         "at": root, "end": climbed(settings, group_size=LARGE, rate=1.5, iterations=500)
     })  # fmt: skip
@@ -200,13 +196,12 @@ def kept(seed: int, size: Any, told: xr.Dataset) -> xr.DataArray:
         [1.0, 0.0], group_size=GROUPS[1], reference=odds(np.array([1, -1]) * float(here.z_ref)), direct=True,
         optimizer=gj.SGD(learning_rate=0.02),
     )  # fmt: skip
-    config = gj.Config(**{**vars(config), "expectation": None})
     axes = {
         "policy.logits": {"low": pair_logits(low), "high": pair_logits(high)},
         "kl_coef": [float(here.beta)],
     }
     average = time_averages(config, axes, size, seed).squeeze("kl_coef", drop=True)
-    above = average > float(odds(middle))
+    above = average > odds(middle)
     return above == xr.DataArray([False, True], {"policy.logits": ["low", "high"]})
 
 
@@ -274,7 +269,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     finite = {group: basins(group) for group in GROUPS}
     slope, frozen = shape()
     return averages | {
-        "pairs": settled(),
+        "pairs": curves(),
         "many": many(seed, size),
         "finite": xr.concat(list(finite.values()), xr.Variable("group", GROUPS)),
         "large": beside(),
@@ -409,17 +404,17 @@ def draw_basins(axes: Any, here: xr.Dataset) -> None:
         x = z - theory.drive(z, group_size=group) / beta
         axes.plot(x, z, style, color=plotting.COLORS[3], lw=1.8, label=label)
     turn = float(theory.bifurcations(beta, group_size=np.inf).z_low)
-    for z, style in ((np.linspace(-9, turn, 200), "-"), (np.linspace(turn, 9, 200), "--")):
-        label = "G → ∞" if style == "-" else None
+    for first, last, style, label in ((-9, turn, "-", "G → ∞"), (turn, 9, "--", None)):
+        z = np.linspace(first, last, 200)
         axes.plot(z - theory.drive(z, group_size=np.inf) / beta, z, style, color="0.6", lw=1, label=label)
     for place in here.place.values:
-        x = float(here.z_ref.sel(place=place))
+        at = float(here.z_ref.sel(place=place))
         for side in here.side.values:
             start, end = (float(here[name].sel(place=place, side=side)) for name in ("start", "end"))
             arrow = {"arrowstyle": "-|>", "color": plotting.COLORS[0], "lw": 1.2, "shrinkA": 0, "shrinkB": 3}
-            axes.annotate("", (x, end), (x, start), arrowprops=arrow)
-            axes.plot(x, end, "o", ms=5, mfc="white", color=plotting.COLORS[0], zorder=5)
-    low, high = sorted(z - float(theory.drive(z, group_size=group)) / beta for z in ends[1:3])
+            axes.annotate("", (at, end), (at, start), arrowprops=arrow)
+            axes.plot(at, end, "o", ms=5, mfc="white", color=plotting.COLORS[0], zorder=5)
+    low, high = sorted(y - float(theory.drive(y, group_size=group)) / beta for y in ends[1:3])
     axes.set(xlim=(low - 1.5, high + 1.5), ylim=(-4, 9), xlabel="log odds of π_ref", ylabel="log odds of π")
     axes.legend(loc="upper left")
     axes.set_title(f"Exact ascent leaves the middle root (G = {group}, β = {beta:.2f})")

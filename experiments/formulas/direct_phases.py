@@ -1,6 +1,7 @@
 """The phases of the direct penalty on two reward levels: how many roots there are, where they are born."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ WEDGES = [8, 32, 128]
 """Group sizes of the phase diagram."""
 
 
-def odds(z: np.ndarray) -> np.ndarray:
+def odds(z: Any) -> Any:
     """The probability that has log odds z."""
     return 1 / (1 + np.exp(-z))
 
