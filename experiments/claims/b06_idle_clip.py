@@ -224,5 +224,5 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     right.get_legend().remove()
     right.axhline(0, color="0.5", lw=0.7, zorder=0)
     right.axhspan(-MARGIN, MARGIN, color="0.9", lw=0, zorder=0)
-    left.set_title("Tokens held by the clip: none where a batch is used once")
-    right.set_title(f"What that does in {STEPS} optimizer steps (grey: ± {MARGIN})")
+    left.set_title("The clip holds nothing at one pass")
+    right.set_title(f"{STEPS} optimizer steps (grey: ± {MARGIN})")
