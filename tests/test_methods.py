@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.token_weights import FORMS, token_weights
 from hypothesis import strategies as st
 
+from experiments.formulas.token_weights import FORMS, token_weights
 from grpo_jax import methods, presets
 from grpo_jax.part import leaf_paths, put
 from grpo_jax.parts.gains import clip_mask
