@@ -206,8 +206,8 @@ def judge_leading_order(data: xr.Dataset, row: Claim) -> None:
         row.reports(told, number)
         shares.append(number.value)
     row.finds(
-        f"The curvature between prefixes decides who is ahead, and it favours TIC-GRPO on {min(shares):.0%} to "
-        f"{max(shares):.0%} of random trees.",
+        "The curvature between prefixes decides who is ahead, and it favours TIC-GRPO on "
+        f"{min(shares):.0%} to {max(shares):.0%} of random trees.",
         when=[n for name, n in row.numbers.items() if row.roles[name] == "refutes"],
     )
 
