@@ -102,11 +102,15 @@ class Claim:
         if when:
             self.sentences.append(sentence.strip())
 
-    def ours(self, says: str) -> Claim:
-        """A sentence of ours beside the paper's: a row of its own, judged by its own numbers."""
-        row = Claim(f"{self.id}.{len(self.rows) + 1}", f"{OURS}{says}")
+    def also(self, says: str) -> Claim:
+        """Another sentence of the same paper: a row of its own, judged by its own numbers."""
+        row = Claim(f"{self.id}.{len(self.rows) + 1}", says)
         self.rows.append(row)
         return row
+
+    def ours(self, says: str) -> Claim:
+        """A sentence of ours beside the paper's: a row of its own, judged by its own numbers."""
+        return self.also(f"{OURS}{says}")
 
     def _add(self, role: str, name: str, number: Number | Mapping[str, Number]) -> list[str]:
         given = {name: number} if isinstance(number, Number) else prefixed(name, number)
