@@ -39,9 +39,9 @@ def main(
     """Run claims of the papers and write what came out.
 
     Every claim runs in a process of its own and writes `<out>/<claim>/{data.nc, record.json, figure.svg}`,
-    and `<out>/index.html` shows all of them. What the same code has finished in `<out>` is kept, so that a run
-    that was interrupted goes on. The exit status is 0 when all ran, whatever their verdicts, 1 when one crashed or
-    a check found a difference, and 2 when the request has no meaning.
+    and `<out>/index.html` shows all of them. What the same code has finished in `<out>` is kept, so that a
+    run that was interrupted goes on. The exit status is 0 when all ran, whatever their verdicts, 1 when one
+    crashed or a check found a difference, and 2 when the request has no meaning.
 
     Args:
       claims: Claims to run, such as A5 B3; all of them if none is named.

@@ -15,8 +15,10 @@ True
 from importlib.metadata import version
 
 from grpo_jax import diagnostics, measures, methods, presets, theory, train
+from grpo_jax.behavior import Age, Behavior, Noise, Proximal, Rounded
 from grpo_jax.collectors import Counts, Sampled
 from grpo_jax.config import Config, Loop
+from grpo_jax.decoding import Decoding
 from grpo_jax.exact import Exact
 from grpo_jax.measures import measure
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
@@ -35,11 +37,14 @@ __all__ = [
     "ActionPolicy",
     "Adam",
     "AdamW",
+    "Age",
+    "Behavior",
     "Bernoulli",
     "ClippedNorm",
     "Config",
     "Counts",
     "Custom",
+    "Decoding",
     "Exact",
     "Gaussian",
     "HeavyBall",
@@ -47,9 +52,12 @@ __all__ = [
     "Loop",
     "MLPPolicy",
     "Method",
+    "Noise",
+    "Proximal",
     "Questions",
     "RMSProp",
     "Rollout",
+    "Rounded",
     "Sampled",
     "SequenceReward",
     "SequenceTable",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,44 @@ def with_entropy(rollout: Rollout, scores: Scores) -> Rollout:
     return rollout._replace(entropy=jax.lax.stop_gradient(scores.entropy))
 
 
+class Drawn(NamedTuple):
+    """Who samples an iteration's groups, and with which parameters."""
+
+    policy: Any
+    """As its engine decodes it."""
+    params: Params
+
+    def counts(self, prompts: Any, draws: Array) -> Array:
+        """[P, S] histogram of its draws over the support."""
+        assert isinstance(self.policy, Countable)
+        return self.policy.counts(self.params, prompts, draws)
+
+
+def sampler(config: Config, state: TrainState) -> Drawn:
+    """The behaviour policy q; the old policy where the configuration names no other."""
+    if config.behavior is None:
+        return Drawn(config.policy, state.old_params)
+    return Drawn(config.behavior.sampler(config.policy), config.behavior.params(state))
+
+
+def scored(config: Config, rollout: Rollout, drawn: Drawn, score: Callable[[Any, Params], Scores]) -> Rollout:
+    """The rollout with what the sampler reports, and with the proximal policy's log-probabilities.
+
+    Args:
+      rollout: as the old policy scores it.
+      drawn: the sampler.
+      score: (policy, parameters) -> scores of the rollout's tokens.
+    """
+    behavior = config.behavior
+    if behavior is None:
+        return rollout
+    reported = score(behavior.reported(config.policy), drawn.params).logp
+    old = rollout.old_logp
+    if behavior.proximal is not None:
+        old = behavior.proximal(old, reported, rollout.mask)
+    return rollout._replace(sampling_logp=reported, old_logp=old)
+
+
 @part
 class Sampled:
     """G samples per prompt: the general form."""
@@ -60,7 +99,8 @@ class Sampled:
         token_uniforms = uniforms(
             state.root, state.seed, state.step, Stream.TOKEN, (*group, config.policy.horizon)
         )
-        tokens, mask = config.policy.sample(state.old_params, prompts, token_uniforms)
+        drawn = sampler(config, state)
+        tokens, mask = drawn.policy.sample(drawn.params, prompts, token_uniforms)
         noise = uniforms(state.root, state.seed, state.step, Stream.REWARD, group)
         old = config.policy.score(state.old_params, prompts, tokens, mask)
         ref = config.policy.score(state.ref_params, prompts, tokens, mask)
@@ -75,6 +115,7 @@ class Sampled:
             ref_logp=ref.logp,
             entropy=old.entropy,
         )
+        rollout = scored(config, rollout, drawn, lambda who, at: who.score(at, prompts, tokens, mask))
         return Batch(rollout, materialize(advantages(config.method, rollout)))
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
@@ -95,7 +136,7 @@ def support_rollout(config: Config, state: TrainState, prompts: Any, multiplicit
     old = policy.score_support(state.old_params, prompts)
     ref = policy.score_support(state.ref_params, prompts)
     task = require_means(config.task, instead="use Sampled()")
-    return Rollout(
+    rollout = Rollout(
         prompts=prompts,
         tokens=tokens,
         mask=mask,
@@ -106,6 +147,7 @@ def support_rollout(config: Config, state: TrainState, prompts: Any, multiplicit
         ref_logp=ref.logp,
         entropy=old.entropy,
     )
+    return scored(config, rollout, sampler(config, state), lambda who, at: who.score_support(at, prompts))
 
 
 @part
@@ -125,7 +167,7 @@ class Counts:
         prompts = draw_prompts(config, state)
         group = (prompt_count(config), config.loop.group_size, config.policy.horizon)
         draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, group)
-        counts = materialize(policy.counts(state.old_params, prompts, draws))
+        counts = materialize(sampler(config, state).counts(prompts, draws))
         rollout = support_rollout(config, state, prompts, counts)
         return Batch(rollout, materialize(advantages(config.method, rollout)))
 

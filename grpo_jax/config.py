@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import methods, surrogate, user_parts
+from grpo_jax.behavior import Behavior
 from grpo_jax.bounds import check_precision, is_concrete, may_be_number, whole
 from grpo_jax.optimizers import AdamW, Optimizer
 from grpo_jax.part import Swept, declared, leaf_paths, part, per_run, static, subparts, substituted
 from grpo_jax.surrogate import Method
 from grpo_jax.types import (
     Array,
+    Decodable,
     FiniteActions,
     HasContexts,
     HasTable,
@@ -44,6 +46,9 @@ class TrainState(NamedTuple):
     """uint32, the seed root."""
     seed: Array
     """uint32 seed coordinate: a scalar, or [R], one per run. Its rank says whether runs are present."""
+    queue: Params = None
+    """[depth + 1, ...] θ_old of this iteration and of the last ones, newest first; None unless the sampler's
+    weights have an age (``behavior.Age``)."""
 
 
 class Batch(NamedTuple):
@@ -115,6 +120,7 @@ class Config:
       loop: groups, inner steps, minibatches.
       expectation: ``Sampled()``, ``Counts()``, ``Exact()``; None chooses (``collectors.choose``).
       reference: parameters of π_ref, shaped like the policy's; None is the starting policy.
+      behavior: who samples the groups; None is the old policy itself.
     """
 
     policy: Policy
@@ -124,6 +130,7 @@ class Config:
     loop: Loop = Loop()
     expectation: Expectation | None = None
     reference: Any = None
+    behavior: Behavior | None = None
 
 
 def prompt_count(config: Config) -> int:
@@ -159,6 +166,7 @@ def validate(config: Config, swept: Swept = ()) -> None:
     _check_table(config)
     _check_numbers(config)
     _check_reference(config, swept)
+    check_behavior(config)
     user_parts.check_method(config.method, swept)
     user_parts.check_problem(config.policy, config.task, prompts=config.loop.prompts)
     user_parts.check_optimizer(config.optimizer, config.policy)
@@ -249,6 +257,19 @@ def _check_reference(config: Config, swept: Swept) -> None:
             _check_logits(config.policy, path, np.asarray(leaf, float))
     if isinstance(config.policy, Tabular):
         _check_reference_zeros(config, swept)
+
+
+def check_behavior(config: Config) -> None:
+    """The policy can be decoded otherwise, if that is asked."""
+    if config.behavior is None:
+        return
+    if not isinstance(config.behavior, Behavior):
+        raise TypeError(f"behavior is {config.behavior!r}; it must be a Behavior(decoding=..., age=...)")
+    if config.behavior.decoding is not None and not isinstance(config.policy, Decodable):
+        raise ValueError(
+            f"{type(config.policy).__name__} has no field ``decoding``, so that its sampler cannot be given "
+            "a temperature or a filter"
+        )
 
 
 def _check_logits(policy: Policy, path: str, logits: np.ndarray) -> None:

@@ -142,6 +142,45 @@ def ratio_statistics(method: Method, rollout: Rollout, logp: Array) -> RatioStat
     return RatioStatistics(low=exponential(low), high=exponential(high), quantiles=exponential(quantiles))
 
 
+class MismatchStatistics(NamedTuple):
+    """π_old/q over a batch, q the sampler and π_old the ratio's denominator, as the sampler reports it."""
+
+    mean: Array
+    """Over tokens."""
+    low: Array
+    high: Array
+    sequence: Array
+    """Mean over outputs of the product over their tokens: 1 where q covers π_old, the mass kept by top-p."""
+    effective: Array
+    """Effective sample size of the outputs' products w, (Σw)²/(N Σw²): 1 for equal weights, in (0, 1]."""
+    kl: Array
+    """Mean over outputs of log q − log π_old, nats: an estimate of KL(q‖π_old), exact where the batch is."""
+
+
+def mismatch_statistics(rollout: Rollout) -> MismatchStatistics:
+    """How far the sampler is from the policy that the ratio divides by, over the draws of a batch."""
+    rollout, _ = sanitized(rollout, jnp.zeros(()))
+    gap = jnp.where(rollout.mask > 0, rollout.old_logp - rollout.sampling_logp, 0)
+    weight = _token_weight(rollout) + jnp.zeros_like(gap)
+    entries = rollout.multiplicity + jnp.zeros_like(gap[:, :, 0])
+    count = jnp.sum(entries, (0, 1))
+    whole = jnp.sum(gap, 2)
+    product = exponential(whole)
+
+    def over_entries(values: Array) -> Array:
+        return jnp.sum(_times(entries, values), (0, 1)) / count
+
+    square = over_entries(product**2)
+    return MismatchStatistics(
+        mean=jnp.sum(_times(weight, exponential(gap)), (0, 1, 2)) / jnp.sum(weight, (0, 1, 2)),
+        low=exponential(jnp.min(jnp.where(weight > 0, gap, jnp.inf), (0, 1, 2))),
+        high=exponential(jnp.max(jnp.where(weight > 0, gap, -jnp.inf), (0, 1, 2))),
+        sequence=over_entries(product),
+        effective=over_entries(product) ** 2 / square,
+        kl=-over_entries(whole),
+    )
+
+
 def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Array) -> tuple[Array, Array]:
     """Share of tokens whose gain the clip holds constant, above and below."""
     rollout, logp = sanitized(rollout, logp)

@@ -212,6 +212,10 @@ def _ratio(view: View) -> diagnostics.RatioStatistics:
     return diagnostics.ratio_statistics(view.config.method, view.batch.rollout, view.logp)
 
 
+def _mismatch(view: View) -> diagnostics.MismatchStatistics:
+    return diagnostics.mismatch_statistics(view.batch.rollout)
+
+
 def _finite(view: View) -> Array:
     start = view.config.policy.logits if isinstance(view.config.policy, Tabular) else None
     return diagnostics.finite(view.state.params, runs=view.runs, start=start)
@@ -300,6 +304,21 @@ DIAGNOSTICS: dict[str, Measure] = {
         ("quantile",),
         (("quantile", QUANTILES),),
         "quantiles of the ratio after the last inner step",
+    ),
+    "mismatch": _iteration(lambda v: _mismatch(v).mean, "π_old over the sampler, mean over sampled tokens"),
+    "mismatch_min": _iteration(lambda v: _mismatch(v).low, "least π_old over the sampler of a sampled token"),
+    "mismatch_max": _iteration(
+        lambda v: _mismatch(v).high, "greatest π_old over the sampler of a sampled token"
+    ),
+    "mismatch_sequence": _iteration(
+        lambda v: _mismatch(v).sequence, "π_old over the sampler of whole outputs, mean over samples"
+    ),
+    "effective_sample_size": _iteration(
+        lambda v: _mismatch(v).effective,
+        "effective share of the samples under weights π_old over the sampler",
+    ),
+    "kl_sampler": _iteration(
+        lambda v: _mismatch(v).kl, "mean of log sampler − log π_old over sampled outputs, nats"
     ),
     "tied": _iteration(_tied, "share of tied groups"),
     "finite": Measure(_finite, (), about="parameters are finite (or -inf as at the start)", averaged=False),

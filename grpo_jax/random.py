@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     TOKEN = 1
     REWARD = 2
     SHUFFLE = 3
+    KERNEL = 4
 
 
 def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:

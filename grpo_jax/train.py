@@ -71,6 +71,9 @@ def start(config: Config, seed: Array, root: Any) -> TrainState:
         step=jnp.uint32(0),
         root=jnp.asarray(root, jnp.uint32),
         seed=seed,
+        queue=None
+        if config.behavior is None or config.behavior.age is None
+        else config.behavior.age.queued(params),
     )
 
 
@@ -173,7 +176,7 @@ def ready(config: Config, state: TrainState) -> Config:
 def warn_of_idle_corrections(config: Config, *, stacklevel: int = 3) -> None:
     """UserWarning for parts that correct for a sampler apart from π_old, which training does not have."""
     idle = idle_corrections(config.method)
-    if idle:
+    if idle and (config.behavior is None or not config.behavior.apart):
         warnings.warn(
             f"{', '.join(idle)} corrects nothing here: the old policy samples, so that its ratio to the "
             "sampler is exactly 1",
@@ -222,7 +225,10 @@ def iterate(
     done = state.step + 1
     refresh = done % config.loop.refresh_every == 0
     old = jax.tree.map(lambda new, old: jnp.where(refresh, new, old), after.params, state.old_params)
-    return after._replace(old_params=old, step=done), batch, steps
+    after = after._replace(old_params=old, step=done)
+    if config.behavior is not None and config.behavior.age is not None:
+        after = after._replace(queue=config.behavior.age.pushed(state.queue, old))
+    return after, batch, steps
 
 
 def measured(config: Config, state: TrainState, batch: Batch, steps: Any, plan: Recording) -> Info:

@@ -149,6 +149,13 @@ class Tabular(Protocol):
 
 
 @runtime_checkable
+class Decodable(Protocol):
+    """A policy that can be given other sampling parameters (``decoding.Decoding``)."""
+
+    decoding: Any
+
+
+@runtime_checkable
 class OverSequences(Protocol):
     """A policy or a task over a finite space of token sequences (``sequences.Sequences``)."""
 

@@ -134,7 +134,7 @@ def test_a_run_publishes_data_figure_and_record(ran):
     row, ours = found["rows"]
     assert (row["id"], row["says"], row["verdict"]) == ("A2", "Sentence of A2.", "reproduced")
     assert row["found"] == "The mean is in the middle."
-    assert (ours["id"], ours["says"], ours["verdict"]) == ("A2.1", "The mean is far away.", "refuted")
+    assert (ours["id"], ours["says"], ours["verdict"]) == ("A2.1", "Ours: The mean is far away.", "refuted")
     assert row["numbers"]["lost"] == {"role": "reports", "value": None}
     data = xr.load_dataset(out / "A2" / "data.nc", engine="h5netcdf")
     number = row["numbers"]["mean"]

@@ -229,7 +229,8 @@ def test_a_sentence_is_found_only_if_its_numbers_hold():
 def test_our_own_sentences_are_rows_judged_by_themselves():
     claim = Claim("A1", "The sentence.")
     claim.refutes("main", NO)
-    first, second = claim.ours("Ours."), claim.ours("Ours, too.")
+    first, second = claim.ours("It differs."), claim.also("It is so, too.")
+    assert (first.says, second.says) == ("Ours: It differs.", "It is so, too.")
     first.refutes("main", YES)
     second.refutes("main", OPEN)
     verdicts = {row.id: row.verdict().verdict for row in (claim, *claim.rows)}

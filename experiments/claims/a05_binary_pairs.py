@@ -170,8 +170,8 @@ def judge_optimality(kind: xr.DataArray, row: Claim) -> None:
     strengths = kind.strength.where((kind >= MINIMUM).any("reference"), drop=True)
     low, high = float(strengths.min()), float(strengths.max())
     row.finds(
-        f"Where π_ref is small and β/γ lies between {low:.2f} and {high:.2f}, the stationary point is a minimum "
-        "of its own surrogate; training on-policy settles there all the same.",
+        f"Where π_ref is small and β/γ lies between {low:.2f} and {high:.2f}, the stationary point is a "
+        "minimum of its own surrogate; training on-policy settles there all the same.",
         when=bool((kind >= MINIMUM).any()),
     )
 

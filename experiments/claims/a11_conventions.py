@@ -1,4 +1,4 @@
-"""Ours, beside the paper: dividing by the sample spread (ddof 1) plus a constant, as libraries do, is another
+"""Ours: dividing by the sample spread (ddof 1) plus a constant, as libraries do, is another
 penalty. Without the constant β acts as β√(G/(G − 1)); with it the factor depends on the gap of the rewards
 and, for groups of more than two, on the policy.
 

@@ -1,22 +1,32 @@
-"""A shared prefix is pushed by the covariance of advantage and weight.
+"""Non-uniform group weighting biases the gradient on shared prefix tokens: where completions share a prefix,
+the advantages push it by W_agg = Σ_i ω_{i,t} A_i with ω = α s, which cancels under uniform weights only.
 
-Claim B1 of arXiv:2601.05002 (Proposition 1). For completions that share a prefix, the advantage part of the
-gradient in the prefix is grad log pi(y_t|y_<t) W_agg, W_agg = sum_i omega_it A_i live_it; the KL and entropy
-terms stand apart, by the derivative of R alone. Refuted if omega by hand and the gradient of the loss, or a
-penalty's part by hand and by autodiff, differ by more than 1e-6 in any method, on sequence trees or through
-the weights of a neural network; if the push does not cancel under uniform weights while nobody is clipped; or
-if under 1/len it is not Cov(A, 1/len). Qualified where the printed omega = alpha s is not the derivative, and
-where a clip breaks the cancellation.
+[B] (arXiv:2601.05002), abstract and Proposition 1; the KL and entropy terms stand apart. Groups of eight
+random completions with graded rewards that share their first two tokens, on a sequence tree and through the
+weights of a neural network, at the old policy and drifted from it.
+
+Refuted if under uniform weights, before anybody is clipped, the push is 1e-9 of what it would be without
+cancellation; if under weights 1/len it is not the group's covariance of advantage and 1/len; if of the
+methods of Table 1 one that divides by an output's length, or selects outputs, leaves less than 2 % of the
+push uncancelled at the old policy; or if a method whose s is a ratio of single tokens has another gradient
+than the printed α s A. Qualified by each of the other methods for which the printed ω is not the derivative
+(relative error 1e-6), and by a clip that breaks the cancellation under uniform weights. The derivative
+ω = α ∂s/∂log π of every method by hand, and every penalty's, against autodiff check the instrument.
 """
 
-from __future__ import annotations
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from experiments.problems.lengths import TABLE
+from experiments.formulas.compiled import light
+from experiments.formulas.token_weights import FORMS
+from experiments.harness.numbers import Number, each, interval, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
 from experiments.problems.shared_prefix import (
     DRIFTS,
     GROUP,
@@ -31,200 +41,214 @@ from experiments.problems.shared_prefix import (
     scored,
     weights_by_hand,
 )
-from experiments.formulas.token_weights import FORMS
-from experiments.verdict import Number, judge, mean, worst
-from grpo_jax import methods
+from grpo_jax import methods, plotting
 from grpo_jax.biases import aggregate_weight, penalty_gradients, token_gradients
 from grpo_jax.policies import MLPPolicy, TreePolicy
 from grpo_jax.types import Policy, Rollout
 
-CLAIM = "B1"
-PAPER = "B"
 PRECISION = "float64"
+SIZES = sizes(groups=(32, 128, 4096))
 
-LOG_RATIOS = np.linspace(-0.5, 0.5, 101)
-SIZES = {"smoke": 16, "quick": 256, "full": 4096}
+NAMES = {
+    "grpo": "GRPO", "grpo_v32": "GRPO (V3.2)", "gspo": "GSPO", "gtpo": "GTPO", "dapo": "DAPO",
+    "cppo": "CPPO", "dr_grpo": "Dr. GRPO", "gpg": "GPG", "cispo": "CISPO", "gcpo": "GCPO",
+}  # fmt: skip
+"""Table 1."""
+UNIFORM = ("dapo", "dr_grpo", "gpg", "cispo")
+"""Methods whose weights at the old policy are equal within a group."""
+DERIVATIVES = {"gpg": "α for GPG", "cispo": "α sg[I] for CISPO", "gcpo": "len α s for GCPO"}
+"""Methods whose s is no ratio of single tokens times a constant, and their ω."""
+OLD, DRIFTED = DRIFTS
+LOG_RATIOS = np.linspace(-0.5, 0.5, 41)
+HELD = np.log(1.35)
+"""Where winners of a group are clipped and losers are not."""
 
 
-def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) -> dict[str, np.ndarray]:
-    """Per method: error of the parameters' gradient, the prefix's push, the error of the printed omega.
+@light
+def pushed(rollout: Rollout, logp: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+    """Every method's token gradients by autodiff and by hand; its penalty's where it has one."""
+    found: dict[str, tuple[jax.Array, ...]] = {}
+    for name in FORMS:
+        out = weights_by_hand(name, rollout, logp)
+        found[name] = token_gradients(methods.get(name), rollout, logp), out.gradient
+        if name in PENALISED:
+            pulled = penalty_gradients(methods.get(name), rollout, logp)
+            found[name] += pulled, -penalty_by_hand(name, rollout, logp, out)[1]
+    return found
 
-    Per method with a penalty: the error of its part of the gradient, and its push on the prefix.
-    """
+
+def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) -> xr.Dataset:
+    """Errors of the parameters' gradients and of the printed ω, and the push on the prefix, by method."""
     begin = policy.init(jax.random.key(0))
     start = jittered(rng, jax.tree.map(lambda x: jnp.repeat(x[..., None], runs, -1), begin), START)
     rollout = groups(rng, policy, start, jittered(rng, start, 0.3), runs)
 
-    def score(params):
+    def score(params: Any) -> jax.Array:
         return scored(policy, params, rollout.prompts, rollout.tokens, rollout.mask).logp
 
     logp, transposed = jax.vjp(jax.jit(score), jittered(rng, start, drift))
     pull = jax.jit(transposed)
 
-    def apart(auto, hand) -> float:
+    def apart(auto: jax.Array, hand: jax.Array) -> float:
         """Greatest difference in the parameters' gradient, relative to the greatest entry by hand."""
-        pairs = list(zip(jax.tree.leaves(pull(auto)[0]), jax.tree.leaves(pull(hand)[0]), strict=True))
+        pairs = list(zip(jax.tree.leaves(pull(auto)), jax.tree.leaves(pull(hand)), strict=True))
         scale = max(float(jnp.abs(b).max()) for _, b in pairs)
         return max(float(jnp.abs(a - b).max()) for a, b in pairs) / max(scale, 1e-12)
 
-    found: dict[str, list] = {key: [] for key in ("error", "push", "printed", "penalty", "penalty_push")}
-    for name in FORMS:
-        auto, out = token_gradients(methods.get(name), rollout, logp), weights_by_hand(name, rollout, logp)
-        found["error"].append(apart(auto, out.gradient))
-        found["push"].append(push(auto))
-        found["printed"].append(_printed_error(name, rollout, logp, out.gradient))
-        if name in PENALISED:
-            pulled = penalty_gradients(methods.get(name), rollout, logp)
-            found["penalty"].append(apart(pulled, -penalty_by_hand(name, rollout, logp, out)[1]))
-            found["penalty_push"].append(beside(pulled, auto))
-    return {key: np.array(value) for key, value in found.items()}
+    rows = []
+    for auto, hand, *penalty in (gradients := pushed(rollout, logp)).values():
+        net, gross = (np.zeros(runs), 1.0) if not penalty else beside(penalty[0], auto)
+        rows.append(
+            xr.Dataset(
+                {
+                    "error": apart(auto, hand),
+                    "push": ("group", push(auto)),
+                    "penalty_error": apart(*penalty) if penalty else np.nan,
+                    "penalty_push": ("group", net / gross if penalty else np.full(runs, np.nan)),
+                }
+            )
+        )
+    found = xr.concat(rows, xr.Variable("algorithm", list(gradients)))
+    printed = [printed_error(name, rollout, logp, *gradients[name][:2]) for name in NAMES]
+    return found.assign(printed=("row", printed)).assign_coords(row=list(NAMES))
 
 
-def beside(pulled: jax.Array, auto: jax.Array) -> np.ndarray:
-    """[R] |the penalty's net push on the prefix| over the advantages' gross push there, mean over runs."""
+def beside(pulled: jax.Array, auto: jax.Array) -> tuple[np.ndarray, float]:
+    """[R] the penalty's net push on the prefix, and the advantages' gross push there, mean over groups."""
     net = jnp.abs(aggregate_weight(pulled, prefix=PREFIX)).sum((0, 1))
-    return np.asarray(net / jnp.abs(auto[:, :, :PREFIX]).sum((0, 1, 2)).mean())
+    return np.asarray(net), float(jnp.abs(auto[:, :, :PREFIX]).sum((0, 1, 2)).mean())
 
 
-def _printed_error(name: str, rollout: Rollout, logp: jax.Array, hand: jax.Array) -> float:
-    """How far alpha s A live is from omega A live, relative to the greatest of the latter."""
+def printed_error(name: str, rollout: Rollout, logp: jax.Array, auto: jax.Array, hand: jax.Array) -> float:
+    """How far the printed α s A live is from autodiff's gradient, relative to the greatest of the latter.
+
+    It is ω A live by hand, with the row's own s in the place of ∂s/∂log π.
+    """
     factor = {
         "gpg": logp,
         "cispo": logp,
         "gcpo": 1 / jnp.maximum(rollout.mask.sum(2, keepdims=True), 1),
     }.get(name, jnp.ones(()))
-    return float(jnp.abs(hand * (factor - 1)).max() / jnp.maximum(jnp.abs(hand).max(), 1e-12))
+    return float(jnp.abs(hand * factor - auto).max() / jnp.maximum(jnp.abs(auto).max(), 1e-12))
 
 
-def prefix_sweep(rng: np.random.Generator, runs: int) -> dict[str, np.ndarray]:
-    """What pushes the prefix under uniform weights and, shift-only, under 1/len.
+def one_group(rng: np.random.Generator, runs: int) -> dict[str, xr.Dataset]:
+    """W_agg of the same groups under uniform weights and under 1/len, and their Cov(A, 1/len).
 
-    uniform: [ratio, R] under uniform weights W_agg over half the sum of alpha |A|, against the prefix's log
-      ratio; NaN where a group ties.
-    constant, net: [prompt, R] W_agg of the same groups at the old policy, under uniform weights and 1/len.
-    covariance: [prompt, R] the group's Cov(A, 1/len).
+    And, as the prefix's ratio moves, the push under uniform weights over half the sum of α|A|.
     """
     policy = TreePolicy.uniform(SPACE)
     start = jnp.zeros((*np.shape(policy.logits), runs))
     rollout = groups(rng, policy, start, start, runs)
-    inside = (jnp.arange(SPACE.horizon) < PREFIX).reshape(1, 1, -1, 1)
+    inside = (jnp.arange(SPACE.horizon) < PREFIX)[None, None, :, None]
 
-    @jax.jit
-    def pushed(d):
-        auto = token_gradients(methods.get("dr_grpo"), rollout, rollout.old_logp + d * inside)
-        return aggregate_weight(auto, prefix=1)[0, 0]
+    def first(name: str, log_ratio: Any) -> jax.Array:
+        """[P, R] the push on the first token of the prefix."""
+        logp = rollout.old_logp + log_ratio * inside
+        return aggregate_weight(token_gradients(methods.get(name), rollout, logp), prefix=1)[:, 0]
 
-    pushes = [pushed(d) for d in LOG_RATIOS]
-    reward = np.asarray(rollout.rewards)[:, :, 0]
-    advantage = reward - reward.mean(1, keepdims=True)
-    half = 0.5 * np.abs(advantage[0]).sum(0) / (2 * GROUP)
-    inverse = 1 / np.asarray(rollout.mask).sum(2)
-    covariance = (advantage * (inverse - inverse.mean(1, keepdims=True))).mean(1) / 2
-    at_old = {
-        name: aggregate_weight(token_gradients(methods.get(method), rollout, rollout.old_logp), prefix=1)
-        for name, method in (("constant", "dr_grpo"), ("net", "grpo_v32"))
+    dims = ("prompt", "entry", "group")
+    reward = xr.DataArray(np.asarray(rollout.rewards)[:, :, 0], dims=dims)
+    advantage = reward - reward.mean("entry")
+    inverse = 1 / xr.DataArray(np.asarray(rollout.mask).sum(2), dims=dims)
+    half = 0.5 * abs(advantage).sum("entry") / (2 * GROUP)
+    moved = light(jax.vmap(lambda d: first("dr_grpo", d)))(jnp.asarray(LOG_RATIOS))
+    swept = xr.DataArray(moved, {"log_ratio": LOG_RATIOS}, ("log_ratio", "prompt", "group"))
+    both: Callable[[], Any] = light(lambda: (first("dr_grpo", 0.0), first("grpo_v32", 0.0)))
+    constant, by_length = both()
+    return {
+        "prefix": xr.Dataset({
+            "constant": (("prompt", "group"), constant),
+            "by_length": (("prompt", "group"), by_length),
+            "covariance": (advantage * (inverse - inverse.mean("entry"))).mean("entry") / 2,
+        }),
+        "uniform": xr.Dataset({"push": swept / half.where(half > 1e-12)}),
+    }  # fmt: skip
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Gradients by hand and by autodiff, on trees and through a network; what pushes the prefix."""
+    rng, runs = np.random.default_rng(seed), size.groups
+    tree = [compared(rng, TreePolicy.uniform(SPACE), drift, runs) for drift in DRIFTS.values()]
+    network = compared(rng, MLPPolicy(space=SPACE), DRIFTS[DRIFTED], runs)
+    return one_group(rng, runs) | {
+        "tree": xr.concat(tree, xr.Variable("drift", list(DRIFTS))),
+        "network": network,
     }
-    uniform = np.array(pushes) / np.where(half > 1e-12, half, np.nan)
-    found = {name: np.asarray(push)[:, 0] for name, push in at_old.items()}
-    return found | {"uniform": uniform, "covariance": covariance}
 
 
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Gradients by hand and by autodiff, on trees and through a network; the prefix's push."""
-    rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))
-    runs = SIZES[size]
-    tree = {name: compared(rng, TreePolicy.uniform(SPACE), drift, runs) for name, drift in DRIFTS.items()}
-    network = compared(rng, MLPPolicy(space=SPACE), DRIFTS["drifted"], runs)
-    swept = prefix_sweep(rng, runs)
-    errors, penalties = ([*(tree[d][of] for d in DRIFTS), network[of]] for of in ("error", "penalty"))
-    return xr.Dataset(
-        {
-            "error": (("policy", "row"), np.array(errors)),
-            "push": (("drift", "row", "seed"), np.stack([tree[d]["push"] for d in DRIFTS])),
-            "penalty": (("policy", "penalised"), np.array(penalties)),
-            "penalty_push": (
-                ("drift", "penalised", "seed"), np.stack([tree[d]["penalty_push"] for d in DRIFTS])
-            ),
-            "printed": (("drift", "row"), np.stack([tree[d]["printed"] for d in DRIFTS])),
-            "uniform": (("log_ratio", "seed"), swept["uniform"]),
-        }
-        | {name: (("prompt", "seed"), swept[name]) for name in ("constant", "net", "covariance")},
-        coords={
-            "policy": [*(f"tree, {name}" for name in DRIFTS), "network, drifted"],
-            "drift": list(DRIFTS),
-            "row": list(FORMS),
-            "penalised": [name for name in FORMS if name in PENALISED],
-            "log_ratio": LOG_RATIOS,
-        },
-    )  # fmt: skip
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Cancellation and covariance, Table 1 row by row, the printed ω, and every derivative by hand."""
+    tree, prefix = data["tree"], data["prefix"]
+    policies = {f"tree, {drift}": tree.sel(drift=drift) for drift in DRIFTS}
+    for name, found in (policies | {f"network, {DRIFTED}": data["network"]}).items():
+        count, pulled = found.sizes["algorithm"], found.penalty_error.dropna("algorithm")
+        claim.requires(f"{name}: gradient of {count} methods - by hand", worst(found.error, tolerance=1e-6))
+        told = f"{name}: gradient of {pulled.size} penalties - by hand"
+        claim.requires(told, worst(pulled, tolerance=1e-6))
+    free = data["uniform"].push.sel(log_ratio=slice(np.log(0.81), np.log(1.19)))
+    idle = worst(free.stack(of=("prompt", "group")).dropna("of"), tolerance=1e-9)
+    claim.refutes("uniform weights, nobody clipped: push", idle)
+    claim.refutes("uniform weights: W_agg at the old policy", worst(prefix.constant, tolerance=1e-12))
+    covariance = worst(prefix.by_length, expected=prefix.covariance, tolerance=1e-12)
+    claim.refutes("weights 1/len: W_agg - Cov(A, 1/len)", covariance)
+    shares = {row: mean(tree.push.sel(drift=OLD, algorithm=row), **expectation(row)) for row in NAMES}
+    for row, number in shares.items():
+        claim.refutes(f"{NAMES[row]}: share of the push that does not cancel", number)
+    for row in NAMES:
+        error = float(tree.printed.sel(row=row).max())
+        number, told = Number(error, 0.0, 1e-6), f"{NAMES[row]}: printed ω = α s against the derivative"
+        if row in DERIVATIVES:
+            claim.qualifies(told, number, only=f"with ω = {DERIVATIVES[row]}")
+        else:
+            claim.refutes(told, number)
+    above = data["uniform"].push.sel(log_ratio=HELD, method="nearest")
+    clipped = mean(above.stack(of=("prompt", "group")).dropna("of"), expected=0.0, tolerance=0.01)
+    words = "while nobody is clipped: beyond, the clip pushes the whole prefix back"
+    claim.qualifies("uniform weights, prefix at ratio 1.35: push over half of Σ α|A|", clipped, only=words)
+    claim.reports("share that does not cancel, drifted", each(
+        tree.push.sel(drift=DRIFTED, algorithm=list(NAMES)), over="group"
+    ))  # fmt: skip
+    penalties = tree.penalty_push.sel(algorithm=list(PENALISED))
+    claim.reports("penalty's net push over the advantages' gross push", each(penalties, over="group"))
+    pushing = [number for row, number in shares.items() if row not in UNIFORM]
+    low, high = min(n.value for n in pushing), max(n.value for n in pushing)
+    claim.finds(
+        f"{len(pushing)} of the {len(NAMES)} methods leave {low:.0%} to {high:.0%} of the push on a prefix "
+        f"uncancelled that all {GROUP} outputs of a group share; Dr. GRPO, DAPO, GPG and CISPO leave none.",
+        when=shares.values(),
+    )
+    claim.finds(
+        "Constant weights stop cancelling once a side of the group is clipped.", when=clipped.holds is False
+    )
 
 
-def check(data: xr.Dataset):
-    """Every method's gradient, the cancellation, the covariance, and the printed omega."""
-    numbers = {}
-    for policy in data.policy.values:
-        errors = data.error.sel(policy=policy)
-        numbers[f"{policy}: worst relative error of {data.row.size} methods"] = worst(
-            errors, expected=0, tolerance=1e-6
-        )
-        numbers[f"{policy}: worst relative error of {data.penalised.size} penalties"] = worst(
-            data.penalty.sel(policy=policy), expected=0, tolerance=1e-6
-        )
-    uniform = data.uniform.dropna("seed", how="all")
-    inside = uniform.sel(log_ratio=slice(np.log(0.81), np.log(1.19)))
-    numbers["uniform weights, nobody clipped: push"] = worst(inside, expected=0, tolerance=1e-9)
-    numbers["constant weights: W_agg at the old policy"] = worst(data.constant, expected=0, tolerance=1e-12)
-    numbers["1/len: W_agg - Cov(A, 1/len)"] = worst(data.net, expected=data.covariance, tolerance=1e-12)
-    above = uniform.sel(log_ratio=0.3, method="nearest")
-    clipped = "uniform weights, prefix at ratio 1.35: push"
-    numbers[clipped] = mean(above, expected=0, tolerance=0.01)
-    printed = "printed omega = alpha s: worst relative error"
-    numbers[printed] = Number(float(data.printed.max()), expected=0, tolerance=1e-6)
-    for name in TABLE:
-        numbers[f"{name}: share of the prefix's push that does not cancel"] = mean(
-            data.push.sel(row=name, drift="at the old policy")
-        )
-    for name in data.penalised.values:
-        for drift in data.drift.values:
-            label = f"{name}, {drift}: penalty's net push on the prefix over the advantages' gross push"
-            numbers[label] = mean(data.penalty_push.sel(penalised=name, drift=drift))
-    words = {
-        printed: "with omega = alpha for GPG, alpha sg[I] for CISPO and len alpha s for GCPO",
-        clipped: "while nobody is clipped: beyond, the clip pushes the whole prefix back",
-    }
-    refutes = [name for name, number in numbers.items() if number.expected is not None and name not in words]
-    return judge(numbers, refutes=refutes, qualifies=words)
+def expectation(row: str) -> dict[str, Any]:
+    """What the sentence says of the share of a method's push that is left at the old policy."""
+    if row in UNIFORM:
+        return {"expected": 0.0, "tolerance": 1e-9}
+    return {"expected": 0.02, "relation": "at least"}
 
 
-def draw(figure, data: xr.Dataset) -> None:
-    """The push under 1/len, under uniform weights as the prefix drifts, and in the methods of Table 1."""
-    figure.set_size_inches(12.0, 4.1)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
-    for panel in (left, middle, right):
-        panel.spines[["top", "right"]].set_visible(False)
-    left.plot(data.covariance.values.ravel(), data.net.values.ravel(), "o", ms=3, color="#d95f02", alpha=0.5)
-    edge = float(abs(data.covariance).max())
-    left.plot([-edge, edge], [-edge, edge], color="0.4", lw=1, zorder=0)
-    left.plot(data.covariance.values.ravel(), data.constant.values.ravel(), "o", ms=3, color="#7570b3")
-    left.annotate(
-        "the same groups, constant weights", (edge, 0), (0, -12), textcoords="offset points", ha="right",
-        color="#7570b3", fontsize=8,
-    )  # fmt: skip
-    left.set(xlabel="Cov(A, 1/len) of the group", ylabel="push on the shared prefix, $W_{agg}$")
-    left.locator_params(axis="x", nbins=5)
-    left.set_title("Weights 1/len: every group pushes its prefix", fontsize=9)
-    ratio = np.exp(data.log_ratio)
-    middle.plot(ratio, data.uniform.median("seed"), color="#7570b3", lw=2)
-    middle.axvspan(0.8, 1.2, color="0.92", zorder=0)
-    middle.set(xlabel="ratio of the prefix token, new / old", ylabel="push / (½ Σ α|A|)")
-    middle.set_title("Constant weights: 0 until one side is clipped", fontsize=9)
-    names = list(TABLE)[::-1]
-    for row, name in enumerate(names):
-        for drift, color in zip(data.drift.values, ("#1b9e77", "#d95f02"), strict=True):
-            number = mean(data.push.sel(row=name, drift=drift))
-            right.plot([number.low, number.high], [row, row], color=color, lw=4, solid_capstyle="butt")
-            right.plot(number.value, row, "o", color=color, ms=4, label=drift if row == 0 else None)
-    right.set_yticks(range(len(names)), names, fontsize=8)
-    right.set(xlabel="share of the prefix's push left uncancelled")
-    right.set_title("Table 1, groups of eight", fontsize=9)
-    right.legend(frameon=False, fontsize=8)
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """The push under 1/len and under constant weights, both measured; and what Table 1's methods leave."""
+    figure.set_size_inches(7, 3.3)
+    left, right = plotting.panels(figure, 1, 2)
+    prefix, lengths, constant = data["prefix"], plotting.COLORS[1], plotting.COLORS[0]
+    edge = float(abs(prefix.covariance).max())
+    plotting.theory(left, [-edge, edge], [-edge, edge], label="Cov(A, 1/len)", color="0.5")
+    for name, color, label in (
+        ("by_length", lengths, "weights 1/len"),
+        ("constant", constant, "constant weights"),
+    ):
+        x, y = prefix.covariance.values.ravel(), prefix[name].values.ravel()
+        left.plot(x, y, "o", ms=3, alpha=0.6, color=color, label=label)
+    left.legend(loc="upper left")
+    left.set(xlabel="Cov(A, 1/len) of the group", ylabel="push on the shared prefix, W_agg")
+    left.set_title("Weights 1/len push every group's prefix")
+    shares = interval(data["tree"].push.sel(drift=OLD), over="group")
+    rows = {name: shares.sel(algorithm=row) for row, name in NAMES.items()}
+    colors = [constant if row in UNIFORM else lengths for row in NAMES]
+    plotting.intervals(right, rows, colors=colors)
+    right.set(xlabel="share of the push that does not cancel", xlim=(-0.02, 1.05))
+    right.set_title("Table 1 at the old policy (blue: equal weights)")

@@ -1,318 +1,344 @@
-"""AdamW ignores the reward's scale until its epsilon notices.
+"""The AdamW optimizer makes training largely insensitive to the scale of the reward.
 
-Claim B3 of arXiv:2601.05002 (Propositions 2, 5, 6): with shift-only advantages and no penalty, rewards times
-phi leave AdamW's steps unchanged at eps = 0; with eps > 0 each coordinate's step shrinks by 1/(1 + eps/(phi
-sqrt(v))). Refuted if a power-of-two phi changes a single bit at eps = 0 (on finite actions, and on a tree
-with shared parameters, in both precisions), if (phi, phi eps) differs from (1, eps), if a corner measured by
-training lies more than 5 % from the one predicted out of the recorded second moments, or if the control,
-SGD, moves less than 0.1. Qualified if norm clipping that is active at some steps only breaks the invariance.
-Reported, as the claim excludes them: a penalty, L2 in the gradient, rounding at eps = 0.
+[B] (arXiv:2601.05002), abstract, Propositions 2, 5 and 6, Appendix C.3: rewards times φ multiply advantages,
+gradients and Adam's first moment by φ and its second by φ², so that a step does not change at ε = 0 and each
+coordinate's shrinks by 1/(1 + ε/(φ√v)) otherwise. Four questions of six answers with graded rewards,
+shift-only advantages, constant token weights, no penalty; and a sequence tree with shared parameters.
+
+Refuted if at the default ε = 1e-8 a factor of 64 either way moves a trained policy by more than 0.005 in
+total variation (AdamW alone, with weight decay, with a schedule, with clipping at every step: each by
+itself); if a power of two changes one bit at ε = 0 (answers, and tree in both precisions); or if the scale at
+which half of the way is lost lies more than 5 % from the one predicted out of the recorded second moments.
+Qualified by a scale at which ε is felt, by norm clipping that acts at some steps only, by a KL penalty and by
+L2 in the gradient, where the margin of 0.005 (of ε: 5 % of the way) is left. SGD must move by 0.1, rewards
+that are all equal by nothing, and (φ, φε) must give what (1, ε) gives: checks of the instrument.
 """
 
 import dataclasses
-import functools
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from experiments.problems import tree_survival
-from experiments.grid import grid
-from experiments.verdict import Number, judge, mean, worst
-from grpo_jax import train
-from grpo_jax.config import Config, Loop
-from grpo_jax.methods import SHIFT, grpo
-from grpo_jax.optimizers import L2, SGD, AdamW, ClippedNorm, Cosine
-from grpo_jax.part import put
+import grpo_jax as gj
+from experiments.harness.numbers import Number, furthest, interval, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from grpo_jax import plotting
+from grpo_jax.measures import View
+from grpo_jax.methods import SHIFT, dr_grpo, grpo
+from grpo_jax.optimizers import L2, Cosine
 from grpo_jax.parts.penalties import K3, Penalty
 from grpo_jax.parts.reductions import Constant
-from grpo_jax.policies import ActionPolicy
-from grpo_jax.surrogate import Method
-from grpo_jax.tasks import Questions
+from grpo_jax.policies.tree import share_rows
+from grpo_jax.tasks import trees
 from grpo_jax.theory.optimizer import scale_corner
 
-CLAIM = "B3"
-PAPER = "B"
 PRECISION = "float64"
+SIZES = sizes(seeds=(16, 128, 512), doublings=(8, 2, 1))
 
-EPS = np.array([0.0, 1e-15, 1e-8, 1e-5])
-RATE, STEPS = 1e-3, 60
-DOUBLINGS = np.array([-6, -3, 0, 3, 6])
-SIZES = {"smoke": (16, 8), "quick": (128, 2), "full": (512, 1)}
-"""Seeds, and doublings between the reward scales from 2^-80 to 2^27."""
-INVARIANT = (
-    "AdamW",
-    "AdamW, weight decay",
-    "AdamW, cosine rate",
-    "AdamW, always clipped",
-    "σ-normalised SGD",
-)
-BREAKING = ("AdamW, penalty", "AdamW, L2 in gradient", "AdamW, clipped at times", "SGD")
+STEPS = 60
+EPS = [0.0, 1e-15, 1e-8, 1e-5]
+DEFAULT = 1e-8
+SMALL = 2.0**-40
+"""A scale at which ε = 1e-8 is felt: φ√v is about 1e-14."""
+POWERS = [-40, -20, -6, -3, 0, 3, 6, 20]
+FACTOR = [-6, 6]
+"""Doublings of the rewards by which a policy must not move."""
+NEVER = 1e30
+KINDS = {
+    "AdamW": (DEFAULT, 1.0, 0.0, 0.0, NEVER, 0.0),
+    "AdamW, ε = 0": (0.0, 1.0, 0.0, 0.0, NEVER, 0.0),
+    "weight decay": (DEFAULT, 1.0, 0.5, 0.0, NEVER, 0.0),
+    "weight decay, ε = 0": (0.0, 1.0, 0.5, 0.0, NEVER, 0.0),
+    "cosine rate": (DEFAULT, 0.0, 0.0, 0.0, NEVER, 0.0),
+    "cosine rate, ε = 0": (0.0, 0.0, 0.0, 0.0, NEVER, 0.0),
+    "clipped at every step": (DEFAULT, 1.0, 0.0, 0.0, 1e-4, 0.0),
+    "clipped at times": (DEFAULT, 1.0, 0.0, 0.0, 0.1, 0.0),
+    "KL penalty": (DEFAULT, 1.0, 0.0, 0.0, NEVER, 0.04),
+    "L2 in the gradient": (DEFAULT, 1.0, 0.0, 0.01, NEVER, 0.0),
+}
+"""ε, end of the cosine schedule, weight decay, coefficient of L2, norm clipped to, KL coefficient."""
+CHAIN = ("inner.inner.eps", "end", "weight_decay", "optimizer.inner.coef", "max_norm", "kl_coef")
+CONDITIONS = {
+    "clipped at times": "where norm clipping is active always or never",
+    "KL penalty": "without a KL penalty",
+    "L2 in the gradient": "with decoupled weight decay, not with L2 in the gradient",
+}
+OTHERS = {
+    "RMSProp": gj.RMSProp(learning_rate=0.02),
+    "Lion": gj.Lion(learning_rate=0.02),
+    "SGD": gj.SGD(learning_rate=0.1),
+}
 MARGIN = 0.005
 """Total variation below which a policy counts as unchanged."""
-CONDITIONS = {"drift: AdamW, clipped at times": "where norm clipping is active always or never"}
 
 
-def method(*, normalized: bool = False, coef: float = 0.0) -> Method:
-    """Shift-only or σ-normalised, constant token weights."""
-    advantage = grpo.advantage if normalized else SHIFT
-    penalty = Penalty(divergence=K3(), coef=coef)
-    return dataclasses.replace(grpo, advantage=advantage, penalty=penalty, reduction=Constant(length=1.0))
+@gj.measure("context", "answer", about="logits")
+def logits(view: View) -> jax.Array:
+    """The policy."""
+    return view.params
 
 
-def problem(root: int, **changes) -> Config:
+@gj.measure("context", "answer", about="bias-corrected first moment")
+def first(view: View) -> jax.Array:
+    """m of AdamW."""
+    return view.state.opt_state[0].mu / (1 - 0.9**view.state.step)
+
+
+@gj.measure("context", "answer", about="root of the bias-corrected second moment")
+def root_second(view: View) -> jax.Array:
+    """√v of AdamW."""
+    return (view.state.opt_state[0].nu / (1 - 0.999**view.state.step)) ** 0.5
+
+
+def problem(root: int, optimizer: Any, *, normalized: bool = False) -> gj.Config:
     """Four questions of six answers with graded rewards, groups of eight."""
-    table = np.random.default_rng(root).uniform(size=(4, 6))
-    base = Config(
-        policy=ActionPolicy.uniform(contexts=4, actions=6),
-        task=Questions(table=table),
-        method=method(),
-        loop=Loop(group_size=8),
+    made = dataclasses.replace(
+        grpo,
+        advantage=grpo.advantage if normalized else SHIFT,
+        penalty=Penalty(divergence=K3(), coef=0.0),
+        reduction=Constant(length=1.0),
     )
-    return dataclasses.replace(base, **changes)
-
-
-def scaled(config: Config, scale: np.ndarray) -> Config:
-    """Rewards times scale [R]."""
-    return put(config, "task.scale", jnp.asarray(scale))
-
-
-@functools.partial(jax.jit, static_argnames=("steps", "moments"))
-def trained(config: Config, state: train.TrainState, *, steps: int = STEPS, moments: bool = False):
-    """Final parameters, and every step's bias-corrected moments if asked for."""
-
-    def body(state, _):
-        state, _ = train.step(config, state, record=())
-        seen = (state.opt_state[0].mu, state.opt_state[0].nu) if moments else None
-        return state, seen
-
-    after, seen = jax.lax.scan(body, state, length=steps)
-    if not moments:
-        return after.params, None
-    count = jnp.arange(1, steps + 1).reshape(-1, 1, 1, 1)
-    return after.params, (seen[0] / (1 - 0.9**count), jnp.sqrt(seen[1] / (1 - 0.999**count)))
-
-
-def final(config: Config, seeds: np.ndarray, root: int, **options) -> np.ndarray:
-    """[C, K, R] parameters after training."""
-    return np.asarray(trained(config, train.init(config, seeds, root=root), **options)[0])
-
-
-def norm(array: np.ndarray) -> np.ndarray:
-    return np.sqrt((np.asarray(array) ** 2).sum((0, 1)))
-
-
-def displacement(root: int, scales: np.ndarray, eps: np.ndarray, seeds: np.ndarray, **changes) -> np.ndarray:
-    """[eps, scale, seed] distance that training moves the logits, over that at eps = 0 and scale 1."""
-    e, scale, seed = grid(eps, scales, seeds)
-    config = scaled(problem(root, optimizer=AdamW(learning_rate=RATE, eps=jnp.asarray(e)), **changes), scale)
-    moved = norm(final(config, seed, root)).reshape(len(eps), len(scales), len(seeds))
-    return moved / moved[0, np.argmin(abs(np.log(scales)))]
-
-
-def rounding(root: int, seeds: np.ndarray) -> np.ndarray:
-    """[eps, seed] total variation between the policies trained at scales 3 and 1: rounding alone.
-
-    eps is scaled along, so that exact arithmetic would give 0.
-    """
-    e, scale, seed = grid(EPS, np.array([1.0, 3.0]), seeds)
-    config = scaled(problem(root, optimizer=AdamW(learning_rate=0.02, eps=jnp.asarray(e * scale))), scale)
-    policy = np.asarray(jax.nn.softmax(final(config, seed, root), axis=1)).reshape(
-        4, 6, len(EPS), 2, len(seeds)
+    return gj.Config(
+        policy=gj.ActionPolicy.uniform(contexts=4, actions=6),
+        task=gj.Questions(table=np.random.default_rng(root).uniform(size=(4, 6))),
+        method=made,
+        optimizer=optimizer,
+        loop=gj.Loop(group_size=8),
     )
-    return 0.5 * abs(policy[:, :, :, 1] - policy[:, :, :, 0]).sum(1).mean(0)
 
 
-def predicted(root: int, scales: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[eps, scale, seed] distance from the moments of the run at eps = 0; and the seeds' median sqrt(v)."""
-    config = problem(root, optimizer=AdamW(learning_rate=RATE, eps=0.0))
-    _, (m, root_v) = trained(config, train.init(config, seeds, root=root), moments=True)
-
-    @jax.jit
-    def distance(shift):
-        step = jnp.where(m == 0, 0, m / jnp.where(m == 0, 1, root_v + shift))
-        return jnp.sqrt(jnp.sum(jnp.sum(step, 0) ** 2, (0, 1)))
-
-    moved = np.array([[distance(e / scale) for scale in scales] for e in EPS])
-    return moved / moved[0, 0], np.median(np.asarray(root_v), (0, 1, 2))
-
-
-def bit_exact(root: int, seeds: np.ndarray) -> dict[str, float]:
-    """Greatest difference that a power-of-two scale makes, at eps = 0 and with eps scaled along."""
-    power, seed = grid(np.arange(-40, 21, 5), seeds)
-    scale = 2.0**power
-    found = {}
-    for name, eps, plain in (("eps 0", 0.0 * scale, 0.0), ("eps scaled along", 1e-8 * scale, 1e-8)):
-        rate = Cosine(init=0.05, steps=STEPS)
-        here = AdamW(learning_rate=rate, eps=jnp.asarray(eps), weight_decay=0.1)
-        there = dataclasses.replace(here, eps=jnp.asarray(plain + 0 * scale))
-        a = final(scaled(problem(root, optimizer=here), scale), seed, root)
-        b = final(scaled(problem(root, optimizer=there), 0 * scale + 1), seed, root)
-        found[name] = float(abs(a - b).max())
-    return found
-
-
-def company(root: int, seeds: np.ndarray) -> dict[str, np.ndarray]:
-    """Variant -> [doubling, seed] total-variation distance of the trained policy from that at scale 1."""
-    power, seed = grid(DOUBLINGS, seeds)
-
-    def distance(optimizer, made: Method) -> np.ndarray:
-        config = scaled(problem(root, optimizer=optimizer, method=made), 2.0**power)
-        policy = np.asarray(jax.nn.softmax(final(config, seed, root), axis=1))
-        policy = policy.reshape(4, 6, len(DOUBLINGS), len(seeds))
-        return 0.5 * abs(policy - policy[:, :, [2]]).sum(1).mean(0)
-
-    def adam(*, decay=0.0, end=1.0, clip=1e30, coef=0.0):
-        rate = Cosine(init=0.02, steps=STEPS, end=end)
-        inner = AdamW(learning_rate=rate, eps=0.0, weight_decay=decay)
-        return ClippedNorm(inner=L2(inner=inner, coef=coef), max_norm=clip)
-
-    sgd = SGD(learning_rate=0.1)
-    return {
-        "AdamW": distance(adam(), method()),
-        "AdamW, weight decay": distance(adam(decay=0.5), method()),
-        "AdamW, cosine rate": distance(adam(end=0.0), method()),
-        "AdamW, always clipped": distance(adam(clip=1e-4), method()),
-        "σ-normalised SGD": distance(sgd, method(normalized=True)),
-        "AdamW, penalty": distance(adam(), method(coef=0.04)),
-        "AdamW, L2 in gradient": distance(adam(coef=0.01), method()),
-        "AdamW, clipped at times": distance(adam(clip=0.1), method()),
-        "SGD": distance(sgd, method()),
-    }
-
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """The displacement over reward scales, its prediction, bit-exact pairs, what breaks the invariance."""
-    root = int(jax.random.key_data(key)[-1])
-    count, every = SIZES[size]
-    seeds, scales = np.arange(count), 2.0 ** np.arange(-80, 28, every)
-    with jax.enable_x64(False):
-        single, rounding32 = displacement(root, scales, EPS, seeds), rounding(root, seeds)
-        tree = [tree_survival.scale_bits(root, seeds[:16])]
-    tree.append(tree_survival.scale_bits(root, seeds[:16]))
-    forecast, root_v = predicted(root, scales, seeds)
-    variants = company(root, seeds)
-    exact = bit_exact(root, seeds[:16])
-    constant = problem(root, optimizer=AdamW(eps=1e-8), task=Questions(table=np.ones((4, 6))))
-    placebo = final(scaled(constant, np.full(count, 1e8)), seeds, root)
-    return xr.Dataset(
-        {
-            "measured": (("eps", "scale", "seed"), displacement(root, scales, EPS, seeds)),
-            "predicted": (("eps", "scale", "seed"), forecast),
-            "single": (("eps", "scale", "seed"), single),
-            "rounding": (("precision", "eps", "seed"), np.stack([rounding32, rounding(root, seeds)])),
-            "root_v": ("seed", root_v),
-            "drift": (("variant", "doubling", "seed"), np.stack(list(variants.values()))),
-            "bits": ("pair", list(exact.values())),
-            "tree": (("precision", "optimizer"), np.stack(tree)),
-            "placebo": ("seed", abs(placebo).max((0, 1))),
-        },
-        coords={
-            "eps": EPS, "scale": scales, "seed": seeds, "variant": list(variants), "doubling": DOUBLINGS,
-            "pair": list(exact), "precision": ["float32", "float64"],
-            "optimizer": list(tree_survival.VARIANTS),
-        },
+def swept(root: int, size: Any, config: gj.Config, axes: Any, **options: Any) -> xr.Dataset:
+    """The policies that training ends with, and their logits."""
+    found = gj.sweep(
+        config, axes, seeds=size.seeds, iterations=STEPS, root=root, record_every=STEPS,
+        record=["probabilities"], measure={"logits": logits}, progress=False, **options,
     )  # fmt: skip
+    return labelled(found.isel(iteration=0, drop=True))
 
 
-def corner(scale: np.ndarray, response: np.ndarray) -> float:
-    """The scale at which an increasing response passes one half; NaN if it does not."""
-    response = np.asarray(response)
-    if not response.min() < 0.5 < response.max():
-        return float("nan")
-    return float(np.exp(np.interp(0.5, response, np.log(scale))))
-
-
-def check(data: xr.Dataset):
-    """Bits, corners, and the company that AdamW keeps."""
-    curves = {name: data[name].mean("seed") for name in ("measured", "predicted", "single")}
-    numbers = {
-        "change by a power of two, eps 0": Number(float(data.bits.sel(pair="eps 0")), expected=0.0),
-        "change of (phi, phi eps)": Number(float(data.bits.sel(pair="eps scaled along")), expected=0.0),
-        "response at eps 0": worst(data.measured.sel(eps=0.0), expected=1.0),
-        "placebo moves": Number(float(data.placebo.max()), expected=0.0),
+def labelled(found: xr.Dataset) -> xr.Dataset:
+    """Short names for the dimensions; of settings that are zipped the names alone."""
+    zipped = {
+        dim: [c for c in found.coords if c in str(dim).split("+")] for dim in found.dims if "+" in str(dim)
     }
-    for precision in data.precision.values:
-        numbers[f"tree, {precision}: change by 2^-6 and 2^6"] = worst(
-            data.tree.sel(precision=precision), expected=0.0
-        )
-    numbers |= _corners(data, curves)
-    for variant in INVARIANT:
-        numbers[f"drift: {variant}"] = worst(data.drift.sel(variant=variant), expected=0.0, tolerance=1e-9)
-    for variant in BREAKING:
-        drift = data.drift.sel(variant=variant).isel(doubling=[0, 4]).mean("doubling")
-        numbers[f"drift: {variant}"] = {
-            "SGD": mean(drift, expected=0.1, relation="at least"),
-            "AdamW, clipped at times": mean(drift, expected=MARGIN, relation="at most"),
-        }.get(variant, mean(drift))
-    double, single = (data.rounding.sel(precision=name) for name in ("float64", "float32"))
-    for eps in (0.0, 1e-8):
-        numbers[f"float32, phi = 3, eps {eps:g}: drift"] = mean(single.sel(eps=eps))
-    numbers["float64, phi = 3, eps 0: drift"] = mean(double.sel(eps=0.0))
-    numbers["float64, phi = 3, eps 1e-08: drift"] = mean(double.sel(eps=1e-8), expected=0.0, tolerance=1e-6)
-    intact = (abs(curves["single"].sel(eps=0.0) - 1) < 0.01).values
-    numbers["float32, eps 0: least scale with unchanged steps"] = Number(
-        float(data.scale.values[intact].min())
+    found = found.drop_vars([name for names in zipped.values() for name in names])
+    names = {"+".join(CHAIN): "kind", "reward_scale+optimizer.eps": "scale", "reward_scale": "scale"}
+    return found.rename({old: new for old, new in names.items() if old in found.dims})
+
+
+def distance(root: int, size: Any, eps: list[float]) -> xr.DataArray:
+    """How far training moves the logits, over that at ε = 0 and φ = 1."""
+    scales = 2.0 ** np.arange(-80, 28, size.doublings)
+    config = problem(root, gj.AdamW(learning_rate=1e-3, eps=0.0))
+    ended = swept(root, size, config, {"optimizer.eps": eps, "reward_scale": scales}).logits
+    moved = np.sqrt((ended**2).sum(["context", "answer"]))
+    moved = moved.rename({"optimizer.eps": "eps"})
+    return moved / moved.sel(eps=0.0, scale=1.0)
+
+
+def predicted(root: int, size: Any, scales: xr.DataArray) -> xr.Dataset:
+    """The same from the moments of the run at ε = 0 and φ = 1; and the runs' median √v."""
+    config = problem(root, gj.AdamW(learning_rate=1e-3, eps=0.0))
+    seen = gj.sweep(
+        config, seeds=size.seeds, iterations=STEPS, root=root, record=[],
+        measure={"first": first, "root": root_second}, progress=False,
+    )  # fmt: skip
+    moves = seen.first != 0
+
+    def moved(shift: float) -> xr.DataArray:
+        step = (seen.first / (seen.root + shift).where(moves, 1.0)).where(moves, 0.0)
+        return np.sqrt((step.sum("iteration") ** 2).sum(["context", "answer"]))
+
+    rows = [xr.concat([moved(e / s) for s in scales.values], scales) for e in EPS]
+    ways = xr.concat(rows, xr.Variable("eps", EPS))
+    middle = seen.root.median(["iteration", "context", "answer"])
+    return xr.Dataset({"distance": ways / ways.sel(eps=0.0, scale=1.0), "root_v": middle})
+
+
+def drift(policies: xr.DataArray) -> xr.DataArray:
+    """Total variation from the policy trained at φ = 1, mean over questions."""
+    return 0.5 * abs(policies - policies.sel(scale=1.0)).sum("output").mean("context")
+
+
+def company(root: int, size: Any) -> dict[str, xr.Dataset]:
+    """AdamW with what comes with it, other optimizers, and σ-normalised advantages, over scales."""
+    rate = Cosine(init=0.02, steps=STEPS, end=1.0)
+    chain = gj.ClippedNorm(inner=L2(inner=gj.AdamW(learning_rate=rate)))
+    scales = {"reward_scale": 2.0 ** np.array(POWERS)}
+    found = swept(root, size, problem(root, chain), {CHAIN: KINDS, **scales})
+    bits = abs(found.logits - found.logits.sel(scale=1.0)).max(["context", "answer", "scale"])
+    plain = problem(root, OTHERS["SGD"])
+    others = swept(root, size, plain, scales, variants={"optimizer": OTHERS})
+    normal = swept(root, size, problem(root, OTHERS["SGD"], normalized=True), scales)
+    return {
+        "kinds": xr.Dataset({"drift": drift(found.probabilities), "bits": bits}),
+        "others": xr.Dataset({"drift": drift(others.probabilities)}),
+        "normalized": xr.Dataset({"drift": drift(normal.probabilities)}),
+    }
+
+
+def along(root: int, size: Any, eps: float, *, equal: bool = False) -> xr.Dataset:
+    """What a scale φ together with φε changes against (1, ε); ``equal``: where all rewards are equal."""
+    config = problem(root, gj.AdamW(learning_rate=0.02))
+    if equal:
+        config = dataclasses.replace(config, task=gj.Questions(table=np.ones((4, 6))))
+    axis = {phi: (phi, phi * eps) for phi in (2.0**-30, 1.0, 3.0, 2.0**20)}
+    found = swept(root, size, config, {("reward_scale", "optimizer.eps"): axis})
+    return xr.Dataset({
+        "drift": drift(found.probabilities),
+        "moved": abs(found.logits).max(["context", "answer"]),
+        "bits": abs(found.logits - found.logits.sel(scale=1.0)).max(["context", "answer"]),
+    })  # fmt: skip
+
+
+def on_a_tree(root: int, size: Any) -> xr.DataArray:
+    """Greatest change of a logit by 2^-6 and 2^6 at ε = 0, on a tree whose two contexts share parameters."""
+    space = trees.free_length(vocab=3, horizon=4)
+    tie = share_rows(space, lambda prefix: (len(prefix), prefix[1:]))
+    table = np.random.default_rng(0).normal(size=(2, max(tie) + 1, space.vocab))
+    adam = gj.AdamW(learning_rate=Cosine(init=0.02, steps=60.0), eps=0.0)
+    config = gj.Config(
+        policy=gj.TreePolicy(space=space, logits=table, tie=tie),
+        task=trees.tabulated(space, lambda y: y[0] == 0, lambda y: 0.5 * (y[0] == 1) + 0.1 * len(y)),
+        method=dataclasses.replace(dr_grpo, penalty=None),
+        optimizer=gj.ClippedNorm(inner=adam),
+        loop=gj.Loop(group_size=8, inner_steps=2),
     )
-    refutes = [
-        name for name, number in numbers.items() if number.expected is not None and name not in CONDITIONS
-    ]
-    return judge(numbers, refutes=refutes, qualifies=CONDITIONS)
+    kinds = {
+        "plain": (0.0, 1.0, NEVER),
+        "weight decay": (0.5, 1.0, NEVER),
+        "cosine rate": (0.0, 0.0, NEVER),
+        "clipped at every step": (0.0, 1.0, 1e-5),
+    }
+
+    @gj.measure("context", "node", "token", about="logits")
+    def parameters(view: View) -> jax.Array:
+        return view.params
+
+    found = gj.sweep(
+        config, {("weight_decay", "end", "max_norm"): kinds, "reward_scale": [2.0**-6, 1.0, 2.0**6]},
+        seeds=min(size.seeds, 16), iterations=30, root=root, record_every=30, record=[],
+        measure={"parameters": parameters}, progress=False,
+    ).parameters.rename({"weight_decay+end+max_norm": "kind"})  # fmt: skip
+    apart = abs(found - found.sel(reward_scale=1.0)).drop_vars(["weight_decay", "end", "max_norm"])
+    return apart.max(["iteration", "context", "node", "token", "reward_scale"])
 
 
-def _corners(data: xr.Dataset, curves: dict[str, xr.DataArray]) -> dict[str, Number]:
-    numbers = {}
-    for eps in EPS[1:]:
-        at = {name: corner(data.scale.values, curve.sel(eps=eps).values) for name, curve in curves.items()}
-        numbers[f"corner / predicted, eps {eps:g}"] = Number(at["measured"] / at["predicted"], 1.0, 0.05)
-        simple = float(scale_corner(root_v=float(data.root_v.median()), eps=eps))
-        numbers[f"corner, eps {eps:g}"] = Number(at["measured"])
-        numbers[f"corner from the median sqrt(v), eps {eps:g}"] = Number(simple)
-    return numbers
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """The way trained over reward scales with its prediction, what keeps and what breaks the invariance."""
+    double = distance(seed, size, EPS)
+    forecast = predicted(seed, size, double.scale)
+    scaled = xr.concat([along(seed, size, e) for e in (0.0, DEFAULT)], xr.Variable("eps", [0.0, DEFAULT]))
+    tree = [on_a_tree(seed, size)]
+    equal = along(seed, size, DEFAULT, equal=True)
+    with jax.enable_x64(False):
+        single = distance(seed, size, [0.0])
+        rounded = along(seed, size, DEFAULT)
+        tree.append(on_a_tree(seed, size))
+    return company(seed, size) | {
+        "response": xr.Dataset(
+            {"measured": double, "predicted": forecast.distance, "root_v": forecast.root_v}
+        ),
+        "single": xr.Dataset({"measured": single.sel(eps=0.0, drop=True), "drift": rounded.drift}),
+        "along": scaled,
+        "equal": equal,
+        "tree": xr.Dataset({"bits": xr.concat(tree, xr.Variable("precision", ["float64", "float32"]))}),
+    }
 
 
-def draw(figure, data: xr.Dataset) -> None:
-    """The response over scales with its prediction, and what does and does not feel the scale."""
-    figure.set_size_inches(10.5, 4.2)
-    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    _draw_response(left, data)
-    _draw_company(right, data)
+def corner(curve: xr.DataArray) -> float:
+    """The scale at which an increasing response passes one half; NaN if it does not."""
+    if not curve.min() < 0.5 < curve.max():
+        return float("nan")
+    return float(np.exp(np.interp(0.5, curve, np.log(curve.scale))))
 
 
-def _draw_response(axes, data: xr.Dataset) -> None:
-    colors = dict(zip(EPS, ("#333333", "#1b9e77", "#d95f02", "#7570b3"), strict=True))
-    for eps, color in colors.items():
-        label = "ε = 0" if eps == 0 else f"ε = 1e{round(np.log10(eps))}"
-        axes.plot(data.scale, data.predicted.sel(eps=eps).mean("seed"), color=color, lw=1.4)
-        measured = data.measured.sel(eps=eps).mean("seed")
-        axes.plot(data.scale, measured, "o", ms=4, mfc="white", color=color, label=label)
-        if eps > 0:
-            at = float(scale_corner(root_v=float(data.root_v.median()), eps=eps))
-            axes.axvline(at, color=color, lw=0.8, ls=":")
-    single = data.single.sel(eps=0.0).mean("seed")
-    axes.plot(data.scale, single, "x", ms=4, color="#c51b7d", label="float32, ε = 0 (NaN below)")
-    line = np.logspace(-4, 0.2, 100)
-    axes.plot(line, line, color="0.6", ls="--", lw=1, label="SGD (∝ φ)")
-    axes.set(xscale="log", xlim=(1e-24, 3e8), ylim=(-0.04, 1.3), xlabel="reward scale φ")
-    axes.set_ylabel("distance trained, relative to φ = 1, ε = 0")
-    axes.set_title("Points: trained. Lines: predicted from recorded √v. Dotted: φ = ε/√v", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.0, 0.55))
-    axes.spines[["top", "right"]].set_visible(False)
+def felt(found: xr.DataArray) -> Number:
+    """Of a factor of 64 either way, the one that moves the policy more."""
+    return furthest(found.sel(scale=[2.0**power for power in FACTOR]), tolerance=MARGIN)
 
 
-def _draw_company(axes, data: xr.Dataset) -> None:
-    names = [*INVARIANT, *BREAKING][::-1]
-    for row, name in enumerate(names):
-        drift = data.drift.sel(variant=name).isel(doubling=[0, 4]).mean("doubling")
-        number = mean(drift)
-        color = "#1b9e77" if name in INVARIANT else "#d95f02"
-        axes.plot([number.low, number.high], [row, row], color=color, lw=3, solid_capstyle="butt")
-        axes.plot(number.value, row, "o", color=color, ms=6)
-        text = "bit-identical" if float(drift.max()) == 0 else f"{number.value:.2g}"
-        axes.annotate(text, (number.value, row), (7, 0), textcoords="offset points", fontsize=8, va="center")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set(xlim=(-0.01, 0.62), ylim=(-0.6, len(names) - 0.4))
-    axes.set(xlabel="total variation from the policy at φ = 1")
-    axes.set_title("Trained policy under φ = 2⁻⁶ and 2⁶, 99.9 % intervals", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Trained policies and bits, corners, conditions; controls."""
+    kinds, response, single = data["kinds"], data["response"], data["single"]
+    claim.requires("equal rewards times 2^20 move a logit by", worst(data["equal"].moved))
+    claim.requires("(φ, φε) - (1, ε), powers of two", worst(data["along"].bits.drop_sel(scale=3.0)))
+    claim.requires(
+        "(φ, φε) against (1, ε), φ = 3: drift", worst(data["along"].drift.sel(scale=3.0), tolerance=1e-6)
+    )
+    sgd = data["others"].drift.sel(optimizer="SGD", scale=2.0 ** np.array(FACTOR)).mean("scale")
+    claim.requires("control, SGD: drift", mean(sgd, expected=0.1, relation="at least"))
+    claim.requires("σ-normalised advantages, SGD: drift", worst(data["normalized"].drift, tolerance=1e-9))
+    exact = [name for name in KINDS if "ε = 0" in name]
+    kept = [name for name in KINDS if name not in CONDITIONS and name not in exact]
+    moves = {name: felt(kinds.drift.sel(kind=name)) for name in KINDS}
+    for name in kept:
+        claim.refutes(f"{name}: drift under φ = 2^±6", moves[name])
+    for name in exact:
+        claim.refutes(f"{name}: change of a logit by a power of two", worst(kinds.bits.sel(kind=name)))
+    claim.refutes("response at ε = 0, φ = 2^-80 to 2^26", worst(response.measured.sel(eps=0.0), expected=1.0))
+    for precision in data["tree"].precision.values:
+        bits = data["tree"].bits.sel(precision=precision)
+        claim.refutes(f"tree, {precision}, ε = 0: change of a logit by 2^±6", worst(bits))
+    corners = {e: judge_corner(response, e, claim) for e in EPS[1:]}
+    for name, words in CONDITIONS.items():
+        claim.qualifies(f"{name}: drift under φ = 2^±6", moves[name], only=words)
+    slow = mean(response.measured.sel(eps=DEFAULT, scale=SMALL), expected=1.0, tolerance=0.05)
+    claim.qualifies("ε = 1e-8: way trained at φ = 2^-40 against φ = 1", slow, only="where φ√v is far above ε")
+    for name, found in (("float32", single), ("float64", data["along"].sel(eps=DEFAULT))):
+        claim.reports(f"{name}: drift by rounding under φ = 3", mean(found.drift.sel(scale=3.0)))
+    intact = abs(single.measured.mean("seed") - 1) < 0.01
+    claim.reports(
+        "float32, ε = 0: least scale with unchanged steps", Number(float(intact.scale.where(intact).min()))
+    )
+    claim.finds(
+        "AdamW trains the same policy whether rewards are multiplied by 1/64, 1 or 64; at ε = 1e-8, the "
+        f"default, half of the way is lost only where they are multiplied by {corners[DEFAULT]:.0e}.",
+        when=[moves[name] for name in kept],
+    )
+    if all(moves[name].holds is False for name in CONDITIONS):
+        told = ", ".join(f"{name} {moves[name].value:.3f}" for name in CONDITIONS)
+        claim.finds(f"What brings the scale back, in total variation: {told}.")
+    row = claim.ours("RMSProp and Lion are as insensitive to the reward's scale as AdamW.")
+    for name in OTHERS:
+        number = felt(data["others"].drift.sel(optimizer=name))
+        (row.reports if name == "SGD" else row.refutes)(f"{name}: drift under φ = 2^±6", number)
+        if number.holds is False:
+            row.finds(f"{name} feels a factor of 64 in the reward: its policy moves by {number.value:.2f}.")
+
+
+def judge_corner(response: xr.Dataset, eps: float, claim: Claim) -> float:
+    """Where half of the way is lost: measured, predicted from every step's √v, and from their median."""
+    at, told = (corner(response[name].sel(eps=eps).mean("seed")) for name in ("measured", "predicted"))
+    claim.refutes(f"ε = {eps:g}: scale of half the way, measured / predicted", Number(at / told, 1.0, 0.05))
+    claim.reports(f"ε = {eps:g}: scale of half the way", Number(at))
+    simple = float(scale_corner(root_v=float(response.root_v.median()), eps=eps))
+    claim.reports(f"ε = {eps:g}: ε over the median √v", Number(simple))
+    return at
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """The way trained over the reward's scale, measured and predicted."""
+    figure.set_size_inches(7, 3.4)
+    axes, response = plotting.panels(figure), data["response"]
+    for eps, color in zip(EPS, ("#222222", *plotting.COLORS), strict=False):
+        runs = interval(response.measured.sel(eps=eps))
+        label = "ε = 0" if eps == 0 else f"ε = 1e{np.log10(eps):.0f}"
+        plotting.points(axes, runs.scale, runs.value, runs.low, runs.high, color=color, label=label)
+        plotting.theory(
+            axes, runs.scale, response.predicted.sel(eps=eps).mean("seed"), label=None, color=color
+        )
+    slope = np.geomspace(1e-4, 1.3, 60)
+    plotting.theory(axes, slope, slope, label="SGD, one step: ∝ φ", color="0.5", linestyle="--")
+    axes.set(
+        xscale="log",
+        ylim=(-0.03, 1.3),
+        xlabel="reward scale φ",
+        ylabel="way trained, relative to φ = 1, ε = 0",
+    )
+    axes.set_title(
+        "AdamW does not see the reward's scale until ε does (points: trained; lines: from recorded √v)"
+    )

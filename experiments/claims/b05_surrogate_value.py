@@ -1,212 +1,220 @@
-"""The surrogate's value is no progress meter.
+"""The value of the surrogate is no meter of progress: under length-normalised weights it equals -β E[R] at
+the old policy, whatever the rewards, and over training it does not follow the true reward.
 
-Claim B5 of arXiv:2601.05002 (Proposition 4). Scenario A, where every ratio is 1: under length-normalised
-weights and without masks J = -beta E[R], whatever the rewards; under constant weights J = C sum A_i len_i -
-beta E[R]; in general sum A_i Omega_i = G Cov(A, Omega), Omega_i an output's total weight. Refuted if one of
-these fails by more than 1e-12, or, over training (scenario B), if the value follows the true expected reward
-in one of the methods it speaks of (mean correlation of 0.5 or more from some success rate, with SGD or AdamW,
-while the mean reward of the batch, the control, has that with AdamW from 0.1). Qualified if GRPO's own value
-falls as the reward rises, with a correlation of -0.5 or less: a strong meter, but a reversed one. GPG
-and CISPO, whose value is a log-likelihood, are exempt; GTPO as printed has no value to follow here (its
-entropy filter drops every output, which is checked), and is judged with its filter open.
+[B] Proposition 4. Scenario A, every ratio 1: J = -β E[R] under length-normalised weights without masks,
+J = C Σ A_i len_i - β E[R] under constant weights, in general Σ A_i Ω_i = G Cov(A, Ω), Ω_i an output's total
+weight; identities. Scenario B, over training: each run's correlation of value and true expected reward, for
+every method of Table 1, SGD and AdamW, from three success rates. GPG and CISPO, whose value is a
+log-likelihood, are exempt and reported. Runs and programs are B7's.
+
+Refuted if in one of the methods that it speaks of the value rises with the true reward: a mean correlation of
+0.5 or more, for some optimizer and success rate. Qualified, by name, where it falls as the reward rises: -0.5
+or less, a meter, but a reversed one. The identities (1e-12), the mean reward of the batch, a meter that must
+be seen (0.5 or more with AdamW from 0.1), and the value of GTPO as printed, whose entropy filter drops every
+output, so that it is 0, are checks of the instrument; GTPO is judged with its filter open.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
 
-from experiments.problems.lengths import LEARNING, RATES, SPACE, STEPS, correlation, policy, problem, table_runs
-from experiments.verdict import Number, judge, mean, worst
-from grpo_jax import methods, train
+from experiments.harness.numbers import Number, interval, mean, worst
+from experiments.harness.verdict import Claim
+from experiments.problems.lengths import FREED, RATES, SPACE, TABLE_SIZES, logits, problem, table_runs
+from grpo_jax import methods, plotting, train
 from grpo_jax.collectors import Sampled
 from grpo_jax.part import aligned
-from grpo_jax.surrogate import objective
+from grpo_jax.surrogate import advantages, objective
 from grpo_jax.tasks import trees
+from grpo_jax.types import Array, Rollout
 
-CLAIM = "B5"
-PAPER = "B"
-PRECISION = "float64"
-
-SIZES = {"smoke": 16, "quick": 128, "full": 1024}
+SIZES = TABLE_SIZES
 NORMALISED = ("grpo", "gspo", "gspo_token")
 PENALISED = {"grpo": 0.04, "grpo_v32": 0.04, "dr_grpo": 0.0}
+COVARIANCE = ("grpo", "grpo_v32", "dr_grpo", "dapo")
+FIRST = (*NORMALISED, "dr_grpo", "dapo", "grpo_v32", "cppo", "gpg", "cispo")
 FOLLOWS = 0.5
 """Correlation from which on a value follows another."""
 EXEMPT = ("gpg", "cispo")
 
 
-def at_old(root: int, seeds: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Scenario A: each method's value at theta = theta_old, and by hand, on graded rewards: name -> [R]."""
-    start = policy(np.full(len(seeds), 0.5))
-    reference = start.logits + np.random.default_rng(root).normal(size=start.logits.shape)
-    found = {}
-    for name in (*NORMALISED, "dr_grpo", "dapo", "grpo_v32", "cppo", "gpg", "cispo"):
-        config = problem(np.full(len(seeds), 0.5), methods.get(name), task=trees.graded(SPACE, seed=root))
-        config = aligned(dataclasses.replace(config, reference=reference))
-        state = train.init(config, seeds, root=root)
-        batch = Sampled().collect(config, state)
-        value = objective(config.method, batch.rollout, batch.advantages, batch.rollout.old_logp)
-        found[name] = {"value": np.asarray(value), **by_hand(name, batch)}
+def by_hand(name: str, rollout: Rollout, advantage: Array) -> dict[str, np.ndarray]:
+    """The formulas [R], in numpy: -β E[R]; constant weights; G Cov(A, Ω) - β E[R]."""
+    mask, group = np.asarray(rollout.mask)[0], rollout.tokens.shape[1]
+    lengths, signed = mask.sum(1), np.asarray(advantage)[0, :, 0]
+    x = np.asarray(rollout.ref_logp - rollout.old_logp)[0]
+    divergence = ((np.exp(x) - x - 1) * mask).sum(1) / (1 if name == "dr_grpo" else lengths)
+    penalty = PENALISED.get(name, 0.0) * divergence.mean(0)
+    weights = {"dr_grpo": lengths / group, "dapo": lengths / lengths.sum(0)}
+    weight = weights.get(name, np.ones_like(lengths) / group)
+    return {
+        "penalty": -penalty,
+        "constant": (signed * lengths).sum(0) / group - penalty,
+        "covariance": group * ((signed - signed.mean(0)) * (weight - weight.mean(0))).mean(0) - penalty,
+    }
+
+
+def at_old(seed: int, runs: int) -> xr.Dataset:
+    """Scenario A: each method's value at θ = θ_old on graded rewards, and by hand, in float64."""
+    with jax.enable_x64(True):
+        start = logits(0.5)
+        reference = start + np.random.default_rng(seed).normal(size=start.shape)
+        config = problem(methods.grpo, task=trees.graded(SPACE, seed=seed), reference=reference)
+        config, state = aligned(config), train.init(config, np.arange(runs), root=seed)
+
+        @jax.jit
+        def values(state: train.TrainState) -> tuple[Rollout, dict[str, tuple[Array, Array]]]:
+            rollout, found = Sampled().collect(config, state).rollout, {}
+            for name in FIRST:
+                advantage = advantages(methods.get(name), rollout)
+                value = objective(methods.get(name), rollout, advantage, rollout.old_logp)
+                found[name] = value, advantage
+            return rollout, found
+
+        rollout, found = jax.device_get(values(state))
+        rows = []
+        for name, (value, advantage) in found.items():
+            columns = {"value": value, **by_hand(name, rollout, advantage)}
+            rows.append(xr.Dataset({key: ("seed", column) for key, column in columns.items()}))
+    labelled = dict(zip(found, rows, strict=True))
+    return xr.concat([labelled[name] for name in FIRST], xr.Variable("algorithm", list(FIRST)))
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Values at θ_old with their formulas, and how values and rewards go together over training."""
+    runs = table_runs(seed, size)
+    truth = runs.expected_reward
+    meters = {name: xr.corr(runs[name], truth, "iteration") for name in ("surrogate", "reward")}
+    moves = (runs.surrogate != runs.surrogate.isel(iteration=0)).any("iteration")
+    return {
+        "first": at_old(seed, size.seeds),
+        "runs": xr.Dataset({
+            "correlation": xr.concat(meters.values(), xr.Variable("meter", list(meters))).where(moves),
+            "greatest": abs(runs.surrogate).max(("iteration", "seed", "rate", "optimizer")),
+        }),
+    }  # fmt: skip
+
+
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """The identities of scenario A and the correlations of scenario B."""
+    first = data["first"]
+    same = first.sel(algorithm=list(NORMALISED))
+    claim.requires("length-normalised: J + β E[R]", worst(same.value, expected=same.penalty, tolerance=1e-12))
+    flat = first.sel(algorithm="dr_grpo")
+    claim.requires(
+        "constant weights: J - formula", worst(flat.value, expected=flat.constant, tolerance=1e-12)
+    )
+    for name in COVARIANCE:
+        here = first.sel(algorithm=name)
+        gap = worst(here.value, expected=here.covariance, tolerance=1e-12)
+        claim.requires(f"{name}: J - G Cov(A, Ω) + β E[R]", gap)
+    for name, words in {"cppo": "with its mask", **dict.fromkeys(EXEMPT, "exempt")}.items():
+        size = Number(float(abs(first.value.sel(algorithm=name)).mean()))
+        claim.reports(f"{name}, {words}: mean |J| at the old policy", size)
+    silent = Number(float(data["runs"].greatest.sel(algorithm="gtpo")), 0.0)
+    claim.requires("gtpo as printed: greatest |value| over training", silent)
+    found = judge_meters(data["runs"].correlation, claim)
+    falling = [name for name, numbers in found.items() if any(map(below, numbers.values()))]
+    steepest = min(number.value for number in found["grpo"].values())
+    claim.finds(
+        f"No method's value rises with the reward (correlations below {FOLLOWS}).",
+        when=all((n.high or 0.0) < FOLLOWS for numbers in found.values() for n in numbers.values()),
+    )
+    claim.finds(
+        f"The value falls as the policy gets better, somewhere, in {', '.join(falling)} (GRPO: down to "
+        f"{steepest:.2f}).",
+        when="grpo" in falling,
+    )
+    judge_penalty(data["runs"].correlation.sel(meter="surrogate", drop=True), claim)
+
+
+def below(number: Number) -> bool:
+    """Whether a value is a reversed meter."""
+    return number.high is not None and number.high < -FOLLOWS
+
+
+def judge_meters(correlation: xr.DataArray, claim: Claim) -> dict[str, dict[str, Number]]:
+    """Every method on both sides, in the setting that goes furthest; method -> setting -> correlation."""
+    found: dict[str, dict[str, Number]] = {}
+    names = [name for name in correlation.algorithm.values if name not in ("gtpo", FREED)]
+    for name in names:
+        values = {}
+        for optimizer, rate in itertools.product(correlation.optimizer.values, RATES):
+            here = correlation.sel(algorithm=name, optimizer=optimizer, rate=rate)
+            told = f"{optimizer}, from {rate:g}"
+            values[told] = dataclasses.replace(mean(here.sel(meter="surrogate").dropna("seed")), at=told)
+            claim.reports(f"{name}, {told}: value and true reward", values[told])
+            control = mean(here.sel(meter="reward").dropna("seed"))
+            if optimizer == "AdamW" and rate == RATES[0]:
+                seen = dataclasses.replace(control, expected=FOLLOWS, relation="at least")
+                claim.requires(f"{name}, {told}: batch reward and true reward, the control", seen)
+            else:
+                claim.reports(f"{name}, {told}: batch reward and true reward, the control", control)
+        if name not in EXEMPT:
+            found[name] = values
+            top = max(values.values(), key=lambda number: number.high or np.inf)
+            bottom = min(values.values(), key=lambda number: number.low or -np.inf)
+            rises = dataclasses.replace(top, expected=FOLLOWS, relation="at most")
+            falls = dataclasses.replace(bottom, expected=-FOLLOWS, relation="at least")
+            claim.refutes(f"{name}: value and true reward, greatest correlation", rises)
+            only = f"for meters that rise with progress, as {name}'s value falls where the reward rises"
+            claim.qualifies(f"{name}: value and true reward, least correlation", falls, only=only)
     return found
 
 
-def by_hand(name: str, batch) -> dict[str, np.ndarray]:
-    """The three formulas [R], in numpy: -beta E[R]; constant weights; G Cov(A, Omega) - beta E[R]."""
-    rollout, group = batch.rollout, batch.rollout.tokens.shape[1]
-    mask = np.asarray(rollout.mask)[0]
-    lengths = mask.sum(1)
-    advantage = np.asarray(batch.advantages)[0, :, 0]
-    x = np.asarray(rollout.ref_logp - rollout.old_logp)[0]
-    divergence = ((np.exp(x) - x - 1) * mask).sum(1)
-    flat = name == "dr_grpo"
-    penalty = PENALISED.get(name, 0.0) * (divergence / (1 if flat else lengths)).mean(0)
-    weight = {"dr_grpo": lengths / group, "dapo": lengths / lengths.sum(0)}.get(
-        name, np.ones_like(lengths) / group
+def judge_penalty(correlation: xr.DataArray, claim: Claim) -> None:
+    """Is the reversed meter the KL penalty? GRPO with and without it, on the same seeds."""
+    row = claim.ours(
+        "GRPO's value is a reversed meter through its KL penalty only; without it, it says nothing."
     )
-    covariance = group * ((advantage - advantage.mean(0)) * (weight - weight.mean(0))).mean(0)
-    return {
-        "penalty": -penalty,
-        "constant": (advantage * lengths).sum(0) / group - penalty,
-        "covariance": covariance - penalty,
-    }
-
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Values at theta_old with their formulas, and values beside rewards over training."""
-    root = int(jax.random.key_data(key)[-1])
-    seeds = np.arange(SIZES[size])
-    first, runs = at_old(root, seeds), table_runs(root, seeds, size)
-    fields = ("value", "penalty", "constant", "covariance")
-    series = {
-        name: np.stack([run[name] for run in runs.values()]) for name in ("surrogate", "expected_reward")
-    }
-    meters = [
-        [correlation(run[meter], run["expected_reward"]) for meter in ("surrogate", "reward")]
-        for run in runs.values()
-    ]
-    adam = list(LEARNING).index("AdamW")
-    return xr.Dataset(
-        {
-            **{name: (("first", "seed"), np.stack([v[name] for v in first.values()])) for name in fields},
-            "correlation": (("row", "meter", "optimizer", "rate", "seed"), np.array(meters)),
-            **{name: (("row", "step", "seed"), value[:, :, adam, 0]) for name, value in series.items()},
-            "greatest": ("row", [abs(run["surrogate"]).max() for run in runs.values()]),
-        },
-        coords={
-            "first": list(first), "row": list(runs), "meter": ["surrogate", "reward"], "rate": RATES,
-            "step": np.arange(1, STEPS + 1), "seed": seeds, "optimizer": list(LEARNING),
-        },
+    steep = mean(
+        correlation.sel(algorithm="grpo", optimizer="AdamW", rate=RATES[0]), expected=-FOLLOWS,
+        relation="at most",
     )  # fmt: skip
+    row.requires(f"grpo, AdamW, from {RATES[0]:g}", steep)
+    free = {}
+    for optimizer, rate in itertools.product(correlation.optimizer.values, RATES):
+        here = correlation.sel(optimizer=optimizer, rate=rate)
+        told = f"{optimizer}, from {rate:g}"
+        freed = here.sel(algorithm=FREED)
+        free[told] = mean(freed.dropna("seed"), expected=0, tolerance=FOLLOWS)
+        row.refutes(f"without penalty, {told}", free[told])
+        both = (here.sel(algorithm="grpo") - freed).dropna("seed")
+        row.reports(f"with less without penalty, {told}", mean(both))
+    first = free[f"AdamW, from {RATES[0]:g}"]
+    row.finds(
+        f"From {RATES[0]:g} with AdamW the correlation is {steep.value:.2f} with the penalty and "
+        f"{first.value:.2f} without.",
+        when=steep,
+    )
+    others = [told for told, number in free.items() if below(number)]
+    row.finds(f"Without the penalty the value still falls ({'; '.join(others)}).", when=bool(others))
 
 
-def check(data: xr.Dataset):
-    """The formulas of scenario A and the correlations of scenario B."""
-    at = data.sel(first=list(NORMALISED))
-    numbers = {
-        "length-normalised: J + beta E[R]": worst(at.value, expected=at.penalty, tolerance=1e-12),
-        "constant weights: J - formula": worst(
-            data.value.sel(first="dr_grpo"), expected=data.constant.sel(first="dr_grpo"), tolerance=1e-12
-        ),
-    }
-    for name in ("grpo", "grpo_v32", "dr_grpo", "dapo"):
-        here = data.sel(first=name)
-        numbers[f"{name}: J - G Cov(A, Omega) + beta E[R]"] = worst(
-            here.value, expected=here.covariance, tolerance=1e-12
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Correlations of value and true reward with AdamW, from three success rates; the control below."""
+    figure.set_size_inches(7, 4.6)
+    axes = plotting.panels(figure)
+    correlation = data["runs"].correlation.sel(optimizer="AdamW")
+    hues = plotting.shades(RATES)
+    rows: dict[Any, Any] = {}
+    colors, texts = {}, {}
+    names = [name for name in correlation.algorithm.values if name != "gtpo"]
+    for name, rate in itertools.product([*names, "batch reward"], RATES):
+        control = name == "batch reward"
+        here = correlation.sel(
+            algorithm="grpo" if control else name, meter="reward" if control else "surrogate", rate=rate
         )
-    numbers["cppo: J without the mask's condition"] = Number(float(abs(data.value.sel(first="cppo")).mean()))
-    for name in EXEMPT:
-        numbers[f"{name} (exempt): mean |J|"] = Number(float(abs(data.value.sel(first=name)).mean()))
-    meters = _meters(data)
-    judged = numbers | meters
-    refutes = [name for name, number in judged.items() if number.expected is not None]
-    reverse = min((n for name, n in meters.items() if VALUE in name), key=lambda number: number.value)
-    where = next(name for name, number in meters.items() if number is reverse)
-    judged[f"most reversed value: {where}"] = dataclasses.replace(reverse, expected=None)
-    grpo = f"GRPO's value as a reversed meter (AdamW, from {RATES[0]:g})"
-    samples = data.correlation.sel(row="grpo", optimizer="AdamW", rate=RATES[0], meter="surrogate")
-    judged[grpo] = mean(samples, expected=-FOLLOWS, relation="at least")
-    words = "for meters that rise with progress: GRPO's falls as the reward rises, strong but reversed"
-    return judge(judged, refutes=refutes, qualifies={grpo: words})
-
-
-VALUE = "correlation of value and true reward"
-
-
-def _meters(data: xr.Dataset) -> dict[str, Number]:
-    """Correlations over training; a value that does not vary is said to be zero, by name."""
-    numbers = {}
-    for row in data.row.values:
-        if not data.correlation.sel(row=row, meter="surrogate").notnull().any():
-            text = f"{row}: greatest |value| over training, its entropy filter drops every output"
-            numbers[text] = Number(float(data.greatest.sel(row=row)), expected=0.0)
-            continue
-        for optimizer, rate in itertools.product(data.optimizer.values, data.rate.values):
-            here = data.correlation.sel(row=row, optimizer=optimizer, rate=rate)
-            value, control = (here.sel(meter=meter).dropna("seed") for meter in ("surrogate", "reward"))
-            start = f"{row}, {optimizer}, from {rate:g}"
-            if row in EXEMPT:
-                numbers[f"{start} (exempt): value and true reward"] = mean(value)
-            else:
-                numbers[f"{start}: {VALUE}"] = mean(value, expected=FOLLOWS, relation="at most")
-            text = f"{start}: correlation of batch reward, the control"
-            told = optimizer == "AdamW" and rate == RATES[0]
-            numbers[text] = mean(control, expected=FOLLOWS, relation="at least") if told else mean(control)
-    return numbers
-
-
-def draw(figure, data: xr.Dataset) -> None:
-    """One training run's value beside its true reward, and the correlations of all methods."""
-    figure.set_size_inches(12.5, 4.8)
-    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    _draw_runs(left, data)
-    _draw_correlations(right, data)
-    for panel in (left, right):
-        panel.spines["top"].set_visible(False)
-    right.spines["right"].set_visible(False)
-
-
-def _draw_runs(axes, data: xr.Dataset) -> None:
-    other = axes.twinx()
-    reward = data.expected_reward.sel(row="grpo")
-    other.plot(data.step, reward.mean("seed"), color="#1b9e77", lw=2)
-    other.fill_between(data.step, *reward.quantile([0.05, 0.95], "seed"), color="#1b9e77", alpha=0.2, lw=0)
-    for name, color in (("grpo", "#d95f02"), ("dr_grpo", "#7570b3")):
-        value = data.surrogate.sel(row=name)
-        axes.plot(data.step, value.mean("seed"), color=color, lw=1.6, label=f"surrogate, {name}")
-        axes.plot(data.step, value.isel(seed=0), color=color, lw=0.6, alpha=0.7)
-    axes.set(xlabel="training step", ylabel="value of the surrogate")
-    other.set_ylabel("true expected reward (grpo)", color="#1b9e77")
-    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.2))
-    axes.set_title("Thick: mean over seeds. Thin: one run. From success rate 0.1", fontsize=9)
-
-
-def _draw_correlations(axes, data: xr.Dataset) -> None:
-    names = list(data.row.values)
-    for row, name in enumerate(names):
-        for (line, rate), (meter, color) in itertools.product(
-            enumerate(data.rate.values), (("surrogate", "#d95f02"), ("reward", "#1b9e77"))
-        ):
-            here = data.correlation.sel(row=name, optimizer="AdamW", rate=rate, meter=meter)
-            if here.notnull().sum() > 2:
-                number, place = mean(here.dropna("seed")), row + 0.22 * (line - 1)
-                axes.plot([number.low, number.high], [place, place], color=color, lw=2.2)
-                axes.plot(number.value, place, "os^"[line], color=color, ms=4)
-        if data.correlation.sel(row=name, meter="surrogate").isnull().all():
-            axes.annotate("value 0: its filter drops every output", (0.03, row), fontsize=7, va="center")
-    axes.plot([], [], "o-", color="#d95f02", label="value of the surrogate")
-    axes.plot([], [], "o-", color="#1b9e77", label="mean reward of the batch")
-    for marker, rate in zip("os^", data.rate.values, strict=True):
-        axes.plot([], [], marker, color="0.4", ms=4, label=f"from {rate:g}")
-    axes.axvline(0, color="k", lw=0.8, ls=":")
-    axes.axvspan(-1, -FOLLOWS, color="0.93", zorder=0)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.invert_yaxis()
-    axes.annotate("reversed meter", (-0.98, len(names) - 0.6), fontsize=7.5, color="0.35")
+        rows[name, rate] = interval(here.dropna("seed"))
+        colors[name, rate] = hues[rate]
+        words = f"{name} (exempt)" if name in EXEMPT else "batch reward (control)" if control else name
+        texts[name, rate] = words if rate == RATES[1] else ""
+    plotting.intervals(axes, rows, expected=0, margin=FOLLOWS, labels=texts, colors=colors)
+    for rate, hue in hues.items():
+        axes.plot([], [], "o-", color=hue, label=f"from {rate:g}")
+    axes.legend(title="success rate")
     axes.set(xlim=(-1, 1), xlabel="correlation with the true expected reward over training (AdamW)")
-    axes.legend(frameon=False, fontsize=7.5, loc="center right", bbox_to_anchor=(1.42, 0.5))
-    axes.set_title("99.9 % intervals over seeds", fontsize=9)

@@ -1,128 +1,122 @@
-"""The clip is idle where every batch is used once.
+"""Clipping is inactive in the first inner step on a batch, where the ratio is 1; with one pass over each
+batch (μ = 1) it never acts.
 
-Claim B6 of arXiv:2601.05002: with one pass over each batch (mu = 1) the ratio is exactly 1, so clipping at
-0.2 and not at all give the same run. Refuted if one bit of a policy differs, or if the controls do not
-differ: 64 passes, and mu = 1 with an old policy that is refreshed every eighth iteration only. Reported: from
-how many passes on clipping changes the reward that training ends with (99.9 % intervals over seeds, as many
-optimizer steps at every mu), what share of tokens it holds, and the gradient at exactly 1 +- eps.
+[B] (arXiv:2601.05002), on the clip of equation (1): π_old is the policy that drew the batch, so that the
+first inner step is taken at ratios of exactly 1. Eight contexts of five answers with noisy rewards, GRPO
+without a penalty, clipped at 0.2 and not at all on the same draws, SGD and AdamW, as many optimizer steps at
+every μ.
+
+Refuted if at μ = 1 one bit of a policy differs between clipped and unclipped runs, or if at any μ the clip
+holds a token in the first inner step; each optimizer by itself. Two controls check that a clip at work would
+be seen: 64 passes, and μ = 1 with an old policy that is refreshed every eighth iteration only, must move the
+policy. Ours: from how many passes on clipping changes the reward that training ends with.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import xarray as xr
 
-from experiments.verdict import Number, judge, mean
-from grpo_jax import optimizers, train
-from grpo_jax.collectors import choose
-from grpo_jax.config import Batch, Config, Loop
-from grpo_jax.measures import clip_fractions
-from grpo_jax.methods import grpo
-from grpo_jax.optimizers import SGD, AdamW
-from grpo_jax.part import aligned, put_all
+import grpo_jax as gj
+from experiments.harness.numbers import Number, each, furthest, interval, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from grpo_jax import plotting
+from grpo_jax.measures import DIAGNOSTICS, StepView, View
 from grpo_jax.parts.gains import Clip
-from grpo_jax.policies import ActionPolicy
-from grpo_jax.tasks import Bernoulli, Questions
-from grpo_jax.types import Array, Evaluation
+from grpo_jax.tasks import Bernoulli
+from grpo_jax.types import Evaluation
 
-CLAIM = "B6"
-PAPER = "B"
-PRECISION = "float32"
+SIZES = sizes(seeds=(16, 128, 1024))
 
 BOUND = 0.2
-PASSES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64])
+PASSES = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
 STEPS = 576
 """Optimizer steps: more passes, fewer batches."""
-RATES = {"SGD": 1.0, "AdamW": 0.03}
-SIZES = {"smoke": 16, "quick": 128, "full": 1024}
+OPTIMIZERS = {"SGD": (1.0, 0.0), "AdamW": (0.0, 0.03)}
+"""Learning rates of SGD and of AdamW."""
+CLIPS = {"clipped": (BOUND, BOUND), "unclipped": (np.inf, np.inf)}
+FEW = 4
+"""Passes up to which clipping is said to change nothing worth speaking of."""
+MARGIN = 0.005
+"""Reward that does not count as a difference."""
+MOVED = 1e-3
+"""Logits by which a control must move the policy."""
 
 
-def rewards(root: int) -> np.ndarray:
-    """[8, 5] chances: one answer right most often, another often enough to mislead."""
-    rng = np.random.default_rng(root)
-    return np.stack([rng.permutation([0.9, 0.6, 0.2, 0.1, 0.0]) for _ in range(8)])
+@gj.part
+class Both:
+    """SGD and AdamW added; at rates of which one is 0 it is the other, and both are one program."""
+
+    sgd: float = gj.number()
+    adamw: float = gj.number()
+
+    def transform(self) -> optax.GradientTransformation:
+        """The sum of both updates."""
+        plain = gj.SGD(learning_rate=self.sgd).transform()
+        adaptive = gj.AdamW(learning_rate=self.adamw).transform()
+
+        def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            one, first = plain.update(grads, state[0], params)
+            other, second = adaptive.update(grads, state[1], params)
+            return jax.tree.map(jnp.add, one, other), (first, second)
+
+        return optax.GradientTransformation(
+            lambda params: (plain.init(params), adaptive.init(params)), update
+        )
 
 
-def problem(root: int, name: str, seeds: np.ndarray, **loop) -> tuple[Config, train.TrainState]:
-    """Runs [2, seed] clipped at 0.2 and not at all, on the same draws, from uniform policies."""
-    bound = np.repeat([BOUND, np.inf], len(seeds))
-    rate = RATES[name]
-    config = Config(
-        policy=ActionPolicy.uniform(contexts=8, actions=5),
-        task=Questions(table=rewards(root), noise=Bernoulli()),
-        method=put_all(dataclasses.replace(grpo, penalty=None), {"gain.low": bound, "gain.high": bound}),
-        optimizer=SGD(learning_rate=rate) if name == "SGD" else AdamW(learning_rate=rate),
-        loop=Loop(group_size=8, **loop),
+@gj.measure(per="step", about="share of tokens that the clip holds")
+def held(view: StepView) -> jax.Array:
+    """Above and below, step by step."""
+    return jnp.add(*view.clip_fractions)
+
+
+@gj.measure("context", "answer", about="logits")
+def logits(view: View) -> jax.Array:
+    """The policy."""
+    return view.params
+
+
+FINAL = {
+    "logits": dataclasses.replace(logits, averaged=False),
+    "final_reward": dataclasses.replace(DIAGNOSTICS["expected_reward"], averaged=False),
+}
+"""Kept as they are in the end; the clip's share is averaged over the run."""
+
+
+def trained(seed: int, size: Any, passes: int, **loop: int) -> xr.Dataset:
+    """STEPS optimizer steps of every optimizer, clipped and not, on the same draws."""
+    rng = np.random.default_rng(seed)
+    table = np.stack([rng.permutation([0.9, 0.6, 0.2, 0.1, 0.0]) for _ in range(8)])
+    config = gj.Config(
+        policy=gj.ActionPolicy.uniform(contexts=8, actions=5),
+        task=gj.Questions(table=table, noise=Bernoulli()),
+        method=dataclasses.replace(gj.methods.grpo, penalty=None),
+        optimizer=Both(sgd=0.0, adamw=0.0),
+        loop=gj.Loop(group_size=8, inner_steps=passes, **loop),
     )
-    return config, train.init(config, np.tile(seeds, 2), root=root)
+    found = gj.sweep(
+        config, {("sgd", "adamw"): OPTIMIZERS, ("clip_low", "clip_high"): CLIPS}, seeds=size.seeds,
+        iterations=STEPS // passes, root=seed, average_from=0, record=[], measure={"held": held, **FINAL},
+        progress=False,
+    ).rename({"sgd+adamw": "optimizer", "clip_low+clip_high": "clip"})  # fmt: skip
+    shares = found.held.sel(clip="clipped", drop=True)
+    logits = found.logits.sel(clip="clipped") - found.logits.sel(clip="unclipped")
+    return xr.Dataset({
+        "held": shares.mean("inner_step"),
+        "first": shares.isel(inner_step=0, drop=True),
+        "moved": abs(logits).max(["context", "answer"]),
+        "gain": found.final_reward.sel(clip="clipped") - found.final_reward.sel(clip="unclipped"),
+    }).drop_vars(["clip", "clip_low", "clip_high", "sgd", "adamw"], errors="ignore")  # fmt: skip
 
 
-@jax.jit
-def passed(config: Config, state: train.TrainState, passes: int, batches: int) -> tuple[Array, Array]:
-    """Parameters after ``batches`` of ``passes`` each, and the share of tokens held by the clip [R].
-
-    The arithmetic of ``train.run`` with ``inner_steps`` = passes, which is traced here: one program for all.
-    """
-    config = choose(aligned(config))
-    expectation: Any = config.expectation
-
-    def one(_, carry, batch: Batch):
-        params, opt_state, held = carry
-
-        def negated(point: Array) -> tuple[Array, Array]:
-            value, logp = expectation.objective(config, batch, point)
-            return -jnp.sum(value), logp
-
-        grads, logp = jax.grad(negated, has_aux=True)(params)
-        updates, opt_state = optimizers.update(config.optimizer, grads, opt_state, params, runs=True)
-        return params + updates, opt_state, held + sum(clip_fractions(config, batch, logp))
-
-    def collected(_, carry):
-        state, held = carry
-        batch = expectation.collect(config, state)
-        step = functools.partial(one, batch=batch)
-        params, opt_state, held = jax.lax.fori_loop(0, passes, step, (state.params, state.opt_state, held))
-        return state._replace(
-            params=params, old_params=params, opt_state=opt_state, step=state.step + 1
-        ), held
-
-    state, held = jax.lax.fori_loop(0, batches, collected, (state, jnp.zeros(state.seed.shape)))
-    return state.params, held / (passes * batches)
-
-
-def swept(root: int, seeds: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    """STEPS optimizer steps at every number of passes: arrays [passes, 2, seed], ``params`` with more."""
-    config, state = problem(root, name, seeds)
-    table = rewards(root)[:, :, None]
-    found: dict[str, list[np.ndarray]] = {"reward": [], "clipped": [], "params": []}
-    for passes in PASSES:
-        params, held = map(np.asarray, passed(config, state, int(passes), STEPS // int(passes)))
-        chance = np.asarray(jax.nn.softmax(params, axis=1))
-        found["reward"].append((chance * table).sum(1).mean(0))
-        found["clipped"].append(held)
-        found["params"].append(params)
-    return {key: np.array(runs).reshape(*np.shape(runs)[:-1], 2, -1) for key, runs in found.items()}
-
-
-def difference(params: np.ndarray) -> np.ndarray:
-    """[seed] greatest difference between clipped and unclipped parameters [..., 2, seed]."""
-    gap = abs(params[..., 0, :] - params[..., 1, :])
-    return gap.reshape(-1, gap.shape[-1]).max(0)
-
-
-def engine(root: int, seeds: np.ndarray, name: str, **loop) -> np.ndarray:
-    """[seed] the same with one pass and ``train.run``."""
-    config, state = problem(root, name, seeds, **loop)
-    after, _ = train.run(config, state, iterations=STEPS, record=())
-    return difference(np.asarray(after.params).reshape(8, 5, 2, -1))
-
-
-def boundary_gradients() -> dict[str, float]:
-    """∂/∂s of the clipped gain at s = 1 + 0.2 and 1 − 0.2, A = ±1: ours, and autodiff of min and clip."""
+def boundary_gradients() -> xr.Dataset:
+    """∂/∂s of the clipped gain where s is exactly 1 + 0.2 (A = 1) or 1 − 0.2 (A = −1), divided by A."""
 
     def naive(ratio: jax.Array, advantage: float) -> jax.Array:
         return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - BOUND, 1 + BOUND) * advantage)
@@ -133,105 +127,102 @@ def boundary_gradients() -> dict[str, float]:
         at = Evaluation(rollout=rollout, logp=log_ratio, log_ratio=log_ratio, advantages=value)
         return jnp.sum(Clip(low=BOUND, high=BOUND)(at))
 
-    found = {}
-    for side, advantage, exact in (("1 + eps, A > 0", 1.0, 1 + BOUND), ("1 - eps, A < 0", -1.0, 1 - BOUND)):
-        at = jnp.float32(1) + jnp.float32(exact - 1)
-        for kind, function in (("autodiff of min and clip", naive), ("ours", ours)):
-            found[f"{kind} at {side}"] = float(jax.grad(function)(at, advantage)) / advantage
-    return found
+    def slope(gain: Any, advantage: float) -> float:
+        at = jnp.float32(1) + jnp.float32(advantage * BOUND)
+        return float(jax.grad(gain)(at, advantage)) / advantage
 
-
-def simulate(key: jax.Array, size: str) -> xr.Dataset:
-    """Runs with and without clipping over passes and optimizers, and gradients at the boundary."""
-    root = int(jax.random.key_data(key)[-1])
-    seeds = np.arange(SIZES[size])
-    runs = {name: swept(root, seeds, name) for name in RATES}
-    bits = [engine(root, seeds, name).max() for name in RATES]
-    moved = [
-        [engine(root, seeds, name, refresh_every=8) for name in RATES],
-        [difference(runs[name]["params"][-1]) for name in RATES],
-    ]
-    corner = boundary_gradients()
-    dims = ("optimizer", "passes", "clip", "seed")
+    gains = {"autodiff of min and clip": naive, "our clip": ours}
+    sides = {"1 + ε, A > 0": 1.0, "1 − ε, A < 0": -1.0}
+    found = [[slope(gain, advantage) for advantage in sides.values()] for gain in gains.values()]
     return xr.Dataset(
-        {
-            **{key: (dims, np.array([run[key] for run in runs.values()])) for key in ("reward", "clipped")},
-            "bits": ("optimizer", np.array(bits)),
-            "moved": (("control", "optimizer", "seed"), np.array(moved)),
-            "gradient": ("corner", list(corner.values())),
-        },
-        coords={
-            "optimizer": list(RATES), "passes": PASSES, "clip": [BOUND, np.inf], "corner": list(corner),
-            "control": ["mu = 1, stale old policy", f"mu = {PASSES[-1]}"],
-        },
-    )  # fmt: skip
+        {"gradient": (("gain", "side"), found)}, coords={"gain": list(gains), "side": list(sides)}
+    )
 
 
-def check(data: xr.Dataset):
-    """Bits at mu = 1, controls, and where clipping changes the final reward."""
-    numbers = {}
-    for name in data.optimizer.values:
-        numbers[f"{name}, mu = 1: greatest difference"] = Number(float(data.bits.sel(optimizer=name)), 0.0)
-        for control in data.control.values:
-            moved = data.moved.sel(optimizer=name, control=control)
-            numbers[f"{name}, {control}: difference"] = mean(moved, expected=1e-3, relation="at least")
-    judged = list(numbers)
-    gain = data.reward.isel(clip=0) - data.reward.isel(clip=1)
-    for name in data.optimizer.values:
-        gains = {int(n): mean(gain.sel(optimizer=name, passes=n)) for n in data.passes.values}
-        held = {n: mean(data.clipped.isel(clip=0).sel(optimizer=name, passes=n)) for n in gains}
-        for what, found in (("reward gained by clipping", gains), ("share of tokens held", held)):
-            numbers |= {f"{name}, mu = {n}: {what}": number for n, number in found.items()}
-        matters = [n for n, number in gains.items() if (number.low or 0) > 0 or (number.high or 0) < 0]
-        acts = [n for n, number in held.items() if number.value > 0.01]
-        numbers[f"{name}: fewest passes at which clipping changes the reward"] = Number(_least(matters))
-        numbers[f"{name}: fewest passes at which it holds 1 % of tokens"] = Number(_least(acts))
-    for corner in data.corner.values:
-        numbers[f"gradient: {corner}"] = Number(float(data.gradient.sel(corner=corner)))
-    return judge(numbers, refutes=judged)
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Runs over the number of passes, a stale old policy, and gradients at the boundary."""
+    runs = [trained(seed, size, passes) for passes in PASSES]
+    return {
+        "runs": xr.concat(runs, xr.Variable("passes", PASSES)),
+        "stale": trained(seed, size, 1, refresh_every=8),
+        "boundary": boundary_gradients(),
+    }
 
 
-def _least(passes: list[int]) -> float:
-    return float(min(passes, default=np.nan))
-
-
-def draw(figure, data: xr.Dataset) -> None:
-    """The final reward with and without clipping, the share held, and the gradient at the boundary."""
-    figure.set_size_inches(11.5, 3.9)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.85))
-    colors = {"SGD": "#1b9e77", "AdamW": "#d95f02"}
-    for name, color in colors.items():
-        gain = (data.reward.isel(clip=0) - data.reward.isel(clip=1)).sel(optimizer=name)
-        intervals = [mean(gain.sel(passes=n)) for n in PASSES]
-        middles = [number.value for number in intervals]
-        left.fill_between(
-            PASSES, [n.low for n in intervals], [n.high for n in intervals], color=color, alpha=0.2
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Bits at μ = 1, the first inner step at every μ, controls; and where clipping changes the reward."""
+    for name in OPTIMIZERS:
+        runs, stale = data["runs"].sel(optimizer=name), data["stale"].sel(optimizer=name)
+        once, many = runs.sel(passes=1), runs.sel(passes=PASSES[-1])
+        same = worst(once.moved)
+        claim.refutes(f"{name}, μ = 1: clipped - unclipped, greatest difference of a logit", same)
+        claim.refutes(f"{name}, first inner step at any μ: share of tokens held", worst(runs.first))
+        for control, moved in (("64 passes", many.moved), ("μ = 1, stale old policy", stale.moved)):
+            number = mean(moved, expected=MOVED, relation="at least")
+            claim.requires(f"{name}, {control}: clipped - unclipped", number)
+        acts = mean(stale.held)
+        claim.reports(f"{name}, μ = 1, stale old policy: share of tokens held", acts)
+        claim.finds(
+            f"{name}: with one pass over each batch a clip of {BOUND} changes not one bit; with an old "
+            f"policy up to eight steps old it holds {acts.value:.1%} of the tokens.",
+            when=same,
         )
-        left.plot(PASSES, middles, "o-", ms=4, color=color, label=name)
-        held = data.clipped.sel(optimizer=name).isel(clip=0).mean("seed")
-        middle.plot(PASSES, held, "o-", ms=4, color=color, label=name)
-    left.axhline(0, color="k", lw=0.8, ls=":")
-    left.annotate("μ = 1: bit-identical", (1, 0), (4, 8), textcoords="offset points", fontsize=8)
-    left.set(ylabel="final reward, clipped − unclipped")
-    left.set_title(f"{STEPS} optimizer steps, 99.9 % bands", fontsize=9)
-    middle.set(ylabel="share of tokens held by the clip")
-    middle.set_title("How often the clip acts", fontsize=9)
-    for panel in (left, middle):
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(2 ** np.arange(7), [str(2**n) for n in range(7)])
-        panel.set_xlabel("passes over each batch, μ")
-        panel.legend(frameon=False, fontsize=8)
-    _draw_boundary(right, data)
-    for panel in (left, middle, right):
-        panel.spines[["top", "right"]].set_visible(False)
+    judge_passes(
+        data["runs"],
+        claim.ours(
+            f"Up to {FEW} passes over each batch, clipping at {BOUND} changes the final reward by less than "
+            f"{MARGIN}, and at {PASSES[-1]} passes by more."
+        ),
+    )
+    for (gain, side), value in data["boundary"].gradient.stack(at=("gain", "side")).to_series().items():
+        claim.reports(f"gradient of {gain} at exactly {side}", Number(float(value)))
 
 
-def _draw_boundary(axes, data: xr.Dataset) -> None:
-    ratio = np.linspace(1, 1.4, 200)
-    axes.plot(ratio, np.where(ratio < 1 + BOUND, 1.0, 0.0), color="0.6", lw=1.5)
-    for kind, color in (("ours", "#7570b3"), ("autodiff of min and clip", "#e7298a")):
-        value = float(data.gradient.sel(corner=f"{kind} at 1 + eps, A > 0"))
-        axes.plot(1 + BOUND, value, "o", ms=8, color=color, label=f"{kind}: {value:g}")
-    axes.set(xlabel="ratio s, A = 1", ylabel="∂ gain / ∂s", ylim=(-0.05, 1.35))
-    axes.set_title("At exactly 1 + ε", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+def judge_passes(runs: xr.Dataset, row: Claim) -> None:
+    """When clipping matters, each optimizer by itself."""
+    for name in OPTIMIZERS:
+        gain, share = runs.gain.sel(optimizer=name), runs.held.sel(optimizer=name)
+        few = furthest(gain.sel(passes=slice(1, FEW)), tolerance=MARGIN)
+        many = mean(gain.sel(passes=PASSES[-1]), expected=0.0, tolerance=MARGIN, relation="differs")
+        row.refutes(f"{name}, up to {FEW} passes: reward gained by clipping", few)
+        row.refutes(f"{name}, {PASSES[-1]} passes: reward gained by clipping", many)
+        row.reports(f"{name}: reward gained by clipping", each(gain))
+        row.reports(f"{name}: share of tokens held", each(share))
+        ends = interval(gain)
+        for what, there in (
+            ("clipping changes the reward", (ends.low > 0) | (ends.high < 0)),
+            ("it holds 1 % of the tokens", share.mean("seed") > 0.01),
+        ):
+            row.reports(f"{name}: fewest passes at which {what}", least(there))
+        row.finds(
+            f"{name}: {PASSES[-1]} passes with clipping end {abs(many.value):.3f} "
+            f"{'above' if many.value > 0 else 'below'} those without.",
+            when=many,
+        )
+
+
+def least(there: xr.DataArray) -> Number:
+    """The fewest passes at which something is so; NaN if it never is."""
+    return Number(float(there.passes.where(there).min()))
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """How often the clip acts, and what that does to the final reward, over the passes."""
+    figure.set_size_inches(7, 3)
+    colors = dict(zip(OPTIMIZERS, plotting.COLORS, strict=False))
+    left, right = plotting.panels(figure, 1, 2)
+    plotting.curves(left, 100 * data["runs"].held, x="passes", by="optimizer", colors=colors)
+    plotting.curves(right, data["runs"].gain, x="passes", by="optimizer", colors=colors)
+    for axes, name in ((left, "tokens held by the clip, %"), (right, "final reward, clipped − unclipped")):
+        for optimizer, color in colors.items():
+            y = data["runs"].sel(optimizer=optimizer).mean("seed")
+            axes.plot(PASSES, 100 * y.held if axes is left else y.gain, "o", ms=3, color=color)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(2 ** np.arange(7), [str(2**n) for n in range(7)])
+        axes.minorticks_off()
+        axes.set(xlabel="passes over each batch, μ", ylabel=name)
+    right.get_legend().remove()
+    right.axhline(0, color="0.5", lw=0.7, zorder=0)
+    right.axhspan(-MARGIN, MARGIN, color="0.9", lw=0, zorder=0)
+    left.set_title("The clip holds nothing at one pass")
+    right.set_title(f"{STEPS} optimizer steps (grey: ± {MARGIN})")

@@ -127,7 +127,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         "Shift-only and unclipped, GRPO's expected update is (1 - 1/G) times the gradient at θ of the local "
         "(CPI/TRPO) surrogate: old visits, old values, the current policy's actions."
     )
-    row.refutes("update - formula", worst(residual.sel(identity="away"), tolerance=1e-10))
+    gap = worst(residual.sel(identity="away"), tolerance=1e-10)
+    row.refutes("update - formula", gap)
+    row.finds(
+        "What GRPO's token ratios follow is the surrogate of TRPO, neither of the two gradients.", when=gap
+    )
     judge_others(atlas, where, claim)
 
 
@@ -212,6 +216,10 @@ def judge_others(atlas: xr.Dataset, where: xr.Dataset, claim: Claim) -> None:
             for advantage in ADVANTAGES:
                 here = atlas.nearer.sel(estimator=estimator, clip="none", kind=kind, advantage=advantage)
                 row.refutes(f"least share, {estimator}, {advantage}, {kind}", least(here, tables))
+    row.finds(
+        "Whoever wants the old policy's gradient has to leave the importance ratio out.",
+        when=list(row.numbers.values()),
+    )
     for estimator, clip in sentence_atlas.rows():
         for advantage in ADVANTAGES:
             for kind in KINDS:

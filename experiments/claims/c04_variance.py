@@ -144,8 +144,12 @@ def judge_other_forms(whole: xr.Dataset, claim: Claim) -> None:
         when=bool((biases > MARGIN).all()),
     )
     row = claim.ours("GRPO's two-sided clip bounds the variance of a trajectory-level ratio.")
-    row.refutes(
-        "variance under the two-sided clip over on-policy", largest(whole.variance.sel(clip="two-sided"))
+    most = largest(whole.variance.sel(clip="two-sided"))
+    row.refutes("variance under the two-sided clip over on-policy", most)
+    top = max(most.values(), key=lambda number: number.value)
+    row.finds(
+        f"Losers with a great ratio stay as they are: up to {top.value:.0f} times the on-policy variance.",
+        when=top.holds is False,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which stationary points of a pair of answers maximise the surrogate that is frozen at them; groups of two."""
+"""Which stationary points of a pair of answers, groups of two, maximise the surrogate frozen at them."""
 
 import functools
 

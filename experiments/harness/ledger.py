@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.harness.run import Job, Outcome, read_record, replace_text
 from experiments.harness.scripts import claim_order, find_scripts
+from experiments.harness.verdict import whose
 
 Ledger = dict[str, dict[str, Any]]
 
@@ -84,7 +85,7 @@ def ledger_text(outcomes: Iterable[Outcome]) -> str:
         for row in record["rows"] if record else [crashed]:
             seconds = f"  ({record['seconds']:.0f} s)" if record and row["id"] == script.id else ""
             lines.append(f"{row['id']:6} {row['verdict'].upper()}{seconds}")
-            lines += _paragraph("Paper" if row["id"] == script.id else "Ours", row["says"])
+            lines += _paragraph(*whose(row["says"]))
             lines += _paragraph("Found", row["found"] or row.get("because", ""))
             counts[row["verdict"]] += 1
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
@@ -128,9 +129,10 @@ def ledger_table(ledger: Ledger, scripts: Path) -> str:
     names = {name: script.path.name for name, script in find_scripts(scripts).items()}
     rows = ["| | the paper says | verdict | what we found |", "|---|---|---|---|"]
     for claim, entry in ledger.items():
-        whose = claim.partition(".")[0]
-        link = f"[{claim}](experiments/claims/{names[whose]})" if whose in names else claim
-        says = entry["says"] if claim == whose else f"*ours:* {entry['says']}"
+        script = names.get(claim.partition(".")[0])
+        link = f"[{claim}](experiments/claims/{script})" if script else claim
+        who, says = whose(entry["says"])
+        says = says if who == "Paper" else f"*ours:* {says}"
         cells = (link, says, f"**{entry['verdict']}**", entry["found"] or entry["because"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import xarray as xr
@@ -67,7 +67,7 @@ def write_data(data: Data, path: Path, **attributes: Any) -> None:
         return
     if not isinstance(data, Mapping) or not all(isinstance(d, xr.Dataset) for d in data.values()):
         raise TypeError(f"simulate returns a Dataset or several by name; got {type(data).__name__}")
-    groups = {"/": xr.Dataset(attrs=attributes)} | dict(data)
+    groups = {"/": xr.Dataset(attrs=attributes), **cast(dict[str, Any], data)}
     xr.DataTree.from_dict(groups).to_netcdf(path, engine="h5netcdf")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.harness.run import read_record, replace_text
 from experiments.harness.scripts import claim_order
-from experiments.harness.verdict import MEANING, VERDICTS
+from experiments.harness.verdict import MEANING, VERDICTS, whose
 
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; }
@@ -61,12 +61,17 @@ def _rows(claim: str, record: dict[str, Any] | None, *, crashed: bool) -> str:
     return "".join(
         _table_row(
             f'<a href="#{name}">{_text(row["id"])}</a>',
-            ("" if row["id"] == record["claim"] else "<i>ours:</i> ") + _text(row["says"]),
+            _said(row["says"]),
             _badge(row["verdict"]),
             _text(row["found"] or row["because"]),
         )
         for row in record["rows"]
     )
+
+
+def _said(says: str) -> str:
+    who, sentence = whose(says)
+    return _text(sentence) if who == "Paper" else f"<i>ours:</i> {_text(sentence)}"
 
 
 def _text(data: Any) -> str:
@@ -88,12 +93,15 @@ def _section(folder: Path, record: dict[str, Any] | None, crash: str | None) -> 
     name = _text(folder.name)
     if record is None:
         return f'<h2 id="{name}">{name}</h2>{crashed}'
-    judged = "".join(_judgement(row, ours=row["id"] != record["claim"]) for row in record["rows"])
+    first, *others = record["rows"]
+    judged = _judgement(first) + "".join(
+        f"<blockquote>{_said(row['says'])}</blockquote>{_judgement(row)}" for row in others
+    )
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     made = f"{record['device']} · size {record['size']} · seed {record['seed']} · {record['seconds']} s"
     made += f" · commit {record['commit']}"
     about = "".join(f"<p>{_text(part)}</p>" for part in record["about"].split("\n\n"))
-    says = _text(record["rows"][0]["says"])
+    says = _text(whose(first["says"])[1])
     return f"""<h2 id="{name}">{name} · {says}</h2>{crashed}
 <div class="about">{about}</div>
 <img loading="lazy" alt="{says}" src="{name}/figure.svg">
@@ -105,11 +113,10 @@ def _section(folder: Path, record: dict[str, Any] | None, crash: str | None) -> 
 """
 
 
-def _judgement(row: dict[str, Any], *, ours: bool) -> str:
+def _judgement(row: dict[str, Any]) -> str:
     numbers = "".join(_number_row(name, number) for name, number in row["numbers"].items())
-    says = f"<blockquote>{_text(row['says'])} <small>(ours)</small></blockquote>" if ours else ""
     head = "<tr><th>name</th><th>role</th><th>value</th><th>interval</th><th>expected</th><th>holds</th></tr>"
-    return f"""{says}<p>{_badge(row["verdict"])} {_text(row["found"])}</p>
+    return f"""<p>{_badge(row["verdict"])} {_text(row["found"])}</p>
 <details class="numbers"><summary>the rule and its numbers</summary><p>{_text(row["because"])}</p>
 <div class="wide"><table>{head}{numbers}</table></div></details>
 """

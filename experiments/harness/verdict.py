@@ -26,7 +26,17 @@ MEANING = {
     "not testable here": "the source says too little, this size is too small to decide, or the check of our "
     "own instrument failed",
 }
-ROLES = ("requires", "refutes", "qualifies", "reports")
+OURS = "Ours: "
+"""How a sentence starts that is not the paper's."""
+
+
+def whose(says: str) -> tuple[str, str]:
+    """Whose sentence it is, Paper or Ours, and the sentence.
+
+    >>> whose("Ours: it differs.")
+    ('Ours', 'it differs.')
+    """
+    return ("Ours", says.removeprefix(OURS)) if says.startswith(OURS) else ("Paper", says)
 
 
 @dataclass(frozen=True)
@@ -92,11 +102,15 @@ class Claim:
         if when:
             self.sentences.append(sentence.strip())
 
-    def ours(self, says: str) -> Claim:
-        """A sentence of ours beside the paper's: a row of its own, judged by its own numbers."""
+    def also(self, says: str) -> Claim:
+        """Another sentence of the same paper: a row of its own, judged by its own numbers."""
         row = Claim(f"{self.id}.{len(self.rows) + 1}", says)
         self.rows.append(row)
         return row
+
+    def ours(self, says: str) -> Claim:
+        """A sentence of ours beside the paper's: a row of its own, judged by its own numbers."""
+        return self.also(f"{OURS}{says}")
 
     def _add(self, role: str, name: str, number: Number | Mapping[str, Number]) -> list[str]:
         given = {name: number} if isinstance(number, Number) else prefixed(name, number)

@@ -1,49 +1,54 @@
 """The task on which length biases are measured: only the first token matters, the rest may be of any length.
 
-Shared by the claims of [B] on sequence trees.
+Shared by the claims on weights (B2), on the surrogate's value (B5) and on the methods of Table 1 (B7). The
+last two train with `table_runs`, whose programs are compiled once a machine for both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
-from experiments.grid import grid
-from grpo_jax import methods, train
-from grpo_jax.biases import length_moments
-from grpo_jax.config import Config, Loop
-from grpo_jax.diagnostics import log_support
-from grpo_jax.optimizers import AdamW
-from grpo_jax.part import leaf_paths, number, part, put, put_all
+import grpo_jax as gj
+from experiments.harness.scripts import sizes
+from grpo_jax import methods
+from grpo_jax.measures import View
+from grpo_jax.part import leaf_paths, number, part, put_all
 from grpo_jax.policies import TreePolicy
 from grpo_jax.policies.tree import share_rows
 from grpo_jax.statistics import divide
-from grpo_jax.surrogate import Method
-from grpo_jax.tasks import Bernoulli, SequenceTable, trees
+from grpo_jax.tasks import trees
 from grpo_jax.types import Array, Number, Rollout
 
 SPACE = trees.free_length(vocab=3, horizon=6)
 TASK = trees.first_token(SPACE)
 RIGHT = np.asarray(TASK.table[0] > 0)
 """[S] outputs whose first token is right."""
+LENGTHS = SPACE.support[1].sum(1)
+TAILS = float(SPACE.vocab) ** (1 - LENGTHS)
+"""[S] probability of each output given its first token, in a uniform tail."""
+MEAN_LENGTH = float((TAILS * LENGTHS)[RIGHT].sum())
+"""L0, of right and of wrong outputs at the start."""
 GROUP = 8
-PROMPTS: Any = np.arange(1)
-"""The one context."""
 STEPS = 120
-RATES = np.array([0.1, 0.5, 0.9])
+RATES = (0.1, 0.5, 0.9)
 """Success rates at the start."""
-LEARNING = {"SGD": 0.6, "AdamW": 0.02}
-"""Learning rates."""
+FREE = 1e9
+OPTIMIZER = ("optimizer.learning_rate", "optimizer.b1", "optimizer.eps")
+LEARNING = {"SGD": (0.6 * FREE, 0.0, FREE), "AdamW": (0.02, 0.9, 1e-8)}
+"""Both in one program: SGD at 0.6 is AdamW without momentum whose eps is so great that second moments do not
+count, with a learning rate as great."""
 TABLE = ("grpo", "grpo_v32", "gspo", "gtpo", "dapo", "cppo", "dr_grpo", "gpg", "cispo", "gcpo")
 """Methods of Table 1 of [B]."""
-SMOKE_TABLE = ("grpo", "gtpo", "dapo", "dr_grpo")
-"""Those that a smoke run trains."""
+SMOKE_TABLE = ("grpo", "gtpo", "dapo", "dr_grpo", "gcpo")
 OPEN = "gtpo (open)"
+"""GTPO with its entropy filter open: the printed one drops every output of this task."""
+FREED = "grpo (no penalty)"
+TABLE_SIZES = sizes(seeds=(64, 128, 1024), names=(SMOKE_TABLE, TABLE, TABLE))
 
 
 @part
@@ -60,106 +65,77 @@ class LengthPower:
         return divide(counted * (self.length / jnp.maximum(lengths, 1)) ** self.power, entries)
 
 
-def policy(rate: np.ndarray, *, blind: bool = False) -> TreePolicy:
-    """First token right with probability rate [R], a uniform tail; ``blind``: the tail does not see it."""
-    tie = share_rows(SPACE, lambda prefix: (len(prefix), prefix[1:])) if blind else None
-    logits = np.zeros((1, (max(tie) + 1) if tie else SPACE.offsets[-1], SPACE.vocab, len(rate)))
-    logits[0, 0, 0], logits[0, 0, 1] = np.log(rate), np.log(1 - rate)
-    return TreePolicy(space=SPACE, logits=logits, tie=tie)
+WEIGHTED = dataclasses.replace(
+    methods.grpo, penalty=None, reduction=LengthPower(power=1.0, length=MEAN_LENGTH)
+)
+"""GRPO without penalty; a sweep varies `reduction.power` and `advantage.power` (0 is shift-only)."""
 
 
-@functools.cache
-def mean_length() -> float:
-    """L0: under a uniform tail."""
-    start = policy(np.array([0.5]))
-    probability = np.exp(np.asarray(log_support(start, jnp.asarray(start.logits), PROMPTS)))[0, :, 0]
-    return float(probability @ SPACE.support[1].sum(1))
+def tied_tail() -> tuple[int, ...]:
+    """Rows of a tail that cannot see the first token."""
+    return share_rows(SPACE, lambda prefix: (len(prefix), prefix[1:]))
 
 
-def weighted(power: np.ndarray, normalized: np.ndarray) -> Method:
-    """GRPO without penalty at numbers [R]: the power of 1/len, and whether the spread divides advantages."""
-    reduction = LengthPower(power=jnp.asarray(power, float), length=mean_length())
-    method = dataclasses.replace(methods.grpo, penalty=None, reduction=reduction)
-    return put(method, "advantage.power", jnp.asarray(normalized, float))
-
-
-def optimizer(adam: np.ndarray | float) -> AdamW:
-    """AdamW in runs where adam is 1, SGD where it is 0, in one program.
-
-    SGD is AdamW without momentum whose eps is so great that second moments do not count, with a learning rate
-    as great.
-    """
-    chosen, free = jnp.asarray(adam) > 0, 1e9
-    return AdamW(
-        learning_rate=jnp.where(chosen, LEARNING["AdamW"], LEARNING["SGD"] * free),
-        b1=jnp.where(chosen, 0.9, 0.0),
-        eps=jnp.where(chosen, 1e-8, free),
-    )
-
-
-def problem(
-    rate: np.ndarray, method: Method, adam: np.ndarray | float = 0.0, *, inner_steps: int = 1, **changes
-) -> Config:
-    """The task from a success rate [R] on."""
-    loop = Loop(group_size=GROUP, inner_steps=inner_steps)
-    base = Config(policy=policy(rate), task=TASK, method=method, optimizer=optimizer(adam), loop=loop)
-    return dataclasses.replace(base, **changes)
-
-
-def coin(rate: np.ndarray, placebo: np.ndarray) -> SequenceTable:
-    """The task in runs where placebo is 0; where it is 1, a coin with the first success rate decides."""
-    right = RIGHT.astype(float)[None, :, None]
-    return SequenceTable(space=SPACE, table=np.where(placebo > 0, rate, right), noise=Bernoulli())
-
-
-@functools.partial(jax.jit, static_argnames=("steps", "every"))
-def _watched(config: Config, state: train.TrainState, *, steps: int, every: int) -> dict[str, Array]:
-    def lengths(params: Array) -> Array:
-        both = length_moments(config.policy, params, PROMPTS, 1 - RIGHT.astype(int))
-        return jnp.concatenate([both, length_moments(config.policy, params, PROMPTS, 0 * RIGHT.astype(int))])
-
-    def one(state: train.TrainState, _: None) -> tuple[train.TrainState, dict[str, Array]]:
-        return train.step(config, state, record=("surrogate", "expected_reward", "reward"))
-
-    def stretch(state: train.TrainState, _: None):
-        state, info = jax.lax.scan(one, state, length=every)
-        return state, (info, lengths(state.params))
-
-    _, (info, seen) = jax.lax.scan(stretch, state, length=steps // every)
-    found = {name: value.reshape(steps, -1) for name, value in info.items()}
-    return found | {"length": jnp.concatenate([lengths(state.params)[None], seen])}
-
-
-def watched(
-    config: Config, seeds: np.ndarray, root: int, *, steps: int, every: int = 10
-) -> dict[str, np.ndarray]:
-    """Train and watch: ``length`` [steps/every + 1, 3, R], expected lengths of right, wrong and all outputs;
-    ``surrogate``, ``expected_reward`` and ``reward`` (of the batch) [steps, R].
-    """  # fmt: skip
-    found = _watched(config, train.init(config, seeds, root=root), steps=steps, every=every)
-    return {name: np.asarray(value) for name, value in found.items()}
-
-
-def table_methods(size: str) -> dict[str, Method]:
-    """The methods of Table 1, and GTPO with its entropy filter open: the printed one drops every output."""
-    found = {name: methods.get(name) for name in (SMOKE_TABLE if size == "smoke" else TABLE)}
-    paths = [path for path in leaf_paths(methods.gtpo) if path.endswith("threshold")]
-    return found | {OPEN: put_all(methods.gtpo, dict.fromkeys(paths, np.inf))}
-
-
-def table_runs(root: int, seeds: np.ndarray, size: str) -> dict[str, dict[str, np.ndarray]]:
-    """Every method of Table 1 with two passes: method -> ``watched``, runs as [optimizer, rate, seed]."""
-    adam, rate, seed = grid(np.arange(len(LEARNING)), RATES, seeds)
-    found = {}
-    for name, method in table_methods(size).items():
-        seen = watched(problem(rate, method, adam, inner_steps=2), seed, root, steps=STEPS)
-        shape = (len(LEARNING), len(RATES), len(seeds))
-        found[name] = {k: v.reshape(*v.shape[:-1], *shape) for k, v in seen.items()}
+def logits(rate: float, *, blind: bool = False) -> np.ndarray:
+    """[1, rows, V]: the first token is right with this probability, the tail is uniform."""
+    rows = max(tied_tail()) + 1 if blind else SPACE.offsets[-1]
+    found = np.zeros((1, rows, SPACE.vocab))
+    found[0, 0, :2] = np.log(rate), np.log(1 - rate)
     return found
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's, along the first axis; NaN where one of them does not vary."""
-    a, b = a - a.mean(0), b - b.mean(0)
-    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.where(scale > 1e-13, (a * b).sum(0) / np.where(scale > 1e-13, scale, 1), np.nan)
+def problem(method: gj.Method, *, blind: bool = False, inner_steps: int = 1, **changes: Any) -> gj.Config:
+    """The task from a success rate of one half on, with AdamW; in a `blind` policy the tail is tied."""
+    rate, b1, eps = LEARNING["AdamW"]
+    base: dict[str, Any] = {
+        "policy": TreePolicy(
+            space=SPACE, logits=logits(0.5, blind=blind), tie=tied_tail() if blind else None
+        ),
+        "task": TASK,
+        "method": method,
+        "optimizer": gj.AdamW(learning_rate=rate, b1=b1, eps=eps),
+        "loop": gj.Loop(group_size=GROUP, inner_steps=inner_steps),
+    }
+    return gj.Config(**(base | changes))
+
+
+@gj.measure("kind", labels={"kind": ["right", "wrong", "all"]}, about="expected length, tokens")
+def lengths(view: View) -> Array:
+    """[3(, R)] expected lengths of right, wrong and all outputs."""
+    chance = view.probabilities[0]
+    inside = jnp.stack([RIGHT, ~RIGHT, np.ones(len(RIGHT))]).astype(chance.dtype)
+    tokens = jnp.tensordot(inside * LENGTHS, chance, 1)
+    return tokens / jnp.tensordot(inside, chance, 1)
+
+
+def table_methods(names: tuple[str, ...]) -> dict[str, gj.Method]:
+    """Methods of Table 1; GTPO with its filter open, and GRPO without its penalty."""
+    paths = [path for path in leaf_paths(methods.gtpo) if path.endswith("threshold")]
+    return {name: methods.get(name) for name in names} | {
+        OPEN: put_all(methods.gtpo, dict.fromkeys(paths, np.inf)),
+        FREED: put_all(methods.grpo, {"penalty.coef": 0.0}),
+    }
+
+
+def table_runs(seed: int, size: Any, *, backwards: bool = False) -> xr.Dataset:
+    """Every method with two passes a batch: `surrogate`, `reward`, `expected_reward` and `lengths`.
+
+    One of two claims that run side by side goes `backwards`, so that each compiles half of the programs.
+    """
+    found = table_methods(size.names)
+    ordered = dict(reversed(found.items())) if backwards else found
+    data = gj.sweep(
+        problem(methods.grpo, inner_steps=2),
+        {"policy.logits": {rate: logits(rate) for rate in RATES}, OPTIMIZER: LEARNING},
+        variants={"method": ordered},
+        seeds=size.seeds, iterations=STEPS, root=seed,
+        record=["surrogate", "reward", "expected_reward"], measure={"lengths": lengths},
+    )  # fmt: skip
+    return named(data, {"policy.logits": "rate", OPTIMIZER: "optimizer"})
+
+
+def named(data: xr.Dataset, names: dict[Any, str]) -> xr.Dataset:
+    """A sweep's dimensions under other names, a tuple of paths as an axis is given; no second labels."""
+    whole = {"+".join(key) if isinstance(key, tuple) else key: name for key, name in names.items()}
+    data = data.rename(whole)
+    return data.drop_vars([name for name in data.coords if name not in data.dims])

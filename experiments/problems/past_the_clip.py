@@ -1,90 +1,150 @@
-"""How far past the clip does AdamW carry a network? Shared parameters, two contexts, a history, float32.
+"""One batch, many optimizer steps: how far do the ratios go past the clip, and what does the optimizer add?
 
-Used by the claim on momentum.
+A pair of answers, a small network and a sequence tree; used by the claim on momentum.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Mapping
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
-from experiments.grid import grid
-from grpo_jax import methods, train
-from grpo_jax.biases import inner_path
-from grpo_jax.config import Config, Loop
-from grpo_jax.optimizers import AdamW
-from grpo_jax.policies import MLPPolicy
+import grpo_jax as gj
+from grpo_jax import methods
+from grpo_jax.measures import Measure, StepView, measure
+from grpo_jax.optimizers import ClippedNorm, Cosine
+from grpo_jax.policies import MLPPolicy, TreePolicy
+from grpo_jax.policies.tree import share_rows
 from grpo_jax.tasks import trees
+from grpo_jax.theory.optimizer import coasting
 from grpo_jax.types import Array
 
 SPACE = trees.free_length(vocab=3, horizon=4)
-TASK = trees.tabulated(SPACE, lambda y: y[0] == 0, lambda y: y[0] == 1)
-PASSES = (1, 2, 4, 8, 16)
-RATES = np.logspace(-6, -2, 5)
-USERS = [(0.9, 0.999), (0.9, 0.95)]
-"""(b1, b2) at every learning rate, with Adam's eps at 1e-8."""
-OTHERS = [
-    *((*pair, 1e-8) for pair in ((0.8, 0.99), (0.95, 0.999), (0.0, 0.95), (0.99, 0.9))),
-    *((*pair, eps) for pair in USERS for eps in (0.0, 1e-5)),
-]
-"""(b1, b2, eps) at the greatest learning rate."""
-HISTORY = 4
-"""Iterations of two passes before the batch that is watched: their momentum comes along."""
-MEASURES = ("winner", "loser", "held", "step")
-"""Greatest ratio where A > 0, least where A < 0, share of tokens held by the clip, log-ratio of one step."""
+ADAM = ("optimizer.learning_rate", "optimizer.b1", "optimizer.b2", "optimizer.eps")
+CLIP = 0.2
+LEAST = 1e-3
+"""Share of a learning rate from which on a last live update counts."""
 
 
-def ratios(rate: Array, b1: Array, b2: Array, eps: Array, seed: Array, *, root: int) -> Array:
-    """[measure, passes] of one run, on one fresh batch after a history.
+@measure(per="step", about="greatest ratio of a token with A > 0")
+def winner(view: StepView) -> Array:
+    """1 where there is none."""
+    return jnp.exp(jnp.max(jnp.where(view.batch.advantages > 0, view.log_ratio, 0), (0, 1, 2)))
 
-    Ratios are over all tokens of the batch, as is the share of tokens whose gradient the clip holds; the step
-    is the mean change of a token's log-probability in the first pass.
-    """
-    config = Config(
+
+@measure(per="step", about="least ratio of a token with A < 0")
+def loser(view: StepView) -> Array:
+    """1 where there is none."""
+    return jnp.exp(jnp.min(jnp.where(view.batch.advantages < 0, view.log_ratio, 0), (0, 1, 2)))
+
+
+@measure(per="step", about="share of tokens whose gradient the clip holds at zero")
+def held(view: StepView) -> Array:
+    """Of live tokens."""
+    live, mask = view.batch.rollout.mask > 0, view.clip_mask
+    return jnp.sum((mask.high | mask.low) & live, (0, 1, 2)) / jnp.sum(live, (0, 1, 2))
+
+
+@measure(per="step", about="mean |log ratio| of live tokens")
+def moved(view: StepView) -> Array:
+    """0 at the first step of a batch."""
+    live = view.batch.rollout.mask > 0
+    return jnp.sum(abs(view.log_ratio) * live, (0, 1, 2)) / jnp.sum(live, (0, 1, 2))
+
+
+@measure("context", "row", "coordinate", per="step", about="what the optimizer adds to the logits")
+def change(view: StepView) -> Array:
+    """[C, rows, V] of a tree, [C, 1, K] of answers."""
+    return view.updates if view.params.ndim == 3 + view.runs else view.updates[:, None]
+
+
+@measure("context", "row", "coordinate", per="step", about="gradient of the loss in the logits")
+def slope(view: StepView) -> Array:
+    """Shaped like `change`."""
+    return view.grads if view.params.ndim == 3 + view.runs else view.grads[:, None]
+
+
+RATIOS: Mapping[str, Measure] = {"winner": winner, "loser": loser, "held": held, "moved": moved}
+STEPS: Mapping[str, Measure] = {"change": change, "slope": slope}
+
+
+def pair(**changes: Any) -> gj.Config:
+    """One question with a right and a wrong answer, equally likely: both reach their clip together."""
+    base: dict[str, Any] = {
+        "policy": gj.ActionPolicy(logits=np.zeros((1, 2))),
+        "task": gj.Questions(table=np.array([[1.0, 0.0]])),
+        "method": dataclasses.replace(methods.grpo, penalty=None),
+        "optimizer": gj.AdamW(learning_rate=0.02),
+        "loop": gj.Loop(group_size=64),
+    }
+    return gj.Config(**(base | changes))
+
+
+def network(*, passes: int) -> gj.Config:
+    """Two contexts with different right first tokens, a hidden layer of 32."""
+    return gj.Config(
         policy=MLPPolicy(space=SPACE, contexts=2, width=32),
-        task=TASK,
+        task=trees.tabulated(SPACE, lambda y: y[0] == 0, lambda y: y[0] == 1),
         method=dataclasses.replace(methods.dr_grpo, penalty=None),
-        optimizer=AdamW(learning_rate=rate, b1=b1, b2=b2, eps=eps),
-        loop=Loop(group_size=8, inner_steps=2),
+        optimizer=gj.AdamW(learning_rate=0.01),
+        loop=gj.Loop(group_size=8, inner_steps=passes),
     )
-    state = train.init(config, seed, root=root)
-    state, _ = jax.lax.scan(
-        lambda state, _: (train.step(config, state, record=())[0], None), state, length=HISTORY
+
+
+VARIANTS = {
+    "plain": (0.0, 1.0, 1e30),
+    "weight decay": (0.5, 1.0, 1e30),
+    "cosine rate": (0.0, 0.0, 1e30),
+    "clipped at every step": (0.0, 1.0, 1e-5),
+}
+"""Weight decay, end of a cosine schedule and greatest gradient norm."""
+RATE = Cosine(init=0.02, steps=60.0, end=1.0)
+
+
+def tree() -> gj.Config:
+    """A tree whose tail is shared between first tokens; prefixes that no sample visits have no gradient."""
+    tie = share_rows(SPACE, lambda prefix: (len(prefix), prefix[1:]))
+    logits = np.random.default_rng(0).normal(size=(2, max(tie) + 1, SPACE.vocab))
+    inner = gj.AdamW(learning_rate=RATE, eps=0.0)
+    return gj.Config(
+        policy=TreePolicy(space=SPACE, logits=logits, tie=tie),
+        task=trees.tabulated(SPACE, lambda y: y[0] == 0, lambda y: 0.5 * (y[0] == 1) + 0.1 * len(y)),
+        method=dataclasses.replace(methods.dr_grpo, penalty=None),
+        optimizer=ClippedNorm(inner=inner, max_norm=1e30),
+        loop=gj.Loop(group_size=8, inner_steps=2),
     )
-    batch, path = inner_path(config, state, steps=PASSES[-1] + 1)
-    live, advantage = batch.rollout.mask > 0, batch.advantages
-    log_ratio, held = path.log_ratio[np.array(PASSES)], path.clipped[np.array(PASSES)]
-    high = jnp.max(jnp.where(live & (advantage > 0), log_ratio, 0), (1, 2, 3))
-    low = jnp.min(jnp.where(live & (advantage < 0), log_ratio, 0), (1, 2, 3))
-    share = jnp.sum(held * live, (1, 2, 3)) / jnp.sum(live)
-    step = jnp.sum(abs(path.log_ratio[1]) * live) / jnp.sum(live)
-    return jnp.stack([jnp.exp(high), jnp.exp(low), share, jnp.broadcast_to(step, share.shape)])
 
 
-def ratio_map(root: int, settings: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """[measure, passes, setting, seed] for settings [S, 4] of (learning rate, b1, b2, eps)."""
-    index, seed = grid(np.arange(len(settings)), seeds)
-    run = jax.jit(jax.vmap(functools.partial(ratios, root=root), out_axes=-1))
-    found = np.asarray(run(*map(jnp.asarray, settings[index].T), jnp.asarray(seed.astype(np.uint32))))
-    return found.reshape(*found.shape[:2], len(settings), len(seeds))
+def in_steps(data: xr.Dataset) -> xr.Dataset:
+    """Iterations and their inner steps as one dimension `step`, the optimizer's count from 1."""
+    flat = data.stack(step=("iteration", "inner_step")).drop_vars(("step", "iteration", "inner_step"))
+    return flat.assign_coords(step=np.arange(1, flat.sizes["step"] + 1))
 
 
-def networks(root: int, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[measure, passes, user, rate, seed] and [measure, passes, other setting, seed], in one program."""
-    told = [(rate, *pair, 1e-8) for pair in USERS for rate in RATES]
-    found = ratio_map(root, np.array(told + [(RATES[-1], *other) for other in OTHERS]), seeds)
-    users, others = found[:, :, : len(told)], found[:, :, len(told) :]
-    return users.reshape(*found.shape[:2], len(USERS), len(RATES), len(seeds)), others
+def coasted(data: xr.Dataset, b1: Any, b2: Any) -> xr.Dataset:
+    """Updates on zero gradient over the last live one, coordinate by coordinate, beside C_{T,k}.
 
+    Args:
+      data: `change` (over the learning rate) and `slope` along `step`, as `in_steps` gives them.
+      b1: decay rate, a number or labelled.
+      b2: the other one.
 
-def in_words(b1: float, b2: float, eps: float) -> str:
-    """A setting.
-
-    >>> in_words(0.9, 0.95, 1e-5)
-    "(0.9, 0.95), Adam's eps 1e-05"
+    Returns: `ratio` and `expected`, NaN on live gradients and before them; `k` and `live`.
     """
-    return f"({b1:g}, {b2:g})" if eps == 1e-8 else f"({b1:g}, {b2:g}), Adam's eps {eps:g}"
+    alive = data.slope != 0
+    last = xr.apply_ufunc(
+        np.maximum.accumulate, alive.where(alive, 0) * data.step, input_core_dims=[["step"]],
+        output_core_dims=[["step"]], kwargs={"axis": -1},
+    ).astype(int)  # fmt: skip
+    place = np.maximum(last - 1, 0).drop_vars("step")
+    base = data.change.drop_vars("step").isel(step=place).assign_coords(step=data.step)
+    told = (last > 0) & ~alive & (abs(base) > LEAST)
+    k = (data.step - last - 1).where(told, 0)
+    live = last.where(told, 1)
+    expected = xr.apply_ufunc(lambda x, y, n, m: np.asarray(coasting(x, y, live=n, k=m)), b1, b2, live, k)
+    ratio = (data.change / base.where(told)).where(told)
+    return xr.Dataset({"ratio": ratio, "expected": expected.where(told), "k": k, "live": live})

@@ -106,4 +106,4 @@ def pushes(rng: np.random.Generator, runs: int, names: Iterable[str]) -> np.ndar
         params = jittered(rng, start, drift)
         logp = policy.score(params, rollout.prompts, rollout.tokens, rollout.mask).logp
         found.append([push(token_gradients(methods.get(name), rollout, logp)) for name in names])
-    return np.moveaxis(np.array(found), 0, 1)
+    return np.stack(found, 1)

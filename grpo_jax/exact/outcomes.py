@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from grpo_jax.collectors import shared
+from grpo_jax.collectors import sampler, scored, shared
 from grpo_jax.config import Config, TrainState
 from grpo_jax.types import Array, HasLevels, HasNoise, Levels, Listable, Rollout, Scores, require_support
 
@@ -24,7 +24,7 @@ def support_levels(config: Config, state: TrainState, prompts: Any) -> tuple[Arr
 
 
 def outcomes(config: Config, state: TrainState, prompts: Any) -> Rollout:
-    """Every outcome as an entry of its prompt's group; its multiplicity is π_old(o)·p(level|o).
+    """Every outcome as an entry of its prompt's group; its multiplicity is q(o)·p(level|o), q the sampler.
 
     Returns a rollout with N = S·L entries: S outputs of the policy's support, L levels of the task's
     reward, the levels of one output side by side.
@@ -33,13 +33,38 @@ def outcomes(config: Config, state: TrainState, prompts: Any) -> Rollout:
     assert isinstance(config.policy, Listable)
     old = config.policy.score_support(state.old_params, prompts)
     ref = config.policy.score_support(state.ref_params, prompts)
-    return listed(prompts, tokens, mask, levels, old, ref)
-
-
-def listed(prompts: Any, tokens: Array, mask: Array, levels: Levels, old: Scores, ref: Scores) -> Rollout:
-    """The rollout of all outcomes: support [P, S, T], levels [P, S, L] and scores [P, S, T] together."""
+    if config.behavior is None:
+        return listed(prompts, tokens, mask, levels, old, ref)
+    drawn = sampler(config, state)
+    rollout = listed(
+        prompts, tokens, mask, levels, old, ref, drawn=drawn.policy.score_support(drawn.params, prompts)
+    )
     width = levels.values.shape[2]
-    probability = jnp.exp(jnp.sum(old.logp, 2))[:, :, None] * levels.probabilities
+
+    def score(who: Any, at: Any) -> Scores:
+        scores = who.score_support(at, prompts)
+        return Scores(logp=each_level(scores.logp, width), entropy=scores.entropy)
+
+    return scored(config, rollout, drawn, score)
+
+
+def listed(
+    prompts: Any,
+    tokens: Array,
+    mask: Array,
+    levels: Levels,
+    old: Scores,
+    ref: Scores,
+    *,
+    drawn: Scores | None = None,
+) -> Rollout:
+    """The rollout of all outcomes: support [P, S, T], levels [P, S, L] and scores [P, S, T] together.
+
+    ``drawn`` are the sampler's scores, where it is not the old policy.
+    """
+    width = levels.values.shape[2]
+    chance = jnp.exp(jnp.sum((old if drawn is None else drawn).logp, 2))
+    probability = chance[:, :, None] * levels.probabilities
     old_logp = each_level(old.logp, width)
     return Rollout(
         prompts=prompts,

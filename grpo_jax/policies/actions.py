@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.decoding import Decoding
 from grpo_jax.kernels import at, count, cumulative, log_softmax, materialize
 from grpo_jax.part import number, part
 from grpo_jax.sequences import at_prompts, inverse_cdf, lookup
@@ -20,9 +21,12 @@ class ActionPolicy:
     Args:
       logits: [C, K] where training starts, and the reference unless another is given. −inf is probability
         0, and no optimizer moves it (``optimizers.update``).
+      decoding: what turns logits into π_θ; None is the softmax. Here it belongs to the policy that is trained
+        and scored (a trainer that divides logits by a temperature); ``Config.behavior`` is the sampler's.
     """
 
     logits: Any = number(nonfinite=True, rank=2)
+    decoding: Decoding | None = None
     trailing: ClassVar[bool] = True
     rank: ClassVar[int] = 2
 
@@ -71,7 +75,8 @@ class ActionPolicy:
 
     def log_probabilities(self, params: Array, prompts: Array) -> Array:
         """[P, K] log π_θ(k|c)."""
-        return log_softmax(at_prompts(params, prompts), 1)
+        logits = at_prompts(params, prompts)
+        return log_softmax(logits, 1) if self.decoding is None else self.decoding(logits, 1)
 
     def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
         """Actions [P, G, 1] by inverse CDF; see ``types.Policy``."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from grpo_jax.decoding import NEVER, Decoding
 from grpo_jax.part import part, static
 from grpo_jax.sequences import Sequences, inverse_cdf
 from grpo_jax.types import Array, Scores, Support, require_support
@@ -32,6 +33,7 @@ class MLPPolicy:
     space: Sequences = static()
     contexts: int = static(1, low=1)
     width: int = static(16, low=1)
+    decoding: Decoding | None = None
     trailing: ClassVar[bool] = False
     rank: ClassVar[int] = 0
 
@@ -61,7 +63,9 @@ class MLPPolicy:
             params, self._features(jnp.asarray(prompts, int), tokens)
         )
         allowed = self.space.allowed
-        return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, logits, -1e30)), -1e30)
+        logits = jnp.where(allowed, logits, NEVER)
+        logp = jax.nn.log_softmax(logits) if self.decoding is None else self.decoding(logits, 3)
+        return jnp.where(allowed, logp, NEVER)
 
     def sample(self, params: Any, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
         """See ``types.Policy``."""

@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.decoding import NEVER, Decoding
 from grpo_jax.kernels import log_softmax, trailing
 from grpo_jax.part import number, part, static
 from grpo_jax.sequences import Sequences, at_prompts, inverse_cdf
 from grpo_jax.types import Array, Scores, Support
-
-_NEVER = -1e30
 
 
 @part
@@ -26,11 +25,13 @@ class TreePolicy:
       logits: [C, rows, V] where training starts; rows are nodes unless ``tie`` says otherwise.
       tie: the row of every node, so that prefixes can share parameters (a tail that does not see the first
         token: ``share_rows(space, lambda prefix: prefix[1:])``).
+      decoding: as in ``ActionPolicy``.
     """
 
     space: Sequences = static()
     logits: Any = number(rank=3)
     tie: tuple[int, ...] | None = static(None)
+    decoding: Decoding | None = None
     trailing: ClassVar[bool] = True
     rank: ClassVar[int] = 3
 
@@ -73,7 +74,9 @@ class TreePolicy:
         if self.tie is not None:
             table = table[:, np.array(self.tie)]
         allowed = trailing(self.space.allowed[self.space.depths][None], table.ndim)
-        return jnp.where(allowed, log_softmax(jnp.where(allowed, table, _NEVER), 2), _NEVER)
+        table = jnp.where(allowed, table, NEVER)
+        logp = log_softmax(table, 2) if self.decoding is None else self.decoding(table, 2)
+        return jnp.where(allowed, logp, NEVER)
 
     def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
         """Sequences [P, G, T] by inverse CDF, token by token; see ``types.Policy``."""

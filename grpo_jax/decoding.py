@@ -1,0 +1,91 @@
+"""From logits to the distribution that tokens are drawn from: temperature, top-k, top-p, min-p.
+
+q(v|s) ∝ π(v|s)^(1/τ) on a kept set, 0 elsewhere. Engines apply the filters in different orders, and what is
+kept differs with the order: a filter looks at the distribution that the ones before it left, renormalised,
+unless filters are ``joint``, when each looks at the tempered distribution itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from grpo_jax.kernels import log_softmax
+from grpo_jax.part import number, part, static
+from grpo_jax.types import Array, Number
+
+NEVER = -1e30
+"""The logit of a token that cannot be drawn."""
+FILTERS = ("top_k", "top_p", "min_p")
+VLLM = ("min_p", "top_k", "top_p")
+"""vLLM's V1 sampler (``SamplingParams``): temperature, min-p, top-k, top-p, each on what the last left."""
+TRANSFORMERS = ("top_k", "top_p", "min_p")
+"""transformers' ``generate`` (``GenerationConfig``): temperature, top-k, top-p, min-p, each on what the last
+left. SGLang has this order, too; without FlashInfer it thresholds the tempered distribution: ``joint``."""
+
+
+@part
+class Decoding:
+    """An engine's sampling parameters; with the defaults q is the softmax itself.
+
+    Args:
+      temperature: τ > 0; logits are divided by it. Greedy decoding is the limit τ → 0: a value such as 1e-3.
+      top_k: keep the k most likely tokens; None keeps all.
+      top_p: keep the fewest tokens whose probability reaches p, the one that crosses it included; None keeps
+        all. Of equal tokens the first ones stay.
+      min_p: keep tokens with at least p times the probability of the likeliest; None keeps all.
+      order: the filters' order (``VLLM``, ``TRANSFORMERS``).
+      joint: every filter looks at the tempered distribution, not at what the others left.
+    """
+
+    temperature: Number = number(1.0, low=0.0, open_low=True)
+    top_k: Number | None = number(None, low=1.0)
+    top_p: Number | None = number(None, low=0.0, open_low=True, high=1.0)
+    min_p: Number | None = number(None, low=0.0, high=1.0)
+    order: tuple[str, ...] = static(VLLM)
+    joint: bool = static(False)
+
+    def check(self) -> None:
+        """The order names every filter once."""
+        if sorted(self.order) != sorted(FILTERS):
+            raise ValueError(f"order is {self.order}; it must name each of {', '.join(FILTERS)} once")
+
+    def __call__(self, logits: Array, axis: int) -> Array:
+        """log q along ``axis``; about ``NEVER`` where a token is not kept."""
+        return log_softmax(jnp.where(self.kept(logits, axis), logits / self.temperature, NEVER), axis)
+
+    def kept(self, logits: Array, axis: int) -> Array:
+        """Which tokens can be drawn."""
+        tempered = log_softmax(logits / self.temperature, axis)
+        kept = tempered > NEVER / 2
+        for name in self.order:
+            threshold = getattr(self, name)
+            if threshold is not None:
+                seen = tempered if self.joint else log_softmax(jnp.where(kept, tempered, NEVER), axis)
+                kept = kept & _KEEPS[name](seen, threshold, axis)
+        return kept
+
+
+def _ranks(logp: Array, axis: int) -> tuple[Array, Array]:
+    """Places of tokens from the likeliest on, and the token at each place."""
+    order = jnp.argsort(-logp, axis=axis, stable=True)
+    return jnp.argsort(order, axis=axis), order
+
+
+def _top_k(logp: Array, k: Any, axis: int) -> Array:
+    return _ranks(logp, axis)[0] < k
+
+
+def _top_p(logp: Array, p: Any, axis: int) -> Array:
+    ranks, order = _ranks(logp, axis)
+    sorted_ = jnp.exp(jnp.take_along_axis(logp, order, axis))
+    before = jnp.cumsum(sorted_, axis) - sorted_
+    return jnp.take_along_axis(before, ranks, axis) < p
+
+
+def _min_p(logp: Array, p: Any, axis: int) -> Array:
+    return jnp.exp(logp - jnp.max(logp, axis, keepdims=True)) >= p
+
+
+_KEEPS = {"top_k": _top_k, "top_p": _top_p, "min_p": _min_p}
