@@ -235,8 +235,8 @@ EXACT = (
     Fault(
         "outcomes have the reference's probability",
         "exact/outcomes.py",
-        "jnp.exp(jnp.sum(old.logp, 2))",
-        "jnp.exp(jnp.sum(ref.logp, 2))",
+        "jnp.sum((old if drawn is None else drawn).logp, 2)",
+        "jnp.sum((ref if drawn is None else drawn).logp, 2)",
         "test_enumeration",
     ),
     Fault(
@@ -294,8 +294,8 @@ DRAWS = (
     Fault(
         "groups come from the current policy",
         "collectors.py",
-        "policy.counts(state.old_params, prompts, draws)",
-        "policy.counts(state.params, prompts, draws)",
+        "return Drawn(config.policy, state.old_params)",
+        "return Drawn(config.policy, state.params)",
         "test_simulation",
     ),
     Fault(
