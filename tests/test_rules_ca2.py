@@ -48,31 +48,43 @@ def policies(count: int, size: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.ones(size), count)
 
 
-@pytest.mark.parametrize(("shift", "holds"), [(0.0, True), (0.02, False)])
-def test_a6_is_judged_by_the_distance_of_certain_rewards_from_15(shift, holds):
-    axes = {"reference": a06.REFERENCES, "beta": a06.BETAS}
-    limit = tabulated(theory.stationary_large_group, **axes)
+def large_groups(moved: float = 0.0, shift: float = 0.0) -> tuple[xr.Dataset, xr.DataArray, xr.DataArray]:
+    """Trained and solved policies of A6 on (15) less a shift, but for one pair of coins; and (15)."""
+    limit = tabulated(theory.stationary_large_group, reference=a06.REFERENCES, beta=a06.BETAS)
+    noisy = limit + xr.DataArray([0.0, 0.0, moved, 0.0], {"pair": list(a06.PAIRS)})
+    trained = (limit - shift).expand_dims(start=list(a06.STARTS))
+    return xr.Dataset({"trained": trained, "noisy": noisy}), noisy, limit
+
+
+@pytest.mark.parametrize(
+    ("moved", "shift", "verdict"),
+    [(0.0, 0.0, "reproduced"), (0.0, 0.02, "refuted"), (0.03, 0.0, "qualified"), (0.03, 0.02, "refuted")],
+)
+def test_a6_falls_with_certain_rewards_and_is_qualified_by_coins(moved, shift, verdict):
+    large, solved, limit = large_groups(moved, shift)
     claim = made()
-    a06.judge_certain(limit - shift, limit, limit, claim)
-    assert [number.holds for number in claim.numbers.values()] == [holds, holds]
-    assert bool(claim.sentences) is holds
+    a06.judge_certain(large, solved, limit, limit, claim)
+    assert claim.verdict().verdict == verdict
+    assert any("(15) holds" in sentence for sentence in claim.sentences) is (shift == 0)
 
 
-@pytest.mark.parametrize(("moved", "verdict"), [(0.0, "reproduced"), (0.03, "refuted")])
-def test_a6_falls_where_noise_of_the_same_order_moves_the_policy(moved, verdict):
-    here = tabulated(lambda r, b: 0.5 + 0 * r + 0 * b, reference=a06.REFERENCES, beta=a06.BETAS)
-    pair = xr.DataArray([0.0, 0.0, moved, 0.0], {"pair": list(a06.PAIRS)})
-    trained = (here + pair).expand_dims(group=[a06.LARGEST])
-    solver = (here + pair).expand_dims(group=[np.inf])
+@pytest.mark.parametrize(
+    ("moved", "gap", "verdict"),
+    [(0.0, 0.0, "reproduced"), (0.03, 0.0, "refuted"), (0.0, 0.03, "refuted")],
+)
+def test_the_order_s_row_of_a6_falls_where_rewards_of_the_same_order_move_the_policy(moved, gap, verdict):
+    large, solved, _ = large_groups(moved)
+    large["trained"] = large.trained + xr.DataArray([0.0, 0.0, gap], {"start": list(a06.STARTS)})
+    solver = xr.concat([solved, solved], xr.Variable("group", [a06.LARGEST, np.inf]))
     anchors = a06.SAMPLED["reference"]
     on_curve = xr.DataArray(a06.curve(anchors, 1.0, a06.SAMPLED_GROUP), {"reference": anchors})
     noise = xr.DataArray(1e-4 * np.random.default_rng(0).normal(size=(3, 16)), dims=("learning_rate", "seed"))
     rates = {"learning_rate": a06.OPTIMIZERS["SGD"][1]}
-    runs = (on_curve + moved + noise.assign_coords(rates)).expand_dims(pair=[a06.COINS])
-    claim = made()
-    a06.judge_noise(trained, solver, runs, claim)
-    assert claim.verdict().verdict == verdict
-    assert bool(claim.sentences) is (verdict == "refuted")
+    runs = (on_curve + noise.assign_coords(rates)).expand_dims(pair=[a06.COINS])
+    row = made()
+    a06.judge_order(large, solver, runs, row)
+    assert row.verdict().verdict == verdict
+    assert bool(row.sentences) is (moved > 0)
 
 
 def test_a7_s_pairs_with_the_direct_penalty_climb_the_objectives_of_nlhf_and_rlhf():
