@@ -106,22 +106,34 @@ def test_a7_s_pairs_with_the_direct_penalty_climb_the_objectives_of_nlhf_and_rlh
         np.testing.assert_allclose(found, jax.grad(climbed)(jnp.log(pi)), atol=1e-12)
 
 
-def test_a7_s_flow_rests_at_the_fixed_point_and_leads_to_it():
-    here = a07.predicted("RLHF", a07.REFERENCES[a07.DRAWN], a07.REWARDS, a07.BETA)
-    moved = a07.flow("RLHF", np.array([here, [0.98, 0.01, 0.01]])).sel(table="x 1")
-    np.testing.assert_allclose(moved.sel(policy=0), 0, atol=1e-14)
-    assert float(moved.sel(policy=1, output=0)) < 0
-    np.testing.assert_allclose(moved.sum("output"), 0, atol=1e-14)
+def theirs(objective: str) -> xr.DataArray:
+    """An objective's policies [reference, beta, output] by its theory."""
+    return a07.aims(objective, a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
 
 
-def test_a7_falls_if_grpo_were_a_pooling():
-    pools = a07.aims("RLHF", a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
-    claim = made()
+@pytest.mark.parametrize("objective", ["RLHF", "NLHF"])
+def test_a7_falls_if_grpo_were_a_pooling(objective):
+    claim, pools = made(), theirs(objective)
     a07.judge_shape(pools, claim)
     assert claim.numbers["GRPO: π/π_ref - 1/(1 - P/β)"].holds is False
-    assert a07._odds_spread(pools) < 1e-12
-    grpo = a07.aims("GRPO", a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
-    assert a07._odds_spread(grpo) > 0.1
+    assert (a07._odds_spread(pools) < 1e-12) is (objective == "RLHF")
+    if objective == "RLHF":
+        nearest = [claim.numbers[f"GRPO, β = {beta:g}: distance from the nearest RLHF"] for beta in a07.BETAS]
+        assert [number.holds for number in nearest] == [False] * len(a07.BETAS)
+        assert not claim.sentences
+
+
+def test_a7_s_distance_falls_at_the_one_penalty_where_grpo_is_near_rlhf():
+    claim, policies = made(), theirs("GRPO")
+    policies.loc[{"beta": 2.0}] = theirs("RLHF").sel(beta=2.0)
+    a07.judge_shape(policies, claim)
+    assert claim.numbers["GRPO, β = 2: distance from the nearest RLHF"].holds is False
+    assert claim.numbers["GRPO, β = 1: distance from the nearest RLHF"].holds
+
+
+def test_a7_tells_nlhf_by_its_own_form():
+    assert a07.pooled_preferences(theirs("NLHF")).holds
+    assert a07.pooled_preferences(theirs("GRPO")).holds is False
 
 
 @pytest.mark.parametrize("variant", ["mean, G = 2", "left out, G = 8, coin flips"])
