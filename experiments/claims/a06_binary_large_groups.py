@@ -204,14 +204,10 @@ def judge_certain(
         if pair == CERTAIN:
             continue
         found[pair] = worst(large.noisy.sel(pair=pair, drop=True), expected=limit, tolerance=MARGIN)
-        told = {
-            f"coins of {pair}, G = {LARGEST}: exact ascent - (15)": found[pair],
-            f"coins of {pair}, G → ∞: π of (11) - (15)": worst(
-                solved.sel(pair=pair, drop=True), expected=limit, tolerance=MARGIN
-            ),
-        }
-        for key, number in told.items():
-            claim.qualifies(key, number, only="for rewards without noise within an answer")
+        told = f"coins of {pair}, G = {LARGEST}: exact ascent - (15)"
+        claim.qualifies(told, found[pair], only="for rewards without noise within an answer")
+        limiting = worst(solved.sel(pair=pair, drop=True), expected=limit)
+        claim.reports(f"coins of {pair}, G → ∞: π of (11) - (15)", limiting)
     claim.finds(
         f"With certain rewards (15) holds: groups of {LARGEST} end within {abs(close.value):.2g} of it.",
         when=[close, least],
