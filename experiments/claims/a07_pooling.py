@@ -296,21 +296,14 @@ def draw(figure: Any, data: xr.Dataset) -> None:
         pools = np.asarray(theory.rlhf(np.array(reference), REWARDS, np.logspace(2, -2, 200)))
         path = np.array([predicted("GRPO", reference, REWARDS, beta) for beta in betas])
         ended = data.trained.sel(objective="GRPO", reference=name, table="x 1").isel(start=0)
-        for policies, style in ((pools, {"color": red, "ls": "--"}), (path, {"color": blue})):
-            axes.plot(*_drawn(policies), **style, lw=1.4)
-        axes.plot(*_drawn(ended.values), "o", ms=5, mfc="white", color=blue)
-        axes.plot(*_drawn(np.array([reference])), "s", ms=4, color="#222222")
+        trained_at = f"GRPO trained, β = {', '.join(f'{beta:g}' for beta in BETAS[::-1])} (upwards)"
+        axes.plot(*_drawn(path), color=blue, lw=1.4, label="GRPO, β from ∞ to 0")
+        axes.plot(*_drawn(ended.values), "o", ms=5, mfc="white", color=blue, label=trained_at)
+        axes.plot(*_drawn(pools), "--", color=red, lw=1.4, zorder=1.5, label="RLHF, β from ∞ to 0")
+        axes.plot(*_drawn(np.array([reference])), "s", ms=4, color="#222222", label="π_ref")
         axes.set_title("(" + ", ".join(f"{p:.2g}" for p in reference) + ")", pad=12)
-    handles = [*panels[0].lines[-4:]]
-    order = [handles[1], handles[2], handles[0], handles[3]]
-    labels = [
-        "GRPO, β from ∞ to 0",
-        f"GRPO trained, β = {BETAS[-1]:g}, {BETAS[1]:g}, {BETAS[0]:g} (upwards)",
-        "RLHF, every β",
-        "π_ref",
-    ]
-    figure.legend(order, labels, loc="outside lower center", ncols=4)
-    figure.suptitle("GRPO leaves RLHF's curve, and the more the smaller β")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle("From each π_ref GRPO takes another way than RLHF")
 
 
 def _drawn(policies: np.ndarray) -> np.ndarray:
