@@ -230,14 +230,55 @@ def test_no_point_of_a_path_is_left_out_of_a10(wrong):
     assert found == [True, False, True]
 
 
-def test_a10_holds_without_conditions_only_if_no_path_raises_the_weight():
+def test_a10_is_qualified_by_every_path_that_raises_the_weight_and_falls_if_none_lowers_it():
     claim = made()
     a10.judge_weights(paths(), claim)
     assert claim.verdict().verdict == "qualified"
+    assert claim.sentences
+    flat, claim = paths(), made()
+    flat.weight.loc[{"path": a10.CERTAIN}] = 0.3
+    a10.judge_weights(flat, claim)
+    assert claim.numbers[f"to {a10.CERTAIN}: weight at the end less that at the start"].holds is False
+    assert claim.verdict().verdict == "refuted"
+    assert not claim.sentences
     rising = a10._rise(xr.DataArray([0.4, 0.395, 0.402], {"along": [0, 1, 2]}))
     assert rising.holds
     assert rising.value == pytest.approx(0.007)
     assert a10._rise(xr.DataArray([0.4, 0.38, 0.402], {"along": [0, 1, 2]})).holds is False
+
+
+@pytest.mark.parametrize(
+    ("trainer", "moved", "verdict"),
+    [
+        ("GRPO", 0.0, "reproduced"),
+        ("shift-only at βσ", 0.02, "refuted"),
+        ("shift-only at β", -0.1, "refuted"),  # ignoring the weight fits as well
+        ("shift-only at the exact weight", 1e-4, "not testable here"),
+        ("sampled", 0.004, "refuted"),
+    ],
+)
+def test_trained_policies_decide_a10(trainer, moved, verdict):
+    names = [a10.GRPO, a10.SAME, a10.EXACT, a10.PLAIN]
+    ended = xr.DataArray(
+        [[[0.6] * len(a10.BETAS)] * 4] * 2, {"rewards": list(a10.FLIPS), "trainer": names, "beta": a10.BETAS}
+    )
+    ended.loc[{"trainer": a10.PLAIN}] += 0.1
+    if trainer in names:
+        ended.loc[{"trainer": trainer}] += moved
+    noise = xr.DataArray(1e-5 * np.random.default_rng(0).normal(size=(3, 16)), dims=("learning_rate", "seed"))
+    noise = noise.assign_coords(learning_rate=a10.RATES[a10.GRPO])
+    runs = (
+        ended.sel(rewards="certain", trainer=[a10.GRPO, a10.SAME], beta=a10.SAMPLED_BETAS, drop=True) + noise
+    )
+    claim = made()
+    a10.judge_policies(ended, runs + (moved if trainer == "sampled" else 0.0), claim)
+    assert claim.verdict().verdict == verdict
+
+
+def test_sampled_runs_of_a10_start_apart_from_where_they_end():
+    betas = np.array(a10.SAMPLED_BETAS)
+    ends = theory.stationary_binary(np.full(2, a10.REFERENCE), betas, group_size=a10.GROUP)
+    assert (abs(np.asarray(ends) - a10.START[0]) > 0.1).all()
 
 
 def test_a11_s_drives_equal_a_sum_over_groups_by_hand():
