@@ -206,7 +206,8 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     for name, convention in LIBRARIES.items():
         options: Any = {"group_size": GROUP, "convention": convention}
         line = [float(effective_beta(1.0, 0.5, gap, **options)) for gap in fine]
-        left.plot(fine, line, color=colors[name], label=name.replace("_", " "))
+        told = name.replace("_", " ") + ("" if name in PRESETS else " (no preset)")
+        left.plot(fine, line, color=colors[name], label=told)
         if name in PRESETS:
             here = data["factors"].enumerated.sel(preset=name, group=GROUP, policy=0.5)
             left.plot(here.gap, here, "o", mfc="white", color=colors[name])
@@ -216,12 +217,13 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     left.legend()
     left.set_title("Lines: formula; rings: presets, enumerated")
     fine = np.geomspace(1e-5, 1, 60)
-    for name in PRESETS:
-        options = {"group_size": GROUP, "convention": LIBRARIES[name]}
+    for name, convention in LIBRARIES.items():
+        options = {"group_size": GROUP, "convention": convention}
         line = [float(stationary_binary_convention(REFERENCE, BETA, gap, **options)) for gap in fine]
         right.plot(fine, line, color=colors[name])
-        here = data["trained"].ended.sel(group=GROUP, preset=name)
-        right.plot(here.gap, here, "o", mfc="white", color=colors[name])
+        if name in PRESETS:
+            here = data["trained"].ended.sel(group=GROUP, preset=name)
+            right.plot(here.gap, here, "o", mfc="white", color=colors[name])
     right.axhline(REFERENCE, color="0.6", lw=0.8, ls=":")
     right.text(1, REFERENCE + 0.01, "π_ref", ha="right", va="bottom")
     right.set(xscale="log", ylim=(0.1, 0.9), xlabel="gap of the rewards", ylabel="π of the better answer")
