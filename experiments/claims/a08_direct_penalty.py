@@ -435,6 +435,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     right.legend(title="G: three inside,\none outside", loc="lower right")
     right.set(xscale="log", xlim=(0.1, 3), ylim=(-16, 3), xlabel="β", ylabel="log odds of π_ref")
     right.set_xticks([0.1, 0.3, 1, 3], ["0.1", "0.3", "1", "3"])
+    right.set_xticks([], minor=True)
     right.set_title("Finite groups: three in a wedge")
 
 

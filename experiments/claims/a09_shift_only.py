@@ -198,7 +198,7 @@ def judge_sampled(data: dict[str, xr.Dataset], variants: list[str], claim: Claim
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """Left: trained policies on RLHF's curve at β over the factor. Right, in the same colours: sampled runs."""
+    """Left: trained policies on RLHF's curve at β over the factor. Right, in its colours: sampled."""
     figure.set_size_inches(7.0, 3.2)
     left, right = plotting.panels(figure, 1, 2, width_ratios=[1.15, 1])
     line, anchor = np.geomspace(0.25, 2.4, 80), np.array(REFERENCES["rising"])
@@ -220,7 +220,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
             aim = theory(variant, ["rising"], SAMPLED_BETAS).isel(reference=0, drop=True)
             gaps = extrapolated(data[optimizer].average.sel(variant=variant, drop=True))[0] - aim
             for beta in SAMPLED_BETAS:
-                name = f"G = {VARIANTS[variant][1]}, {optimizer}, β = {beta:g}"
+                name = f"G {VARIANTS[variant][1]}, β {beta:g}, {optimizer}"
                 rows[name] = mean(gaps.sel(output=0, beta=beta))
                 colors[name] = marks[variant][0]
     plotting.intervals(right, rows, expected=0.0, margin=MARGIN, colors=colors)
