@@ -270,14 +270,14 @@ def judge_groups(data: dict[str, xr.Dataset], limit: xr.DataArray, claim: Claim)
     exponent = Number(math.log(far / near) / math.log(8), expected=-0.5, relation="at most")
     row.refutes("(15) - curve, worst: exponent of G from 512 to 4096", exponent)
     below, above = exact.edge.sel(side=BELOW, drop=True), exact.edge.sel(side=ABOVE, drop=True)
-    near = f"π_ref = {SMALL:g}, from π = {FIRST:g}"
+    place = f"π_ref = {SMALL:g}, from π = {FIRST:g}"
     row.refutes(
-        f"{near}: exact ascent / curve", worst(exact.edge / exact.edge_curve, expected=1.0, tolerance=1e-3)
+        f"{place}: exact ascent / curve", worst(exact.edge / exact.edge_curve, expected=1.0, tolerance=1e-3)
     )
     up = worst(below / FIRST, expected=2.0, relation="at least")
     down = worst(above * (1 - 1 / ABOVE) / SMALL, expected=1.0, tolerance=0.1)
-    row.refutes(f"{near}, β = {BELOW:g} √(G - 1): grows by a factor, less 2", up)
-    row.refutes(f"{near}, β = {ABOVE:g} √(G - 1): π over π_ref/(1 - √(G - 1)/β)", down)
+    row.refutes(f"{place}, β = {BELOW:g} √(G - 1): grows by a factor, less 2", up)
+    row.refutes(f"{place}, β = {ABOVE:g} √(G - 1): π over π_ref/(1 - √(G - 1)/β)", down)
     bound = np.maximum(1 / (1 + (ABOVE**2) * (exact.group - 1)), SMALL)
     row.reports("finite G below the bound of (15): by up to", worst(bound - above, relation="at most"))
     aim = tabulated(lambda r, b: curve(r, b, SAMPLED_GROUP), **SAMPLED)

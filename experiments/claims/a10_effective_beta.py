@@ -35,7 +35,7 @@ from grpo_jax.tasks import Bernoulli
 from grpo_jax.theory import effective_penalty_binary
 
 PRECISION = "float64"
-SIZES = sizes(exact=(400, 2500, 10000), seeds=(4, 48, 256), iterations=(200, 2000, 10000))
+SIZES = sizes(exact=(400, 2500, 10000), seeds=(16, 48, 256), iterations=(2000, 2000, 10000))
 """Iterations of exact ascent; seeds and iterations of sampled runs."""
 
 CERTAIN, EXTREMES, FLIP = "one certain answer", "best and worst of three", "a coin flip"
