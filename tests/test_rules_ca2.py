@@ -48,31 +48,43 @@ def policies(count: int, size: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.ones(size), count)
 
 
-@pytest.mark.parametrize(("shift", "holds"), [(0.0, True), (0.02, False)])
-def test_a6_is_judged_by_the_distance_of_certain_rewards_from_15(shift, holds):
-    axes = {"reference": a06.REFERENCES, "beta": a06.BETAS}
-    limit = tabulated(theory.stationary_large_group, **axes)
+def large_groups(moved: float = 0.0, shift: float = 0.0) -> tuple[xr.Dataset, xr.DataArray, xr.DataArray]:
+    """Trained and solved policies of A6 on (15) less a shift, but for one pair of coins; and (15)."""
+    limit = tabulated(theory.stationary_large_group, reference=a06.REFERENCES, beta=a06.BETAS)
+    noisy = limit + xr.DataArray([0.0, 0.0, moved, 0.0], {"pair": list(a06.PAIRS)})
+    trained = (limit - shift).expand_dims(start=list(a06.STARTS))
+    return xr.Dataset({"trained": trained, "noisy": noisy}), noisy, limit
+
+
+@pytest.mark.parametrize(
+    ("moved", "shift", "verdict"),
+    [(0.0, 0.0, "reproduced"), (0.0, 0.02, "refuted"), (0.03, 0.0, "qualified"), (0.03, 0.02, "refuted")],
+)
+def test_a6_falls_with_certain_rewards_and_is_qualified_by_coins(moved, shift, verdict):
+    large, solved, limit = large_groups(moved, shift)
     claim = made()
-    a06.judge_certain(limit - shift, limit, limit, claim)
-    assert [number.holds for number in claim.numbers.values()] == [holds, holds]
-    assert bool(claim.sentences) is holds
+    a06.judge_certain(large, solved, limit, limit, claim)
+    assert claim.verdict().verdict == verdict
+    assert any("(15) holds" in sentence for sentence in claim.sentences) is (shift == 0)
 
 
-@pytest.mark.parametrize(("moved", "verdict"), [(0.0, "reproduced"), (0.03, "refuted")])
-def test_a6_falls_where_noise_of_the_same_order_moves_the_policy(moved, verdict):
-    here = tabulated(lambda r, b: 0.5 + 0 * r + 0 * b, reference=a06.REFERENCES, beta=a06.BETAS)
-    pair = xr.DataArray([0.0, 0.0, moved, 0.0], {"pair": list(a06.PAIRS)})
-    trained = (here + pair).expand_dims(group=[a06.LARGEST])
-    solver = (here + pair).expand_dims(group=[np.inf])
+@pytest.mark.parametrize(
+    ("moved", "gap", "verdict"),
+    [(0.0, 0.0, "reproduced"), (0.03, 0.0, "refuted"), (0.0, 0.03, "refuted")],
+)
+def test_the_order_s_row_of_a6_falls_where_rewards_of_the_same_order_move_the_policy(moved, gap, verdict):
+    large, solved, _ = large_groups(moved)
+    large["trained"] = large.trained + xr.DataArray([0.0, 0.0, gap], {"start": list(a06.STARTS)})
+    solver = xr.concat([solved, solved], xr.Variable("group", [a06.LARGEST, np.inf]))
     anchors = a06.SAMPLED["reference"]
     on_curve = xr.DataArray(a06.curve(anchors, 1.0, a06.SAMPLED_GROUP), {"reference": anchors})
     noise = xr.DataArray(1e-4 * np.random.default_rng(0).normal(size=(3, 16)), dims=("learning_rate", "seed"))
     rates = {"learning_rate": a06.OPTIMIZERS["SGD"][1]}
-    runs = (on_curve + moved + noise.assign_coords(rates)).expand_dims(pair=[a06.COINS])
-    claim = made()
-    a06.judge_noise(trained, solver, runs, claim)
-    assert claim.verdict().verdict == verdict
-    assert bool(claim.sentences) is (verdict == "refuted")
+    runs = (on_curve + noise.assign_coords(rates)).expand_dims(pair=[a06.COINS])
+    row = made()
+    a06.judge_order(large, solver, runs, row)
+    assert row.verdict().verdict == verdict
+    assert bool(row.sentences) is (moved > 0)
 
 
 def test_a7_s_pairs_with_the_direct_penalty_climb_the_objectives_of_nlhf_and_rlhf():
@@ -94,28 +106,67 @@ def test_a7_s_pairs_with_the_direct_penalty_climb_the_objectives_of_nlhf_and_rlh
         np.testing.assert_allclose(found, jax.grad(climbed)(jnp.log(pi)), atol=1e-12)
 
 
-def test_a7_s_flow_rests_at_the_fixed_point_and_leads_to_it():
-    here = a07.predicted("RLHF", a07.REFERENCES[a07.DRAWN], a07.REWARDS, a07.BETA)
-    moved = a07.flow("RLHF", np.array([here, [0.98, 0.01, 0.01]])).sel(table="x 1")
-    np.testing.assert_allclose(moved.sel(policy=0), 0, atol=1e-14)
-    assert float(moved.sel(policy=1, output=0)) < 0
-    np.testing.assert_allclose(moved.sum("output"), 0, atol=1e-14)
+def theirs(objective: str) -> xr.DataArray:
+    """An objective's policies [reference, beta, output] by its theory."""
+    return a07.aims(objective, a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
 
 
-def test_a7_falls_if_grpo_were_a_pooling():
-    pools = a07.aims("RLHF", a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
-    claim = made()
+@pytest.mark.parametrize("objective", ["RLHF", "NLHF"])
+def test_a7_falls_if_grpo_were_a_pooling(objective):
+    claim, pools = made(), theirs(objective)
     a07.judge_shape(pools, claim)
     assert claim.numbers["GRPO: π/π_ref - 1/(1 - P/β)"].holds is False
-    assert a07._odds_spread(pools) < 1e-12
-    grpo = a07.aims("GRPO", a07.REFERENCES, a07.BETAS, ["x 1"]).sel(table="x 1", drop=True)
-    assert a07._odds_spread(grpo) > 0.1
+    assert (a07._odds_spread(pools) < 1e-12) is (objective == "RLHF")
+    if objective == "RLHF":
+        nearest = [claim.numbers[f"GRPO, β = {beta:g}: distance from the nearest RLHF"] for beta in a07.BETAS]
+        assert [number.holds for number in nearest] == [False] * len(a07.BETAS)
+        assert not claim.sentences
+
+
+def test_a7_s_distance_falls_at_the_one_penalty_where_grpo_is_near_rlhf():
+    claim, policies = made(), theirs("GRPO")
+    policies.loc[{"beta": 2.0}] = theirs("RLHF").sel(beta=2.0)
+    a07.judge_shape(policies, claim)
+    assert claim.numbers["GRPO, β = 2: distance from the nearest RLHF"].holds is False
+    assert claim.numbers["GRPO, β = 1: distance from the nearest RLHF"].holds
+
+
+def test_a7_tells_nlhf_by_its_own_form():
+    assert a07.pooled_preferences(theirs("NLHF")).holds
+    assert a07.pooled_preferences(theirs("GRPO")).holds is False
 
 
 @pytest.mark.parametrize("variant", ["mean, G = 2", "left out, G = 8, coin flips"])
 def test_a9_s_preferences_are_differences_of_means(variant):
     assert a09.preference_error(variant, 7) < 1e-13
     assert a09.factor("mean, G = 2") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdicts"),
+    [
+        (None, ["reproduced", "reproduced"]),
+        ("mean, G = 64, coin flips", ["refuted", "reproduced"]),
+        ("left out, G = 8, coin flips", ["reproduced", "refuted"]),
+    ],
+)
+def test_leaving_out_is_a_row_of_its_own_in_a9(wrong, verdicts):
+    names = a09.TRAINED
+    ended = xr.concat(
+        [a09.theory(v, a09.REFERENCES, a09.BETAS) for v in names], xr.Variable("variant", names)
+    )
+    if wrong:
+        ended.loc[{"variant": wrong}] += 1e-3
+    anchors = xr.DataArray(
+        list(a09.REFERENCES.values()), {"reference": list(a09.REFERENCES)}, ("reference", "output")
+    )
+    equal = (xr.zeros_like(ended) + anchors).transpose(*ended.dims)
+    trained = xr.concat([ended, equal], xr.Variable("table", ["rewards", "equal"]))
+    error = xr.DataArray(np.zeros(len(a09.VARIANTS)), {"preference": list(a09.VARIANTS)})
+    exact = {"trained": trained.expand_dims(start=["here"]), "preference_error": error}
+    claim = made()
+    a09.check(averages(0.0) | {"exact": xr.Dataset(exact)}, claim)
+    assert [row.verdict().verdict for row in (claim, *claim.rows)] == verdicts
 
 
 def averages(bend: float, shift: float = 0.0) -> dict[str, xr.Dataset]:
@@ -127,9 +178,9 @@ def averages(bend: float, shift: float = 0.0) -> dict[str, xr.Dataset]:
         rows = [
             a09.theory(v, ["rising"], a09.SAMPLED_BETAS).isel(reference=0, drop=True)
             + shift + 0.1 * rate + bend * rate**2 + noise
-            for v in a09.SAMPLED
+            for v in a09.SAMPLED[name]
         ]  # fmt: skip
-        average = xr.concat(rows, xr.Variable("variant", list(a09.SAMPLED)))
+        average = xr.concat(rows, xr.Variable("variant", a09.SAMPLED[name]))
         found[name] = xr.Dataset({"average": average})
     return found
 
@@ -139,8 +190,8 @@ def averages(bend: float, shift: float = 0.0) -> dict[str, xr.Dataset]:
 )
 def test_a9_is_judged_by_the_linear_extrapolation_and_tells_the_quadratic_one(bend, shift, holds):
     claim = made()
-    a09.judge_sampled(averages(bend, shift), claim)
-    for variant in a09.SAMPLED:
+    a09.judge_sampled(averages(bend, shift), list(a09.VARIANTS), claim)
+    for variant in a09.SAMPLED["AdamW"]:
         told = f"{variant}, SGD: sampled, extrapolated - theory"
         assert claim.numbers[told].holds is holds
         assert claim.roles[told] == "refutes"
@@ -176,9 +227,10 @@ def test_a_reference_replaced_by_the_sampling_policy_refutes_a9():
         seeds=8, iterations=400, average_from=0.25, record=["probabilities"], progress=False,
     )  # fmt: skip
     average = runs.probabilities.isel(context=0, drop=True).rename(kl_coef="beta")
-    average = average.expand_dims(variant=list(a09.SAMPLED))
+    average = average.expand_dims(variant=a09.SAMPLED["SGD"])
     claim = made()
-    a09.judge_sampled({name: xr.Dataset({"average": average}) for name in a09.OPTIMIZERS}, claim)
+    data = {name: xr.Dataset({"average": average}) for name in a09.OPTIMIZERS}
+    a09.judge_sampled(data, ["mean, G = 2"], claim)
     assert claim.numbers["mean, G = 2, SGD: sampled, extrapolated - theory"].holds is False
 
 
@@ -206,14 +258,55 @@ def test_no_point_of_a_path_is_left_out_of_a10(wrong):
     assert found == [True, False, True]
 
 
-def test_a10_holds_without_conditions_only_if_no_path_raises_the_weight():
+def test_a10_is_qualified_by_every_path_that_raises_the_weight_and_falls_if_none_lowers_it():
     claim = made()
     a10.judge_weights(paths(), claim)
     assert claim.verdict().verdict == "qualified"
+    assert claim.sentences
+    flat, claim = paths(), made()
+    flat.weight.loc[{"path": a10.CERTAIN}] = 0.3
+    a10.judge_weights(flat, claim)
+    assert claim.numbers[f"to {a10.CERTAIN}: weight at the end less that at the start"].holds is False
+    assert claim.verdict().verdict == "refuted"
+    assert not claim.sentences
     rising = a10._rise(xr.DataArray([0.4, 0.395, 0.402], {"along": [0, 1, 2]}))
     assert rising.holds
     assert rising.value == pytest.approx(0.007)
     assert a10._rise(xr.DataArray([0.4, 0.38, 0.402], {"along": [0, 1, 2]})).holds is False
+
+
+@pytest.mark.parametrize(
+    ("trainer", "moved", "verdict"),
+    [
+        ("GRPO", 0.0, "reproduced"),
+        ("shift-only at βσ", 0.02, "refuted"),
+        ("shift-only at β", -0.1, "refuted"),  # ignoring the weight fits as well
+        ("shift-only at the exact weight", 1e-4, "not testable here"),
+        ("sampled", 0.004, "refuted"),
+    ],
+)
+def test_trained_policies_decide_a10(trainer, moved, verdict):
+    names = [a10.GRPO, a10.SAME, a10.EXACT, a10.PLAIN]
+    ended = xr.DataArray(
+        [[[0.6] * len(a10.BETAS)] * 4] * 2, {"rewards": list(a10.FLIPS), "trainer": names, "beta": a10.BETAS}
+    )
+    ended.loc[{"trainer": a10.PLAIN}] += 0.1
+    if trainer in names:
+        ended.loc[{"trainer": trainer}] += moved
+    noise = xr.DataArray(1e-5 * np.random.default_rng(0).normal(size=(3, 16)), dims=("learning_rate", "seed"))
+    noise = noise.assign_coords(learning_rate=a10.RATES[a10.GRPO])
+    runs = (
+        ended.sel(rewards="certain", trainer=[a10.GRPO, a10.SAME], beta=a10.SAMPLED_BETAS, drop=True) + noise
+    )
+    claim = made()
+    a10.judge_policies(ended, runs + (moved if trainer == "sampled" else 0.0), claim)
+    assert claim.verdict().verdict == verdict
+
+
+def test_sampled_runs_of_a10_start_apart_from_where_they_end():
+    betas = np.array(a10.SAMPLED_BETAS)
+    ends = theory.stationary_binary(np.full(2, a10.REFERENCE), betas, group_size=a10.GROUP)
+    assert (abs(np.asarray(ends) - a10.START[0]) > 0.1).all()
 
 
 def test_a11_s_drives_equal_a_sum_over_groups_by_hand():

@@ -29,21 +29,50 @@ def beside(lower, upper):
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper", "verdict"),
+    ("lower", "verdict"),
+    [([LOWER, LOWER], "reproduced"), ([LOWER, 3.0], "refuted"), ([np.nan, LOWER], "refuted")],
+)
+def test_training_beside_the_lower_zero_decides_a8(lower, verdict):
+    claim = Claim("A8", "The stationary values are the zeros of h.")
+    a8.judge_lower(beside(lower, [UPPER, UPPER]), claim)
+    assert claim.verdict().verdict == verdict
+
+
+def each_at_its_maximum(apart=0.0, count=2):
+    """Values that maximise the surrogate frozen at them, but for the upper one; and their number."""
+    frozen = xr.Dataset({"at": ("root", [0.3, 0.9]), "best": ("root", [0.3, 0.9 + apart])})
+    number = xr.Dataset({"number": (("beyond", "reference"), [[0, 0], [2, count]])})
+    return frozen.assign_coords(root=["lower", "upper"]), number.assign_coords(beyond=[0.999, 1.001])
+
+
+@pytest.mark.parametrize(
+    ("upper", "apart", "count", "verdict"),
     [
-        ([LOWER, LOWER], [LOWER, 9.0], "refuted"),  # as theory has it: the upper root repels
-        ([LOWER, LOWER], [UPPER, UPPER], "reproduced"),  # both attract: then the paper is right
-        ([LOWER, LOWER], [UPPER, 9.0], "refuted"),
-        ([LOWER, 3.0], [UPPER, UPPER], "refuted"),
-        ([LOWER, LOWER], [UPPER, np.nan], "refuted"),
-        ([LOWER, LOWER], [UPPER - a8.NUDGE, UPPER + a8.NUDGE], "refuted"),  # nothing trained
+        ([LOWER, 9.0], 0.0, 2, "qualified"),  # as theory has it: the upper value repels
+        ([UPPER, UPPER], 0.0, 2, "reproduced"),  # both attract: then the paper is right without condition
+        ([UPPER, 9.0], 0.0, 2, "qualified"),
+        ([UPPER, np.nan], 0.0, 2, "qualified"),
+        ([UPPER - a8.NUDGE, UPPER + a8.NUDGE], 0.0, 2, "qualified"),  # nothing trained
+        ([LOWER, 9.0], 1e-6, 2, "refuted"),  # the upper one maximises nothing
+        ([LOWER, 9.0], 0.0, 1, "refuted"),  # there are not two
     ],
 )
-def test_training_beside_both_roots_decides_a8(lower, upper, verdict):
-    claim = Claim("A8", "Two values maximise.")
-    a8.judge_large(beside(lower, upper), claim)
-    assert claim.verdict().verdict == verdict
-    assert bool(claim.sentences) is (upper == [LOWER, 9.0])
+def test_frozen_surrogates_and_training_beside_the_upper_value_decide_a8_s_row(upper, apart, count, verdict):
+    row, large = Claim("A8.1", "Two values maximise."), beside([LOWER, LOWER], upper)
+    large = large.expand_dims(reference=[0.5], beta=[2.0])
+    a8.judge_large(large, *each_at_its_maximum(apart, count), row)
+    assert row.verdict().verdict == verdict
+    assert bool(row.sentences) is (upper == [LOWER, 9.0])
+
+
+def test_a_frozen_surrogate_has_its_maximum_where_a_fine_grid_has():
+    """At the upper root, of the surrogate written out anew."""
+    found = a8.frozen().sel(reference=0.1, beyond=1.5, root="upper")
+    x, beta, y = float(found["at"]), 1.5 * direct_phases.born(0.1), np.linspace(1e-6, 1 - 1e-6, 1_000_001)
+    divergence = y * np.log(y / 0.1) + (1 - y) * np.log((1 - y) / 0.9)
+    surrogate = (y - x) / np.sqrt(x * (1 - x)) - beta * divergence
+    assert y[surrogate.argmax()] == pytest.approx(x, abs=2e-6)
+    assert float(found.best) == pytest.approx(x, abs=1e-9)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.9])

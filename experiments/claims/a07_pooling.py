@@ -1,20 +1,22 @@
 """GRPO's aggregation of preferences differs fundamentally from logarithmic pooling, which RLHF implements:
-π = π_ref/(1 − P_G(o | π)/β) up to the mean of P_G, in the place of π ∝ π_ref e^(r/β).
+π = π_ref/(1 − P_G(o | π)/β) in the place of π ∝ π_ref e^(r/β).
 
-[A] abstract, (4) and (11). NLHF's π ∝ π_ref e^(E P(o ≻ o')/β) pools logarithmically, too. One question with
-three answers; one loop trains all four objectives: Dr. GRPO is GRPO without the spread, NLHF is pairs with
-the direct penalty 2β, RLHF the same without the spread and with β/2.
+[A] (arXiv:2502.18548v3), abstract, (4) and (11). The mean of P_G is left out: it is 0 when answers are drawn
+from π itself. One question with three answers; one loop trains all four objectives: Dr. GRPO is GRPO
+without the spread, NLHF is pairs with the direct penalty 2β, RLHF the same without the spread and with β/2.
+NLHF pools logarithmically, too, but preferences that move with π: π ∝ π_ref e^(E P(o ≻ o')/β).
 
 Refuted if GRPO's exact ascent ends 1e-6 from the solution of (11), if its sampled runs, extrapolated to
-learning rate zero, are not within 0.01 of it, or if some pooling could be GRPO's: its shape is 1/(1 − x) (to
-1e-6, and 0.05 apart from e^x), and the log odds that the best answer gains on the worst feel π_ref (by 0.1 or
-more), which no pooling's do. That the other three end where their own theory says, and that RLHF's log odds
-do not feel π_ref, are checks of the instrument. Which objectives feel the size of the rewards is ours, a row
-of its own.
+learning rate zero, are not within 0.01 of it (they start in another corner), or if some pooling could be
+GRPO's: its shape is 1/(1 − x) (to 1e-6); for every β there is a π_ref at which it is 0.01 or more from RLHF's
+policy at whatever penalty is nearest, and as far from log pooling of its own P_G; and the log odds that the
+best answer gains on the worst feel π_ref (by 0.1 or more), which no pooling of fixed scores does. That the
+other three end where their own theory says, that log(π/π_ref) − E P/β is one constant over NLHF's answers (to
+1e-6), and that RLHF's log odds do not feel π_ref, are checks of the instrument. Which objectives feel the
+size of the rewards is ours, a row of its own.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,9 +29,10 @@ from experiments.harness.numbers import Number, extrapolated, furthest, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
 from experiments.problems.answers import logits, method, question
-from experiments.problems.policies import averaged, force, settled
+from experiments.problems.policies import averaged, settled
 from grpo_jax import plotting, theory
 from grpo_jax.parts.advantages import Normalized
+from grpo_jax.plotting.triangle import CORNERS
 
 PRECISION = "float64"
 SIZES = sizes(seeds=(48, 48, 128), iterations=(4000, 4000, 10000))
@@ -38,8 +41,8 @@ OBJECTIVES = {"GRPO": (False, 1.0), "NLHF": (True, 1.0), "Dr. GRPO": (False, 0.0
 """Whether pairs with the direct penalty train it, and the power of the spread that divides advantages."""
 GROUP = 8
 REWARDS = np.array([1.0, 0.5, 0.0])
-DRAWN, BETA = "drawn", 1.0
-"""The reference and the penalty that are drawn and sampled."""
+DRAWN, BETA = "worst likely", 1.0
+"""The reference and the penalty that are sampled."""
 REFERENCES = {
     DRAWN: [0.15, 0.35, 0.5], "best first": [0.6, 0.3, 0.1], "worst first": [0.1, 0.1, 0.8],
     "even": [1 / 3, 1 / 3, 1 / 3],
@@ -51,8 +54,9 @@ TABLES = SCALED | MIDDLES
 SHOWN = ["x 1", "x 4"]
 STARTS = {"near the best": [0.8, 0.1, 0.1], "near the worst": [0.1, 0.1, 0.8]}
 RATES = [0.02, 0.04, 0.08]
-SIDE = 10
-"""Arrows along a side of the triangle."""
+"""Of sampled runs; RLHF's forces are half as large, and its rates twice."""
+FAR = 0.01
+"""Less from a pooling is no difference."""
 ORDER = [1, 2, 0]
 """The triangle's corners: the middle answer lower left, the worst lower right, the best on top."""
 MARGIN = 0.01
@@ -130,50 +134,31 @@ def trained(objective: str) -> xr.DataArray:
 
 
 def sampled(objective: str, seed: int, size: Any) -> xr.DataArray:
-    """Time averages at the drawn setting, from where the theory says that training ends."""
-    starts = {name: predicted(objective, REFERENCES[DRAWN], TABLES[name], BETA) for name in SHOWN}
+    """Time averages at one setting, by the place of the learning rate, of runs that start near the worst."""
+    twice = 2 if objective == "RLHF" else 1
     axes = {
-        "learning_rate": RATES,
+        "learning_rate": [twice * rate for rate in RATES],
         "kl_coef": [felt(objective, BETA)],
-        ("task.table", "policy.logits"): {
-            name: (table, logits(starts[name])) for name, table in tables(SHOWN).items()
-        },
+        "task.table": tables(SHOWN),
     }
-    found = averaged(setting(objective), axes, size, seed).drop_vars(["task.table", "policy.logits"])
-    return found.rename({"task.table+policy.logits": "table"}).isel(kl_coef=0, drop=True)
-
-
-def lattice() -> np.ndarray:
-    """[n, 3] policies inside the triangle, where its arrows are drawn."""
-    counts = [(i, j, SIDE - 1 - i - j) for i in range(SIDE) for j in range(SIDE - i)]
-    return (np.array(counts) + 1 / 3) / SIDE
-
-
-def flow(objective: str, policies: np.ndarray) -> xr.DataArray:
-    """Change of the probabilities [policy, table, output] under ascent on the expected gradient in logits."""
-    places = {place: logits(policy) for place, policy in enumerate(policies)}
-    axes = {"policy.logits": places, "task.table": tables(SHOWN), "kl_coef": [felt(objective, BETA)]}
-    found = force(setting(objective), axes).isel(kl_coef=0, drop=True)
-    found = found.rename({"policy.logits": "policy", "task.table": "table"})
-    here = xr.DataArray(policies, dims=("policy", "output"))
-    return here * (found - (here * found).sum("output"))
+    found = averaged(setting(objective, start=STARTS["near the worst"]), axes, size, seed)
+    found = found.rename({"task.table": "table"}).isel(kl_coef=0, drop=True)
+    return found.assign_coords(learning_rate=RATES)
 
 
 def simulate(seed: int, size: Any) -> xr.Dataset:
-    """Exact ascent, flows and sampled time averages of the four objectives."""
-    objectives, points = xr.Variable("objective", list(OBJECTIVES)), lattice()
+    """Exact ascent and sampled time averages of the four objectives."""
+    objectives = xr.Variable("objective", list(OBJECTIVES))
     return xr.Dataset({
         "trained": xr.concat([trained(name) for name in OBJECTIVES], objectives),
         "average": xr.concat([sampled(name, seed, size) for name in OBJECTIVES], objectives).rename(
             table="shown"
         ),
-        "flow": xr.concat([flow(name, points) for name in OBJECTIVES], objectives).rename(table="shown"),
-        "policies": (("policy", "output"), points),
     })  # fmt: skip
 
 
 def check(data: xr.Dataset, claim: Claim) -> None:
-    """Predictions; the shape 1/(1 - x); whether any pooling could be it; the reward's size."""
+    """Predictions; the shape 1/(1 - x); the nearest pooling; the reward's size."""
     for objective in OBJECTIVES:
         judge = claim.refutes if objective == "GRPO" else claim.requires
         ended = data.trained.sel(objective=objective, drop=True)
@@ -187,16 +172,22 @@ def check(data: xr.Dataset, claim: Claim) -> None:
     ended = data.trained.isel(start=0)
     spreads = {name: _odds_spread(ended.sel(objective=name, table="x 1", drop=True)) for name in OBJECTIVES}
     told = "log odds that the best gains on the worst, spread over π_ref"
-    grpo, pooled = Number(spreads["GRPO"], 0.1, relation="at least"), Number(spreads["RLHF"], 0.0, 1e-6)
-    claim.refutes(f"GRPO: {told}", grpo)
-    claim.requires(f"RLHF: {told}", pooled)
+    grpo, fixed = Number(spreads["GRPO"], 0.1, relation="at least"), Number(spreads["RLHF"], 0.0, 1e-6)
+    claim.refutes(f"no pooling of fixed scores: GRPO, {told}", grpo)
+    claim.requires(f"RLHF: {told}", fixed)
     for name in ("NLHF", "Dr. GRPO"):
         claim.reports(f"{name}: {told}", Number(spreads[name]))
+    claim.requires(
+        "NLHF: log(π/π_ref) - E P/β, spread over answers",
+        pooled_preferences(ended.sel(objective="NLHF", table="x 1", drop=True)),
+    )
     judge_shape(ended.sel(objective="GRPO", table="x 1", drop=True), claim)
+    for beta, number in nearest(ended.sel(objective="NLHF", table="x 1", drop=True)).items():
+        claim.reports(f"NLHF, β = {beta:g}: distance from the nearest RLHF", number)
     claim.finds(
-        "GRPO is no logarithmic pooling: how far training moves the odds of two answers depends on where the "
-        f"reference puts them (by up to {grpo.value:.2f} in log odds here), which RLHF's odds never do.",
-        when=[grpo, pooled],
+        "How far GRPO moves the odds of two answers depends on where the reference puts them (by up to "
+        f"{grpo.value:.2f} in log odds here), which RLHF's odds never do.",
+        when=[grpo, fixed],
     )
     judge_size(ended, claim)
 
@@ -209,23 +200,64 @@ def _odds_spread(policy: xr.DataArray) -> float:
     return float((gained.max("reference") - gained.min("reference")).max())
 
 
+def anchors() -> xr.DataArray:
+    """Reference policies [reference, output]."""
+    return xr.DataArray(list(REFERENCES.values()), {"reference": list(REFERENCES), "output": range(3)})
+
+
+def pooled_preferences(policies: xr.DataArray) -> Number:
+    """Whether policies [reference, beta, output] pool P(o ≻ o'), a tie counting half, logarithmically."""
+    wins = np.sign(REWARDS[:, None] - REWARDS[None, :]) / 2 + 0.5
+    chance = xr.DataArray(wins, dims=("output", "other")).dot(policies.rename(output="other"))
+    rest: Any = np.log(policies / anchors()) - chance / policies.beta
+    return worst(rest.max("output") - rest.min("output"), tolerance=1e-6)
+
+
+def nearest(policies: xr.DataArray) -> dict[float, Number]:
+    """For each β the distance of policies [reference, beta, output] from RLHF's at whatever penalty is
+    nearest, at the reference where it is greatest."""
+    penalties = np.logspace(-2, 2, 4001)
+    pools = xr.DataArray(
+        np.stack([np.asarray(theory.rlhf(np.array(r), REWARDS, penalties)) for r in REFERENCES.values()]),
+        {"reference": list(REFERENCES), "penalty": penalties, "output": range(3)},
+    )
+    return greatest(abs(policies - pools).max("output").min("penalty"))
+
+
+def greatest(distances: xr.DataArray) -> dict[float, Number]:
+    """For each β the greatest of distances [reference, beta], and at which reference."""
+    found = {}
+    for beta in distances.beta.values:
+        here = distances.sel(beta=beta)
+        at = f"π_ref {here.idxmax('reference').item()}"
+        found[float(beta)] = Number(float(here.max()), FAR, relation="at least", at=at)
+    return found
+
+
 def judge_shape(policies: xr.DataArray, claim: Claim) -> None:
-    """Each answer's share of its reference against its own preference, and the nearest RLHF."""
-    table, gaps, tilts, nearest = theory.reward_table(REWARDS), [], [], []
-    for name, reference in REFERENCES.items():
-        anchor = np.array(reference)
-        pools = np.asarray(theory.rlhf(anchor, REWARDS, np.logspace(-2, 2, 4001)))
+    """Each answer's share of its reference against its own preference, and the nearest poolings."""
+    table, anchor = theory.reward_table(REWARDS), anchors()
+    x = xr.zeros_like(policies)
+    for name in REFERENCES:
         for beta in BETAS:
-            policy = policies.sel(reference=name, beta=beta).values
-            x = np.asarray(theory.group_preference(policy, table, group_size=GROUP)) / beta
-            tilted = anchor * np.exp(x)
-            gaps.append(policy / anchor - 1 / (1 - x))
-            tilts.append(abs(policy - tilted / tilted.sum()).max())
-            nearest.append(abs(pools - policy).max(-1).min())
-    claim.refutes("GRPO: π/π_ref - 1/(1 - P/β)", worst(gaps, tolerance=1e-6))
-    far = Number(max(tilts), expected=0.05, relation="at least")
-    claim.refutes("GRPO: greatest distance from π_ref e^(P/β)/Z", far)
-    claim.reports("GRPO: greatest distance from RLHF at whatever β is nearest", Number(max(nearest)))
+            here = {"reference": name, "beta": beta}
+            found = theory.group_preference(policies.sel(here).values, table, group_size=GROUP)
+            x.loc[here] = np.asarray(found) / beta
+    claim.refutes(
+        "GRPO: π/π_ref - 1/(1 - P/β)", worst(policies / anchor, expected=1 / (1 - x), tolerance=1e-6)
+    )
+    tilted = anchor * np.exp(x)
+    own = greatest(abs(policies - tilted / tilted.sum("output")).max("output"))
+    far = nearest(policies)
+    for beta in BETAS:
+        claim.refutes(f"GRPO, β = {beta:g}: distance from the nearest RLHF", far[beta])
+        claim.refutes(f"GRPO, β = {beta:g}: distance from π_ref e^(P/β)/Z", own[beta])
+    first, last = far[BETAS[0]], far[BETAS[-1]]
+    claim.finds(
+        f"At β = {BETAS[0]:g} GRPO's policy is up to {first.value:.2f} from every RLHF policy; at "
+        f"β = {BETAS[-1]:g} at most {last.value:.3f}.",
+        when=far.values(),
+    )
 
 
 def judge_size(ended: xr.DataArray, claim: Claim) -> None:
@@ -254,39 +286,26 @@ def judge_size(ended: xr.DataArray, claim: Claim) -> None:
 
 
 def draw(figure: Any, data: xr.Dataset) -> None:
-    """Four objectives by two sizes of the same rewards: flows, fixed points, and their paths over β."""
-    figure.set_size_inches(7.0, 4.0)
-    panels = iter(plotting.panels(figure, len(SHOWN), len(OBJECTIVES)))
-    reference = REFERENCES[DRAWN]
-    for shown in SHOWN:
-        for objective in OBJECTIVES:
-            axes = next(panels)
-            path = [predicted(objective, reference, TABLES[shown], b) for b in np.logspace(2, -2, 50)]
-            ended = data.trained.sel(objective=objective, reference=DRAWN, beta=BETA, table=shown)
-            marks = {"π_ref": np.array(reference)[ORDER], "trained": ended.isel(start=0, output=ORDER).values}
-            plotting.simplex(
-                axes,
-                _arrows(data.policies, data.flow.sel(objective=objective, shown=shown)),
-                paths=[np.array(path)[:, ORDER]],
-                points=marks if objective == "GRPO" else marks.values(),
-                corners=[f"r = {reward:g}" for reward in TABLES[shown][ORDER]],
-                density=SIDE,
-            )
-            if shown == SHOWN[0]:
-                axes.set_title(objective, pad=10)
-    figure.suptitle("Rewards four times as large (below) move Dr. GRPO and RLHF, not GRPO and NLHF")
-    figure.supxlabel(
-        f"arrows and dots: training at β = {BETA:g}; line: fixed points, β from ∞ to 0", fontsize=7.5
-    )
+    """For each reference the fixed points of GRPO over β, and RLHF's curve, which they leave."""
+    figure.set_size_inches(7.0, 2.6)
+    panels = plotting.panels(figure, 1, len(REFERENCES))
+    blue, red = plotting.COLORS[:2]
+    betas = np.logspace(2, -1.5, 40)
+    for axes, (name, reference) in zip(panels, REFERENCES.items(), strict=True):
+        plotting.simplex(axes, corners=[f"r = {reward:g}" for reward in REWARDS[ORDER]])
+        pools = np.asarray(theory.rlhf(np.array(reference), REWARDS, np.logspace(2, -2, 200)))
+        path = np.array([predicted("GRPO", reference, REWARDS, beta) for beta in betas])
+        ended = data.trained.sel(objective="GRPO", reference=name, table="x 1").isel(start=0)
+        trained_at = f"GRPO trained, β = {', '.join(f'{beta:g}' for beta in BETAS[::-1])} (upwards)"
+        axes.plot(*_drawn(path), color=blue, lw=1.4, label="GRPO, β from ∞ to 0")
+        axes.plot(*_drawn(ended.values), "o", ms=5, mfc="white", color=blue, label=trained_at)
+        axes.plot(*_drawn(pools), "--", color=red, lw=1.4, zorder=1.5, label="RLHF, β from ∞ to 0")
+        axes.plot(*_drawn(np.array([reference])), "s", ms=4, color="#222222", label="π_ref")
+        axes.set_title("(" + ", ".join(f"{p:.2g}" for p in reference) + ")", pad=12)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle("From each π_ref GRPO takes another way than RLHF")
 
 
-def _arrows(policies: xr.DataArray, flow: xr.DataArray) -> Callable[[np.ndarray], np.ndarray]:
-    """The flow at the policy nearest to each that is asked for, with the corners in the drawing's order."""
-    known, change = (
-        array.isel(output=ORDER).transpose("policy", "output").values for array in (policies, flow)
-    )
-
-    def nearest(at: np.ndarray) -> np.ndarray:
-        return change[((at[:, None] - known) ** 2).sum(-1).argmin(1)]
-
-    return nearest
+def _drawn(policies: np.ndarray) -> np.ndarray:
+    """[2, n] where policies [n, 3] lie in the triangle."""
+    return (policies[:, ORDER] @ CORNERS).T

@@ -21,7 +21,7 @@ EVERY = 5
 
 
 def method(*, direct: bool = False) -> gj.Method:
-    """GRPO of [A]: no clip, k3 penalty; `direct` multiplies the penalty by the ratio (Section 5)."""
+    """GRPO of [A]: no clip, k3 penalty; `direct` multiplies the penalty by the ratio."""
     penalty = Penalty(divergence=K3(), weight=RatioWeight() if direct else None, coef=1.0)
     return dataclasses.replace(gj.methods.grpo, gain=Linear(), penalty=penalty)
 
