@@ -247,4 +247,4 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         panels[0].plot([], [], "o-", color=hue, label=f"from success rate {rate:g}")
     panels[0].fill_between([], [], [], color="0.88", label="does not follow")
     figure.legend(loc="outside lower center", ncols=4)
-    figure.suptitle("No method's value rises with the reward over training; several fall")
+    figure.suptitle("Over training no value follows the reward; several go against it")
