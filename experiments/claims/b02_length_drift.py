@@ -238,7 +238,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
             colors[world, rate, kind] = plotting.COLORS[kind == "wrong"]
             texts[world, rate, kind] = f"{world}, from {rate:g}" if kind == "right" else ""
         plotting.intervals(axes, rows, expected=0, margin=MARGIN, labels=texts, colors=colors)
-        axes.set(xlabel="tokens, 1/len less constant weights", title=optimizer)
+        axes.set(xlabel="tokens, 1/len less constant weights", title=optimizer, xticks=[-1, -0.5, 0, 0.5, 1])
     for kind, color in zip(SOUGHT, plotting.COLORS, strict=False):
         panels[0].plot([], [], "o-", color=color, label=f"{kind} answers")
     panels[0].legend(loc="lower right")

@@ -12,7 +12,7 @@ Refuted if Adam or AdamW do not go on by one live step at least past the clip, o
 factor is not within 0.005 of (β1/√β2)^(k+1), k to 9, for a pair of decays with β1 ≤ √β2. The numbers printed
 for (0.9, 0.95) are a row of their own, refuted if the limit is not 0.923 (± 0.0005) after one step or not
 0.66 (± 0.005) after five. Our own arithmetic, that measured factors are C_{T,k} (1e-9), how far each
-optimizer's rule carries it past the clip, and that SGD and RMSProp stop at once, are checks of the instrument.
+optimizer's rule carries it past the clip, that SGD and RMSProp stop at once: checks of the instrument.
 """
 
 import dataclasses
@@ -432,6 +432,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         plotting.points(left, late.k.values + 1, late.sel(decays=str(decays)).values, color=color)
     left.plot([1, 5], [ONE_STEP, FIVE_STEPS], "k*", ms=7, label="printed", zorder=5)
     left.set(ylim=(-0.05, 1.05), xlabel="updates on zero gradient", ylabel="update / last live update")
+    left.set_xticks([1, 5, 10, 15, 20])
     left.set_title(f"Points: after {LATE} steps. Lines: (β1/√β2)^(k+1)")
     left.legend(title="(β1, β2)")
     path = data["through"].winner

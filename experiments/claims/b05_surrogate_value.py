@@ -160,6 +160,7 @@ def judge_meters(correlation: xr.DataArray, claim: Claim) -> None:
     names = [name for name in correlation.algorithm.values if name not in ("gtpo", FREED)]
     for name, optimizer in itertools.product(names, correlation.optimizer.values):
         judged: dict[str, Number] = {}
+        every: dict[str, Number] = {}
         controls: dict[str, Number] = {}
         for rate in RATES:
             here = correlation.sel(algorithm=name, optimizer=optimizer, rate=rate)
@@ -168,15 +169,15 @@ def judge_meters(correlation: xr.DataArray, claim: Claim) -> None:
             row.reports(f"{told}: batch reward and true reward, the control", control)
             value = mean(here.sel(meter="surrogate").dropna("seed"), expected=0, tolerance=FOLLOWS)
             row.reports(f"{told}: value and true reward", value)
-            values[f"{name}, {optimizer}, {at}"] = value
+            values[f"{name}, {optimizer}, {at}"] = every[at] = value
             if control.holds:
                 judged[at], controls[at] = value, control
         told = f"{name}, {optimizer}"
         seen = Number(float(len(judged)), 1.0, relation="at least")
         row.requires(f"{told}: success rates at which the control is seen", seen)
+        row.refutes(f"{told}: value and true reward, furthest", hardest(judged or every))
         if judged:
             row.requires(f"{told}: the control, least", hardest(controls))
-            row.refutes(f"{told}: value and true reward, furthest", hardest(judged))
             falling += [name] if any(map(below, judged.values())) and name not in falling else []
     top = max(values, key=lambda told: values[told].high or -np.inf)
     row.finds(
@@ -242,7 +243,12 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
             colors[name, rate] = hues[rate]
             texts[name, rate] = (f"{name} (control)" if control else name) if rate == RATES[1] else ""
         plotting.intervals(axes, rows, expected=0, margin=FOLLOWS, labels=texts, colors=colors)
-        axes.set(xlim=(-1, 1), xlabel="correlation with the true reward", title=optimizer)
+        axes.set(
+            xlim=(-1, 1),
+            xlabel="correlation with the true reward",
+            title=optimizer,
+            xticks=[-1, -0.5, 0, 0.5, 1],
+        )
     for rate, hue in hues.items():
         panels[0].plot([], [], "o-", color=hue, label=f"from success rate {rate:g}")
     panels[0].fill_between([], [], [], color="0.88", label="does not follow")
