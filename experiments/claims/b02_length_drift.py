@@ -112,7 +112,7 @@ def formula() -> xr.DataArray:
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
-    """Lengths in training, sampled and exact; the controls on half of the seeds; the gradient at the start."""
+    """Lengths in training, sampled and exact, controls on half of the seeds; the gradient at the start."""
     path = exact(trees.first_token(SPACE))
     final = exact(trees.final_answer(SPACE)).lengths
     worlds = {
