@@ -1,17 +1,17 @@
 """The value of the surrogate is no meter of progress: under length-normalised weights it equals -β E[R] at
-the old policy, whatever the rewards, and over training it does not follow the true reward.
+the old policy, whatever the rewards, and under any weights Σ A Ω = G Cov(A, Ω).
 
-[B] Proposition 4. Scenario A, every ratio 1: J = -β E[R] under length-normalised weights without masks,
-J = C Σ A_i len_i - β E[R] under constant weights, in general Σ A_i Ω_i = G Cov(A, Ω), Ω_i an output's total
-weight; identities. Scenario B, over training: each run's correlation of value and true expected reward, for
-every method of Table 1, SGD and AdamW, from three success rates. GPG and CISPO, whose value is a
-log-likelihood, are exempt and reported. Runs and programs are B7's.
+[B] Proposition 4. Scenario A, every ratio 1, graded rewards: J = -β E[R] under length-normalised weights
+without masks, J = C Σ A_i len_i - β E[R] under constant weights, in general Σ A_i Ω_i = G Cov(A, Ω), Ω_i an
+output's total weight; GPG and CISPO, whose value is a log-likelihood, are exempt. Scenario B, over training,
+is our row: each run's correlation of value and true expected reward, for every method of Table 1, SGD and
+AdamW, from three success rates. Runs and programs are B7's.
 
-Refuted if in one of the methods that it speaks of the value rises with the true reward: a mean correlation of
-0.5 or more, for some optimizer and success rate. Qualified, by name, where it falls as the reward rises: -0.5
-or less, a meter, but a reversed one. The identities (1e-12), the mean reward of the batch, a meter that must
-be seen (0.5 or more with AdamW from 0.1), and the value of GTPO as printed, whose entropy filter drops every
-output, so that it is 0, are checks of the instrument; GTPO is judged with its filter open.
+Refuted if a method's value differs from these formulas by 1e-12 at the old policy. That advantages and
+penalty are not 0 there, and that GTPO as printed, whose entropy filter drops every output, has the value 0
+(it is judged with its filter open), are checks of the instrument. Our row is refuted if a value goes with the
+true reward or against it: a correlation not within 0.5 of 0 for some method, optimizer and success rate; only
+where the batch's reward, the control, is seen to follow it (0.5 or more) in the same runs.
 """
 
 import dataclasses
@@ -22,9 +22,19 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments.harness.numbers import Number, interval, mean, worst
+import grpo_jax as gj
+from experiments.harness.numbers import Number, hardest, interval, mean, worst
 from experiments.harness.verdict import Claim
-from experiments.problems.lengths import FREED, RATES, SPACE, TABLE_SIZES, logits, problem, table_runs
+from experiments.problems.lengths import (
+    FREED,
+    RATES,
+    SPACE,
+    STEPS,
+    TABLE_SIZES,
+    logits,
+    problem,
+    table_runs,
+)
 from grpo_jax import methods, plotting, train
 from grpo_jax.collectors import Sampled
 from grpo_jax.part import aligned
@@ -40,6 +50,8 @@ FIRST = (*NORMALISED, "dr_grpo", "dapo", "grpo_v32", "cppo", "gpg", "cispo")
 FOLLOWS = 0.5
 """Correlation from which on a value follows another."""
 EXEMPT = ("gpg", "cispo")
+ROUNDING = 1e-5
+"""A sum of advantages that is 0 in single precision."""
 
 
 def by_hand(name: str, rollout: Rollout, advantage: Array) -> dict[str, np.ndarray]:
@@ -84,6 +96,13 @@ def at_old(seed: int, runs: int) -> xr.Dataset:
     return xr.concat([labelled[name] for name in FIRST], xr.Variable("algorithm", list(FIRST)))
 
 
+def once(seed: int) -> xr.Dataset:
+    """GRPO without penalty and one pass a batch: its value is that at the old policy all along."""
+    method = dataclasses.replace(methods.grpo, penalty=None)
+    data = gj.sweep(problem(method), seeds=16, iterations=STEPS, root=seed, record=["surrogate"])
+    return xr.Dataset({"greatest": abs(data.surrogate).max()})
+
+
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """Values at θ_old with their formulas, and how values and rewards go together over training."""
     runs = table_runs(seed, size)
@@ -92,6 +111,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     moves = (runs.surrogate != runs.surrogate.isel(iteration=0)).any("iteration")
     return {
         "first": at_old(seed, size.seeds),
+        "once": once(seed),
         "runs": xr.Dataset({
             "correlation": xr.concat(meters.values(), xr.Variable("meter", list(meters))).where(moves),
             "greatest": abs(runs.surrogate).max(("iteration", "seed", "rate", "optimizer")),
@@ -103,33 +123,28 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """The identities of scenario A and the correlations of scenario B."""
     first = data["first"]
     same = first.sel(algorithm=list(NORMALISED))
-    claim.requires("length-normalised: J + β E[R]", worst(same.value, expected=same.penalty, tolerance=1e-12))
+    claim.refutes("length-normalised: J + β E[R]", worst(same.value, expected=same.penalty, tolerance=1e-12))
     flat = first.sel(algorithm="dr_grpo")
-    claim.requires(
-        "constant weights: J - formula", worst(flat.value, expected=flat.constant, tolerance=1e-12)
-    )
+    claim.refutes("constant weights: J - formula", worst(flat.value, expected=flat.constant, tolerance=1e-12))
     for name in COVARIANCE:
         here = first.sel(algorithm=name)
         gap = worst(here.value, expected=here.covariance, tolerance=1e-12)
-        claim.requires(f"{name}: J - G Cov(A, Ω) + β E[R]", gap)
+        claim.refutes(f"{name}: J - G Cov(A, Ω) + β E[R]", gap)
+    for name, words in {"grpo": "β E[R]", "dr_grpo": "advantages"}.items():
+        size = Number(float(abs(first.value.sel(algorithm=name)).mean()), 1e-3, relation="at least")
+        claim.requires(f"{name}, {words}: mean |J| at the old policy", size)
     for name, words in {"cppo": "with its mask", **dict.fromkeys(EXEMPT, "exempt")}.items():
         size = Number(float(abs(first.value.sel(algorithm=name)).mean()))
         claim.reports(f"{name}, {words}: mean |J| at the old policy", size)
     silent = Number(float(data["runs"].greatest.sel(algorithm="gtpo")), 0.0)
     claim.requires("gtpo as printed: greatest |value| over training", silent)
-    found = judge_meters(data["runs"].correlation, claim)
-    falling = [name for name, numbers in found.items() if any(map(below, numbers.values()))]
-    steepest = min(number.value for number in found["grpo"].values())
     claim.finds(
-        f"No method's value rises with the reward (correlations below {FOLLOWS}).",
-        when=all((n.high or 0.0) < FOLLOWS for numbers in found.values() for n in numbers.values()),
+        "At the old policy GRPO's value is its KL penalty and GSPO's is 0, whatever the rewards; Dr. GRPO's "
+        "is the covariance of reward and length.",
+        when=[number for name, number in claim.numbers.items() if claim.roles[name] == "refutes"],
     )
-    claim.finds(
-        f"The value falls as the policy gets better, somewhere, in {', '.join(falling)} (GRPO: down to "
-        f"{steepest:.2f}).",
-        when="grpo" in falling,
-    )
-    judge_penalty(data["runs"].correlation.sel(meter="surrogate", drop=True), claim)
+    judge_meters(data["runs"].correlation, claim)
+    judge_penalty(data["runs"].correlation.sel(meter="surrogate", drop=True), data["once"].greatest, claim)
 
 
 def below(number: Number) -> bool:
@@ -137,36 +152,47 @@ def below(number: Number) -> bool:
     return number.high is not None and number.high < -FOLLOWS
 
 
-def judge_meters(correlation: xr.DataArray, claim: Claim) -> dict[str, dict[str, Number]]:
-    """Every method on both sides, in the setting that goes furthest; method -> setting -> correlation."""
-    found: dict[str, dict[str, Number]] = {}
+def judge_meters(correlation: xr.DataArray, claim: Claim) -> None:
+    """Every method and optimizer by the success rate that goes furthest, wherever the control is seen."""
+    row = claim.ours("Over training the value of the surrogate does not follow the true reward.")
+    values: dict[str, Number] = {}
+    falling: list[str] = []
     names = [name for name in correlation.algorithm.values if name not in ("gtpo", FREED)]
-    for name in names:
-        values = {}
-        for optimizer, rate in itertools.product(correlation.optimizer.values, RATES):
+    for name, optimizer in itertools.product(names, correlation.optimizer.values):
+        judged: dict[str, Number] = {}
+        every: dict[str, Number] = {}
+        controls: dict[str, Number] = {}
+        for rate in RATES:
             here = correlation.sel(algorithm=name, optimizer=optimizer, rate=rate)
-            told = f"{optimizer}, from {rate:g}"
-            values[told] = dataclasses.replace(mean(here.sel(meter="surrogate").dropna("seed")), at=told)
-            claim.reports(f"{name}, {told}: value and true reward", values[told])
-            control = mean(here.sel(meter="reward").dropna("seed"))
-            if optimizer == "AdamW" and rate == RATES[0]:
-                seen = dataclasses.replace(control, expected=FOLLOWS, relation="at least")
-                claim.requires(f"{name}, {told}: batch reward and true reward, the control", seen)
-            else:
-                claim.reports(f"{name}, {told}: batch reward and true reward, the control", control)
-        if name not in EXEMPT:
-            found[name] = values
-            top = max(values.values(), key=lambda number: number.high or np.inf)
-            bottom = min(values.values(), key=lambda number: number.low or -np.inf)
-            rises = dataclasses.replace(top, expected=FOLLOWS, relation="at most")
-            falls = dataclasses.replace(bottom, expected=-FOLLOWS, relation="at least")
-            claim.refutes(f"{name}: value and true reward, greatest correlation", rises)
-            only = f"for meters that rise with progress, as {name}'s value falls where the reward rises"
-            claim.qualifies(f"{name}: value and true reward, least correlation", falls, only=only)
-    return found
+            told, at = f"{name}, {optimizer}, from {rate:g}", f"success rate {rate:g}"
+            control = mean(here.sel(meter="reward").dropna("seed"), expected=FOLLOWS, relation="at least")
+            row.reports(f"{told}: batch reward and true reward, the control", control)
+            value = mean(here.sel(meter="surrogate").dropna("seed"), expected=0, tolerance=FOLLOWS)
+            row.reports(f"{told}: value and true reward", value)
+            values[f"{name}, {optimizer}, {at}"] = every[at] = value
+            if control.holds:
+                judged[at], controls[at] = value, control
+        told = f"{name}, {optimizer}"
+        seen = Number(float(len(judged)), 1.0, relation="at least")
+        row.requires(f"{told}: success rates at which the control is seen", seen)
+        row.refutes(f"{told}: value and true reward, furthest", hardest(judged or every))
+        if judged:
+            row.requires(f"{told}: the control, least", hardest(controls))
+            falling += [name] if any(map(below, judged.values())) and name not in falling else []
+    top = max(values, key=lambda told: values[told].high or -np.inf)
+    row.finds(
+        f"No correlation of value and reward reaches {FOLLOWS} (greatest: {values[top].value:.2f}, {top}).",
+        when=(values[top].high or np.inf) < FOLLOWS,
+    )
+    least = min(number.value for told, number in values.items() if told.startswith("grpo,"))
+    row.finds(
+        f"Values fall while the policy gets better in {', '.join(falling)} (GRPO: down to {least:.2f}, as "
+        "-β E[R] must when a policy leaves its reference).",
+        when="grpo" in falling,
+    )
 
 
-def judge_penalty(correlation: xr.DataArray, claim: Claim) -> None:
+def judge_penalty(correlation: xr.DataArray, once: xr.DataArray, claim: Claim) -> None:
     """Is the reversed meter the KL penalty? GRPO with and without it, on the same seeds."""
     row = claim.ours(
         "GRPO's value is a reversed meter through its KL penalty only; without it, it says nothing."
@@ -185,36 +211,46 @@ def judge_penalty(correlation: xr.DataArray, claim: Claim) -> None:
         row.refutes(f"without penalty, {told}", free[told])
         both = (here.sel(algorithm="grpo") - freed).dropna("seed")
         row.reports(f"with less without penalty, {told}", mean(both))
+    alone = Number(float(once), 0.0, ROUNDING)
+    row.requires("without penalty, one pass a batch: greatest |value| over training", alone)
     first = free[f"AdamW, from {RATES[0]:g}"]
+    others = [told for told, number in free.items() if below(number)]
     row.finds(
         f"From {RATES[0]:g} with AdamW the correlation is {steep.value:.2f} with the penalty and "
-        f"{first.value:.2f} without.",
-        when=steep,
+        f"{first.value:.2f} without; without, it is below -{FOLLOWS} in {'; '.join(others)}. That is the "
+        "second pass alone: values are means over a batch's two passes, and with one pass it stays at 0.",
+        when=bool(others) and steep.holds is True and alone.holds is True,
     )
-    others = [told for told, number in free.items() if below(number)]
-    row.finds(f"Without the penalty the value still falls ({'; '.join(others)}).", when=bool(others))
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """Correlations of value and true reward with AdamW, from three success rates; the control below."""
-    figure.set_size_inches(7, 4.6)
-    axes = plotting.panels(figure)
-    correlation = data["runs"].correlation.sel(optimizer="AdamW")
-    hues = plotting.shades(RATES)
-    rows: dict[Any, Any] = {}
-    colors, texts = {}, {}
-    names = [name for name in correlation.algorithm.values if name != "gtpo"]
-    for name, rate in itertools.product([*names, "batch reward"], RATES):
-        control = name == "batch reward"
-        here = correlation.sel(
-            algorithm="grpo" if control else name, meter="reward" if control else "surrogate", rate=rate
+    """Correlations of value and true reward from three success rates; the control below."""
+    figure.set_size_inches(7, 5.6)
+    panels = plotting.panels(figure, 1, 2, sharex=True, sharey=True)
+    every = data["runs"].correlation
+    hues = dict(zip(RATES, plotting.COLORS, strict=False))
+    names = [name for name in every.algorithm.values if name != "gtpo"]
+    for axes, optimizer in zip(panels, every.optimizer.values, strict=True):
+        rows: dict[Any, Any] = {}
+        colors, texts = {}, {}
+        for name, rate in itertools.product([*names, "batch reward"], RATES):
+            control = name == "batch reward"
+            here = every.sel(
+                algorithm="grpo" if control else name, meter="reward" if control else "surrogate", rate=rate,
+                optimizer=optimizer,
+            )  # fmt: skip
+            rows[name, rate] = interval(here.dropna("seed"))
+            colors[name, rate] = hues[rate]
+            texts[name, rate] = (f"{name} (control)" if control else name) if rate == RATES[1] else ""
+        plotting.intervals(axes, rows, expected=0, margin=FOLLOWS, labels=texts, colors=colors)
+        axes.set(
+            xlim=(-1, 1),
+            xlabel="correlation with the true reward",
+            title=optimizer,
+            xticks=[-1, -0.5, 0, 0.5, 1],
         )
-        rows[name, rate] = interval(here.dropna("seed"))
-        colors[name, rate] = hues[rate]
-        words = f"{name} (exempt)" if name in EXEMPT else "batch reward (control)" if control else name
-        texts[name, rate] = words if rate == RATES[1] else ""
-    plotting.intervals(axes, rows, expected=0, margin=FOLLOWS, labels=texts, colors=colors)
     for rate, hue in hues.items():
-        axes.plot([], [], "o-", color=hue, label=f"from {rate:g}")
-    axes.legend(title="success rate")
-    axes.set(xlim=(-1, 1), xlabel="correlation with the true expected reward over training (AdamW)")
+        panels[0].plot([], [], "o-", color=hue, label=f"from success rate {rate:g}")
+    panels[0].fill_between([], [], [], color="0.88", label="does not follow")
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.suptitle("Over training no value follows the reward; several go against it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -168,6 +168,31 @@ def share(
     low = special.betaincinv(successes, failures + 1, tail) if successes else 0.0
     high = special.betaincinv(successes + 1, failures, 1 - tail) if failures else 1.0
     return Number(successes / trials, expected, tolerance, float(low), float(high), relation)
+
+
+def hardest(numbers: Mapping[str, Number]) -> Number:
+    """Of numbers that are judged alike the one that fails first, saying where it is: its name.
+
+    One that fails comes before one that is undecided, that before one that holds; among equals the one whose
+    interval goes furthest over its margin, or is closest to it.
+
+    >>> print(hardest({"SGD": Number(0.2, 0.0, 0.3), "AdamW": Number(-0.4, 0.0, 0.3)}))
+    -0.4 (expected 0 ± 0.3) at AdamW
+    """
+    if not numbers:
+        raise ValueError("there is no hardest of no numbers")
+
+    def order(name: str) -> tuple[int, float]:
+        number = numbers[name]
+        low, high = (number.value if end is None else end for end in (number.low, number.high))
+        goal, margin = number.expected or 0.0, number.tolerance or 0.0
+        over = {"at most": high - goal, "at least": goal - low, "equals": max(high - goal, goal - low)}
+        excess = over.get(number.relation, -min(abs(low - goal), abs(high - goal))) - margin
+        rank = {False: 0, None: 1, True: 2}[number.holds]
+        return rank, -np.inf if np.isnan(excess) else -excess
+
+    name = min(numbers, key=order)
+    return replace(numbers[name], at=name)
 
 
 def extrapolate(x: ArrayLike, samples: ArrayLike, *, degree: int = 1) -> np.ndarray:
