@@ -302,14 +302,17 @@ def variances(factor: float = 1.0, **relative: float) -> dict[str, xr.Dataset]:
 @pytest.mark.parametrize(
     ("relative", "factor", "verdicts"),
     [
-        ({}, 1.0, ("reproduced", "reproduced", "reproduced")),
-        ({"upper, minimum": 17.0}, 1.0, ("refuted", "reproduced", "reproduced")),
-        ({"upper, truncated": 17.0}, 1.0, ("reproduced", "refuted", "reproduced")),
-        ({"two-sided": 17.0}, 1.0, ("reproduced", "reproduced", "refuted")),
-        ({"upper, minimum": 17.0}, 1.1, ("not testable here", "reproduced", "reproduced")),
+        ({}, 1.0, ("reproduced", "reproduced")),
+        ({"upper, minimum": 17.0}, 1.0, ("qualified", "reproduced")),
+        ({"upper, truncated": 17.0}, 1.0, ("refuted", "reproduced")),
+        ({"upper, truncated score": 1.5}, 1.0, ("refuted", "reproduced")),
+        ({"two-sided": 17.0}, 1.0, ("reproduced", "refuted")),
+        ({"upper, minimum": 17.0}, 1.1, ("not testable here", "reproduced")),
     ],
 )
-def test_c4_falls_with_the_papers_own_clip_alone(relative, factor, verdicts):
+def test_c4_falls_with_a_clip_that_ignores_the_sign_and_is_qualified_by_ppo_s_minimum(
+    relative, factor, verdicts
+):
     claim = Claim("C4", "The clip bounds the variance.")
     c04_variance.check(variances(factor, **relative), claim)
     assert tuple(row.verdict().verdict for row in (claim, *claim.rows)) == verdicts
@@ -330,8 +333,8 @@ def test_c4_s_ratio_is_the_library_s_by_numbers():
 
 
 def test_c4_s_optimizer_jumps_to_theta():
-    law = three_tokens.AWAY
-    transform = three_tokens.jump(law).transform()
+    law = three_tokens.AWAY["towards losers"]
+    transform = three_tokens.Jump(gain=law[0] - three_tokens.OLD[0]).transform()
     params = jnp.zeros((1, 4, 3)) + 0.3
     updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
     np.testing.assert_allclose(jax.nn.softmax(params + updates)[0, 2], law, rtol=1e-12)
