@@ -102,7 +102,8 @@ def distances(
 ) -> xr.DataArray:
     """[setting, seed] squared distance of a sampled gradient from its exact mean, over the exact variance.
 
-    Every ratio, form of clip and drift of ``SAMPLED`` is a setting. The first of two steps on a batch goes to θ; the second one's gradient is looked at.
+    Every ratio, form of clip and drift of ``SAMPLED`` is a setting. The first of two steps on a batch goes to
+    θ; the second one's gradient is looked at.
     """
     space = gj.Sequences(vocab=3, horizon=horizon)
     chosen = {
