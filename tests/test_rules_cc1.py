@@ -115,7 +115,7 @@ def probability(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("direction", closed.DIRECTIONS)
 def test_a_drift_is_as_far_as_it_says(direction, kl):
     given, _ = far("graded", 5)
-    params = closed.drifted(given, closed.direction(given, direction), kl)
+    params = closed.drifted(given, closed.direction(given, direction, 0), kl)
     old, new = probability(given.logits), probability(params)
     np.testing.assert_allclose(np.sum(old * np.log(old / new), 0), kl, rtol=1e-9)
 
@@ -187,7 +187,9 @@ def atlas(nearer_old: dict[str, int], *, tables: int = 200) -> dict[str, xr.Data
         each | {"identity": ["at the old policy", "away", "the atlas"]},
         (*each, "identity"),
     )
-    found = xr.Dataset({"nearer": nearer, "distance": distance, "angle": distance}, attrs={"tables": tables})
+    found = xr.Dataset(
+        {"nearer": nearer, "distance": distance, "angle": distance.copy()}, attrs={"tables": tables}
+    )
     return {"identities": xr.Dataset({"residual": residual}), "atlas": found}
 
 
@@ -195,7 +197,8 @@ def atlas(nearer_old: dict[str, int], *, tables: int = 200) -> dict[str, xr.Data
     ("nearer", "residual", "verdict"),
     [
         ({}, 0.0, "reproduced"),
-        ({"two-sided": 60}, 0.0, "refuted"),
+        ({"two-sided": 60}, 0.0, "qualified"),
+        ({"two-sided": 105}, 0.0, "not testable here"),
         ({"none": 60}, 0.0, "refuted"),
         ({"none": 105}, 0.0, "not testable here"),
         ({}, 1e-6, "not testable here"),
@@ -208,6 +211,48 @@ def test_c1_falls_with_the_printed_sentence_and_not_with_our_identity(nearer, re
     c01_estimand.check(data, claim)
     assert claim.verdict().verdict == verdict
     assert claim.rows[0].verdict().verdict == ("refuted" if residual else "reproduced")
+
+
+@pytest.mark.parametrize("advantage", c01_estimand.ADVANTAGES)
+@pytest.mark.parametrize("kind", c01_estimand.KINDS)
+def test_c1_falls_with_either_advantage_and_kind_of_reward_alone(kind, advantage):
+    data = atlas({})
+    where = {"estimator": "GRPO", "clip": "none", "kind": kind, "advantage": advantage, "horizon": 8}
+    data["atlas"]["nearer"].loc[where] = 60
+    claim = Claim("C1", "GRPO's update estimates the gradient at the old policy.")
+    c01_estimand.check(data, claim)
+    assert claim.verdict().verdict == "refuted"
+
+
+@pytest.mark.parametrize(("idle", "words"), [(0.03, "here up to 0.03 nat"), (0.0, "only without a clip")])
+def test_c1_s_condition_says_how_long_the_clip_is_idle(idle, words):
+    data = atlas({"two-sided": 60})
+    clipped = {
+        "clip": "two-sided",
+        "estimator": "GRPO",
+        "drift": c01_estimand.DRIFTS[idle < c01_estimand.DRIFTS],
+    }
+    data["atlas"]["angle"].loc[clipped] += 50
+    claim = Claim("C1", "GRPO's update estimates the gradient at the old policy.")
+    c01_estimand.check(data, claim)
+    assert words in claim.verdict().because
+    assert "near to neither" in claim.verdict().found
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kind", "verdict"),
+    [
+        ("score", "binary", "refuted"),
+        ("frozen", "graded", "refuted"),
+        ("frozen", "binary", "not testable here"),
+    ],
+)
+def test_c1_s_row_on_no_ratio(estimator, kind, verdict):
+    data = atlas({})
+    data["atlas"]["nearer"].loc[{"estimator": estimator, "kind": kind, "advantage": "σ-normalised"}] = 60
+    claim = Claim("C1", "GRPO's update estimates the gradient at the old policy.")
+    c01_estimand.check(data, claim)
+    assert claim.rows[1].verdict().verdict == verdict
 
 
 def test_c1_is_qualified_where_short_outputs_or_large_drifts_break_it():

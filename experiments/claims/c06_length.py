@@ -192,7 +192,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
             left.plot(lines.iteration, lines.sel(start=start), dash, color=color, lw=wide, label=label)
     left.set(xlim=(0, 100), ylim=(-0.02, 1.02), xlabel="update (exact expectation)")
     left.set_ylabel("probability of the answer that pays 1")
-    left.set_title("1 for one token or 2 for three tokens:\nr/|o| learns the answer that pays less")
+    left.set_title("1 for one token or 2 for three tokens:\nhow much of the first is learned")
     for name in (LOSS, CORRECTED):
         values = data["random"].cosine.sel(update=name)
         label = f"{name}:\nmedian {float(values.median()):.2f}"
