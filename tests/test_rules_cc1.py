@@ -272,21 +272,29 @@ def tables(**wrong) -> dict[str, xr.Dataset]:
         "advantage": [c02_trajectory.SHIFT, c02_trajectory.NORMAL], "table": np.arange(200),
     }  # fmt: skip
     blank = xr.DataArray(np.zeros([len(v) for v in axes.values()]), axes, tuple(axes))
-    right = {"scale": 1.0, "error": 0.0, "angle": 0.0, "gap": 0.0, "nearer": 1.0} | wrong
+    right = {"scale": 1.0, "error": 0.0, "angle": 0.0, "gap": 0.0, "nearer": 1.0, "old angle": 0.0} | wrong
     each = {"kind": axes["kind"], "horizon": axes["horizon"]}
     identity = [c02_trajectory.SHIFT, c02_trajectory.NORMAL, "token ratio"]
-    residual = xr.DataArray(np.zeros((2, 8, 3)), each | {"identity": identity}, (*each, "identity"))
-    residual.loc[{"identity": "token ratio"}] = wrong.pop("control", 0.05)
-    found = xr.Dataset({name: blank + value for name, value in right.items() if name != "control"})
-    return {"identities": xr.Dataset({"residual": residual}), "tables": found}
+    residual = xr.DataArray(
+        np.full((2, 8, 3), wrong.get("residual", 0.0)), each | {"identity": identity}, (*each, "identity")
+    )
+    residual.loc[{"identity": "token ratio"}] = wrong.get("control", 0.05)
+    forms = xr.DataArray(
+        np.full(3, wrong.get("clipped", 0.0)), {"form": list(c02_trajectory.UPPER)}, ("form",)
+    )
+    found = xr.Dataset({name: blank + right[name] for name in c02_trajectory.WHAT})
+    return {"identities": xr.Dataset({"residual": residual, "clipped": forms}), "tables": found}
 
 
 @pytest.mark.parametrize(
     ("wrong", "verdict"),
     [
         ({}, "reproduced"),
-        ({"gap": 1e-6}, "refuted"),
+        ({"residual": 1e-6}, "refuted"),
+        ({"gap": 1e-6}, "not testable here"),
+        ({"clipped": 1e-6}, "not testable here"),
         ({"error": 0.2}, "qualified"),
+        ({"angle": 1.0}, "qualified"),
         ({"scale": 0.875}, "qualified"),
         ({"control": 0.0}, "not testable here"),
     ],
@@ -297,13 +305,51 @@ def test_c2_falls_with_a_bias_and_is_qualified_by_the_clip(wrong, verdict):
     assert claim.verdict().verdict == verdict
 
 
-@pytest.mark.parametrize(("nearer", "verdict"), [(1.0, "reproduced"), (0.0, "refuted")])
-def test_c2_judges_v5_by_the_published_update_alone(nearer, verdict):
+def test_c2_is_judged_by_its_own_clip_and_not_by_others():
     data = tables()
-    data["tables"]["nearer"].loc[{"clip": c02_trajectory.OWN}] = nearer
+    data["tables"]["error"].loc[{"clip": ["two-sided", "upper, truncated", "upper, truncated score"]}] = 1.0
+    claim = Claim("C2", "The update is unbiased.")
+    c02_trajectory.check(data, claim)
+    assert claim.verdict().verdict == "reproduced"
+
+
+def test_c2_holds_for_one_question_if_their_scales_differ():
+    data = tables()
+    few = {"kind": "binary", "advantage": c02_trajectory.NORMAL, "clip": "none", "table": [0, 1]}
+    data["tables"]["scale"].loc[few] = 1.2
+    claim = Claim("C2", "The update is unbiased.")
+    c02_trajectory.check(data, claim)
+    assert claim.verdict().verdict == "qualified"
+    assert "only for one question at a time" in claim.verdict().because
+
+
+@pytest.mark.parametrize(
+    ("where", "verdict"),
+    [
+        ({}, "reproduced"),
+        ({"clip": c02_trajectory.OWN}, "qualified"),
+        ({"clip": "none", "advantage": c02_trajectory.NORMAL, "kind": "graded"}, "refuted"),
+        ({"clip": "none", "advantage": c02_trajectory.SHIFT}, "not testable here"),
+        ({"clip": "two-sided"}, "reproduced"),
+    ],
+)
+def test_c2_judges_v5_by_the_unclipped_update_and_qualifies_by_its_own_clip(where, verdict):
+    data = tables()
+    if where:
+        data["tables"]["nearer"].loc[where] = 0.0
     claim = Claim("C2", "The update is unbiased.")
     c02_trajectory.check(data, claim)
     assert claim.rows[0].verdict().verdict == verdict
+
+
+def test_c2_says_how_long_the_clip_is_idle():
+    data = tables(angle=90.0, **{"old angle": 80.0})
+    data["tables"]["nearer"].loc[{"clip": c02_trajectory.OWN}] = 0.0
+    data["tables"]["error"].loc[{"clip": c02_trajectory.OWN, "drift": [0.1, 1.0]}] = 0.2
+    claim = Claim("C2", "The update is unbiased.")
+    c02_trajectory.check(data, claim)
+    assert "while the clip is idle (here up to 0.01 nat)" in claim.rows[0].verdict().because
+    assert "near to neither" in claim.rows[0].verdict().found
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.1, 1 / 1.1])

@@ -153,7 +153,7 @@ def told(whole: xr.Dataset, signed: dict[str, Number], claim: Claim) -> None:
         when=lost.holds is False and alike.holds is True,
     )
     claim.finds(
-        "Where it drifts towards winning answers it never exceeds the on-policy one by more than a thousandth.",
+        "Where it drifts towards winning answers it never exceeds the on-policy one by over a thousandth.",
         when=won.value <= 1.001,
     )
 
