@@ -158,7 +158,7 @@ def judge_update(atlas: xr.Dataset, words: str, rule: dict[str, str], claim: Cla
     claim.qualifies(f"{name}, T = 1..7, up to {SOME} nat", least(short, tables), only=_onward(onward))
     claim.qualifies(
         f"{name}, T = 8, beyond {SOME} nat", least(long.sel(drift=slice(0.3, None)), tables),
-        only=f"after drifts of up to {SOME} nat",
+        only=_idle(clip_idle(atlas)) if words in CLIPPED else f"after drifts of up to {SOME} nat",
     )  # fmt: skip
     far = atlas.distance.sel(target=TARGETS[0], quantile=0.5)
     distance = Number(float(far.sel(rule | {"drift": 1.0}).max()), NEAR, relation="at most")
