@@ -349,7 +349,7 @@ def test_c2_says_how_long_the_clip_is_idle():
     claim = Claim("C2", "The update is unbiased.")
     c02_trajectory.check(data, claim)
     assert "while the clip is idle (here up to 0.01 nat)" in claim.rows[0].verdict().because
-    assert "near to neither" in claim.rows[0].verdict().found
+    assert "current gradient is then 90 to 90 degrees, to the old one 80" in claim.rows[0].verdict().found
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.1, 1 / 1.1])

@@ -12,6 +12,8 @@ advantages and binary rewards, p the old policy's success rate. Qualified by eve
 method under which it is not ∇J(θ): an upper clip with the minimum of PPO (the median table more than a
 hundredth away after 0.1 nat at some T), σ-normalised graded rewards (an angle of more than 0.1 degrees for
 the median table at some T), questions whose c(G, p) differ by more than a hundredth, and the factor 1 - 1/G.
+The row on v5: refuted if after 0.1 nat less than half of the tables (99.9 %) have the σ-normalised update
+without a clip nearer to ∇J(θ) than to ∇J(θ_old), qualified if less than half have the published one.
 Checks of the instrument: the closed form is the same at every drift, and under every upper clip what the
 library gives at T = 3, both to 1e-10; and, as a control, the token-level ratio does deviate from
 (1 - 1/G) ∇J(θ).
@@ -53,8 +55,8 @@ UPPER = {
     "upper, truncated": Truncated(high=EPS),
     "upper, truncated score": TruncatedScore(high=EPS),
 }
-NEAR, AWRY = 0.01, 45.0
-"""Of ‖∇J(θ)‖; and degrees from a gradient beyond which an update is not near to it."""
+NEAR = 0.01
+"""Of ‖∇J(θ)‖."""
 
 
 def factor(rate: np.ndarray, normalized: bool, group_size: int) -> np.ndarray:
@@ -262,7 +264,8 @@ def judge_v5(tables: xr.Dataset, claim: Claim) -> None:
             row.qualifies(f"least share of tables, as published, {kind}, {way}", least, only=_idle(idle))
             row.finds(
                 f"After 0.1 nat {'at random' if way == 'random' else 'along the gradient'} the published "
-                f"update is nearer to it on only {least.value:.0%} of the tasks ({kind} rewards, worst T).",
+                f"update is nearer to the current gradient on only {least.value:.0%} of the tasks ({kind} "
+                "rewards, worst T).",
                 when=least.holds is False,
             )
     angles = tables[["angle", "old angle"]].sel(clip=OWN, advantage=NORMAL, horizon=8, drift=0.1)
@@ -275,9 +278,9 @@ def judge_v5(tables: xr.Dataset, claim: Claim) -> None:
                     f"median angle to the {words} gradient, T = 8, 0.1 nat, {kind}, {way}, degrees", angle
                 )
     row.finds(
-        f"It is then near to neither at 8 tokens: {_degrees(angles['angle'])} to the current gradient, "
-        f"{_degrees(angles['old angle'])} to the old one (medians).",
-        when=bool(min(each.min() for each in angles.values()) > AWRY),
+        f"At 8 tokens its median angle to the current gradient is then {_degrees(angles['angle'])}, to the "
+        f"old one {_degrees(angles['old angle'])}.",
+        when=any(row.numbers[name].holds is False for name, role in row.roles.items() if role == "qualifies"),
     )
 
 
