@@ -163,10 +163,11 @@ def old_gradient(given: Problem) -> np.ndarray:
     return pulled_back(given.space, at.chance * given.table, at.steps)
 
 
-def direction(given: Problem, name: str) -> np.ndarray:
+def direction(given: Problem, name: str, root: int) -> np.ndarray:
     """[rows, V, R] of length 1 for each table: along ∇J(θ_old), or normal."""
     shape = given.logits.shape
-    found = old_gradient(given) if name == "ascent" else np.random.default_rng(shape).normal(size=shape)
+    rng = np.random.default_rng([root, *shape])
+    found = old_gradient(given) if name == "ascent" else rng.normal(size=shape)
     return found / np.sqrt(np.sum(found**2, (0, 1)))
 
 

@@ -56,13 +56,13 @@ def one_place(
     return found + [[compared(update, targets, scale)] * len(CLIPS) for update in alone]
 
 
-def one_horizon(given: trees.Problem, drifts: np.ndarray, *, group_size: int) -> list[list]:
+def one_horizon(given: trees.Problem, drifts: np.ndarray, *, root: int, group_size: int) -> list[list]:
     """[direction][drift] ``one_place``."""
     old = closed.batch(given, group_size=group_size)
     still = closed.point(given.space, given.logits, given.logits)
     frozen, target = closed.updates(old, still, "score", "none"), closed.old_gradient(given)
     scale = np.sum(frozen * target, (1, 2)) / np.sum(target**2, (0, 1))
-    ways = [closed.direction(given, name) for name in DIRECTIONS]
+    ways = [closed.direction(given, name, root) for name in DIRECTIONS]
     return [
         [one_place(old, closed.drifted(given, way, float(kl)), frozen, scale) for kl in drifts]
         for way in ways
@@ -82,6 +82,7 @@ def measured(
             one_horizon(
                 trees.problem(root, Sequences(vocab=2, horizon=int(horizon)), tables=tables, kind=kind),
                 drifts,
+                root=root,
                 group_size=group_size,
             )
             for horizon in horizons

@@ -6,7 +6,7 @@ Every ratio and every clip by Clip's two bounds is a setting of one program; see
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,10 @@ def drifted(direction: Any, chi2: float) -> np.ndarray:
     return OLD + direction * np.sqrt(chi2 / np.sum(direction**2 / OLD))
 
 
-AWAY = drifted(DRIFTS["towards losers"], 0.1)
-"""θ of the sampled gradients."""
+SAMPLED = ("towards winners", "towards losers")
+"""Drifts of the sampled gradients, one the other's reverse."""
+AWAY = {name: drifted(DRIFTS[name], 0.1) for name in SAMPLED}
+"""Law at θ of each."""
 
 
 def winning(horizon: int, *, tie: float) -> np.ndarray:
@@ -70,13 +72,21 @@ def numbers_of(ratio: str, clip: str, horizon: int, *, clips: bool = True) -> di
     return found | {"clip_low": low, "clip_high": high}
 
 
-def jump(law: np.ndarray) -> gj.Custom:
-    """An optimizer whose step ends where every prefix has this law."""
+@part
+class Jump:
+    """An optimizer whose step ends where token 0 has gained ``gain`` at every prefix, and token 2 lost it."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(lambda at: jnp.log(law).astype(at.dtype) - at, params), state
+    gain: Number = number(0.0, low=-0.3, high=0.3)
+    reduces: ClassVar[bool] = True
 
-    return gj.Custom(transformation=optax.GradientTransformation(lambda _: optax.EmptyState(), update))
+    def transform(self) -> optax.GradientTransformation:
+        """A step to a place, whatever the gradient is."""
+        law = OLD + self.gain * np.array(DRIFTS["towards winners"])
+
+        def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            return jax.tree.map(lambda at: jnp.log(law).astype(at.dtype) - at, params), state
+
+        return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def by_node(space: gj.Sequences, kinds: np.ndarray) -> np.ndarray:
@@ -92,16 +102,19 @@ def distances(
 ) -> xr.DataArray:
     """[setting, seed] squared distance of a sampled gradient from its exact mean, over the exact variance.
 
-    The first of two steps on a batch goes to θ; the second one's gradient is looked at.
+    Every ratio, form of clip and drift of ``SAMPLED`` is a setting. The first of two steps on a batch goes to
+    θ; the second one's gradient is looked at.
     """
     space = gj.Sequences(vocab=3, horizon=horizon)
-    chosen = {f"{r} ratio, {c}, T = {horizon}": (r, c) for r in ratios for c in forms}
+    chosen = {
+        f"{r} ratio, {c}, T = {horizon}, {way}": (r, c, way) for r in ratios for c in forms for way in SAMPLED
+    }
     success = winning(horizon, tie=0.0)
     known = {
         name: variance.group_estimate(
-            OLD, AWAY, success, horizon=horizon, group_size=GROUP, ratio=r, clip=c, low=HIGH, high=HIGH
+            OLD, AWAY[way], success, horizon=horizon, group_size=GROUP, ratio=r, clip=c, low=HIGH, high=HIGH
         )
-        for name, (r, c) in chosen.items()
+        for name, (r, c, way) in chosen.items()
     }
     means = np.stack([by_node(space, estimate.mean) for estimate in known.values()])
 
@@ -117,12 +130,14 @@ def distances(
         policy=gj.TreePolicy(space=space, logits=np.broadcast_to(np.log(OLD), (1, space.offsets[-1], 3))),
         task=gj.SequenceTable(space=space, table=won[None].astype(float)),
         method=gj.Method(advantage=SHIFT, ratio=Mixed(), gain=gain, reduction=LengthPower()),
-        optimizer=jump(AWAY),
+        optimizer=Jump(),
         loop=gj.Loop(group_size=GROUP, inner_steps=2),
         expectation=gj.Sampled(),
     )
     settings = {
-        name: numbers_of(r, c, horizon, clips=isinstance(gain, Clip)) for name, (r, c) in chosen.items()
+        name: numbers_of(r, c, horizon, clips=isinstance(gain, Clip))
+        | {"optimizer.gain": float(AWAY[way][0] - OLD[0])}
+        for name, (r, c, way) in chosen.items()
     }
     paths = tuple(next(iter(settings.values())))
     data = gj.sweep(
