@@ -229,7 +229,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         claim.requires(f"{NAMES[row]}, rewards without regard to length: signed push", placebo)
         for winners, sign in (("short outputs win", 1), ("long outputs win", -1)):
             number = mean(sign * here.sel(winners=winners), expected=0.05, relation="at least")
-            claim.refutes(f"{NAMES[row]}, {winners}: push {'for' if sign > 0 else 'against'} the prefix", number)
+            claim.refutes(
+                f"{NAMES[row]}, {winners}: push {'for' if sign > 0 else 'against'} the prefix", number
+            )
     shares = {
         row: mean(tree.push.sel(drift=OLD, algorithm=row), **expectation(row)) for row in NAMES if row != LEFT
     }
@@ -262,7 +264,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
     claim.reports("GCPO: share that does not cancel", mean(tree.push.sel(drift=OLD, algorithm=LEFT)))
     judge_printed(
-        tree, claim.also("The weight on a shared prefix token is ω = α s, for all the methods (Proposition 1).")
+        tree,
+        claim.also("The weight on a shared prefix token is ω = α s, for all the methods (Proposition 1)."),
     )
     judge_all(
         tree.push.sel(algorithm=list(NAMES)),
