@@ -251,7 +251,10 @@ def passes_data(changes):
         ({}, ["reproduced", "reproduced", "reproduced"]),
         ({("moved", 1): 1e-7}, ["refuted", "reproduced", "reproduced"]),  # one bit
         ({("first", 16): 1e-6}, ["refuted", "reproduced", "reproduced"]),
-        ({("moved", 64): 0.0}, ["not testable here", "reproduced", "reproduced"]),  # a clip at work would not be seen
+        (
+            {("moved", 64): 0.0},
+            ["not testable here", "reproduced", "reproduced"],
+        ),  # a clip at work would not be seen
         ({("gain", 3): 0.02}, ["reproduced", "refuted", "reproduced"]),
         ({("gain", 64): 0.0}, ["reproduced", "refuted", "reproduced"]),
     ],

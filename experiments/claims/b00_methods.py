@@ -199,7 +199,7 @@ def _case_error(case: dict, method: Method) -> float:
 
 
 def literal_reading(seed: int) -> dict[str, float]:
-    """GPG and CISPO with the minimum of (1) left on, CPPO's rule as printed, how often GCPO counts an output."""
+    """GPG and CISPO with the minimum of (1) on, CPPO's rule as printed, how often GCPO counts."""
     rollout, logp = random_batch(seed=seed)
     valid, found = rollout.mask > 0, {}
     for name, s in (("gpg", logp), ("cispo", jnp.exp(logp - rollout.old_logp) * logp)):
@@ -330,9 +330,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     otherwise = [n for n, role in claim.roles.items() if role == "qualifies" and not claim.numbers[n].holds]
     held = [number for name, number in claim.numbers.items() if claim.roles[name] == "refutes"]
     claim.finds(
-        f"All {len(ROWS)} rows give their methods' losses and gradients, {len(tested)} of them a library's own "
-        f"numbers once its constants are put in; {len(otherwise)} are read otherwise than printed, and CISPO's "
-        "mask is read as a cap on the ratio.",
+        f"All {len(ROWS)} rows give their methods' losses and gradients, {len(tested)} of them a library's "
+        f"own numbers once its constants are put in; {len(otherwise)} are read otherwise than printed, and "
+        "CISPO's mask is read as a cap on the ratio.",
         when=held,
     )
     claim.finds(

@@ -11,7 +11,7 @@ itself); if a power of two changes one bit at ε = 0 (answers, and tree in both 
 which half of the way is lost lies more than 5 % from the one predicted out of the recorded second moments.
 Qualified by norm clipping that acts at some steps only, where the margin of 0.005 is left. SGD must move by
 0.1, rewards that are all equal by nothing, and (φ, φε) must give what (1, ε) gives, which makes the corners of
-all ε one number: checks of the instrument. Ours: that a KL penalty (β = 0 is the paper's setting), L2 in the
+all ε one number: checks of the instrument. Ours: that a KL penalty (the paper has β = 0), L2 in the
 gradient (which is not AdamW) and a scale at which ε is felt (the paper's own formula) bring the scale back.
 """
 
@@ -298,8 +298,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
     claim.finds(
         "AdamW trains the same policy whether rewards are multiplied by 1/64, 1 or 64; at ε = 1e-8, the "
-        f"default, half of the way is lost only where they are multiplied by {corners[DEFAULT][0]:.0e}, as √v "
-        f"is about {float(response.root_v.median()):.2g} here.",
+        f"default, half of the way is lost only where they are multiplied by {corners[DEFAULT][0]:.0e}, "
+        f"as √v is about {float(response.root_v.median()):.2g} here.",
         when=[corners[DEFAULT][1], *(moves[name] for name in kept)],
     )
     claim.finds(

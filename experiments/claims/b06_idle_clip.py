@@ -185,7 +185,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
     row = claim.ours(
         f"One pass over a batch in {MINIBATCHES} minibatches is no single step: under AdamW, whose momentum "
-        "moves every context, the clip acts; under SGD, whose steps move their own minibatch alone, it does not."
+        "moves every context, the clip acts; under SGD, whose steps move their minibatch alone, it does not."
     )
     parted = data["parted"].moved
     moved = mean(parted.sel(optimizer="AdamW"), expected=MOVED, relation="at least")
