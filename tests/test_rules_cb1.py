@@ -166,7 +166,7 @@ def prefix_data(rng):
         ),  # it divides by the length and does not push
         (("tree", "push", {"algorithm": "dapo"}), 0.1, "refuted"),  # it does not, and pushes
         (("tree", "printed", {"row": "dapo"}), 0.1, "reproduced"),
-        (("systematic", "push", {"algorithm": "gspo", "winners": "long outputs win"}), 0.0, "refuted"),
+        (("systematic", "push", {"winners": "long outputs win"}), 0.0, "refuted"),
         (("systematic", "push", {"algorithm": "grpo", "winners": "placebo"}), 0.2, "not testable here"),
         (("prefix", "constant", {"group": 3}), 0.1, "not testable here"),
         (("uniform", "push", {"log_ratio": 0.3}), -1.3, "qualified"),
