@@ -114,8 +114,8 @@ def methods_data(**changes):
     zero = {key: ("batch", np.zeros(2)) for key in ("value_error", "penalty_error", "gradient_error")}
     held = {key: ("batch", np.full(2, 0.1)) for key in ("held_high", "held_low")}
     errors = xr.concat([xr.Dataset(zero | held) for _ in names], xr.Variable("algorithm", names))
-    library = xr.Dataset({key: ("algorithm", np.zeros(10)) for key in ("error", "cases", "apart")})
-    literal = {"gpg": 1.0, "cispo": 1.0, "gcpo": 1.0, "gcpo_length_error": 0.0}
+    library = xr.Dataset({key: ("algorithm", np.zeros(10)) for key in ("error", "row", "apart")})
+    literal = {"gpg": 1.0, "cispo": 1.0, "cppo": 1.0, "gcpo": 1.0, "gcpo_length_error": 0.0}
     data = {
         "errors": errors,
         "libraries": library.assign_coords(algorithm=list(b0.ROWS)),
@@ -135,11 +135,13 @@ def methods_data(**changes):
         ({"at": {("errors", "value_error", "gtpo"): 1e-6}}, "refuted"),
         ({"at": {("errors", "penalty_error", "cppo"): 1e-6}}, "refuted"),
         ({"at": {("errors", "gradient_error", "dapo"): np.nan}}, "refuted"),
-        ({"at": {("libraries", "error", "gpg"): 1.5}}, "refuted"),
+        ({"at": {("libraries", "row", "gpg"): 1.5}}, "refuted"),
+        ({"at": {("libraries", "error", "gpg"): 1.5}}, "not testable here"),
         ({"at": {("errors", "gradient_error", "rloo"): 1e-6}}, "not testable here"),
         ({"at": {("errors", "held_low", "grpo"): 0.0}}, "not testable here"),
         ({"literal": {"cispo": 0.0}}, "qualified"),
-        ({"literal": {"gcpo": 7.0}}, "qualified"),
+        ({"literal": {"cppo": 0.9}}, "qualified"),
+        ({"literal": {"gcpo": 7.0}}, "reproduced"),
     ],
 )
 def test_every_row_of_table_1_can_fail_by_itself(changes, verdict):
@@ -169,7 +171,10 @@ def prefix_data(rng):
     )
     covariance = rng.normal(size=(2, 30))
     prefix = {"constant": np.zeros((2, 30)), "by_length": covariance, "covariance": covariance}
+    signs = xr.DataArray([0.2, -0.2, 0.0], {"winners": list(b1.WINNERS)}, ("winners",))
+    signed = signs.expand_dims(algorithm=list(b1.BY_LENGTH), group=30).copy()
     return {
+        "systematic": xr.Dataset({"push": signed}),
         "tree": tree,
         "network": tree.isel(drift=0),
         "prefix": xr.Dataset({key: (("prompt", "group"), value) for key, value in prefix.items()}),
@@ -189,9 +194,10 @@ def prefix_data(rng):
             "refuted",
         ),  # it divides by the length and does not push
         (("tree", "push", {"algorithm": "dapo"}), 0.1, "refuted"),  # it does not, and pushes
-        (("tree", "printed", {"row": "dapo"}), 0.1, "refuted"),
-        (("tree", "printed", {"row": "gcpo"}), 0.1, "qualified"),
-        (("prefix", "constant", {"group": 3}), 0.1, "refuted"),
+        (("tree", "printed", {"row": "dapo"}), 0.1, "reproduced"),
+        (("systematic", "push", {"winners": "long outputs win"}), 0.0, "refuted"),
+        (("systematic", "push", {"algorithm": "grpo", "winners": "placebo"}), 0.2, "not testable here"),
+        (("prefix", "constant", {"group": 3}), 0.1, "not testable here"),
         (("uniform", "push", {"log_ratio": 0.3}), -1.3, "qualified"),
         (("tree", "error", {"algorithm": "grpo"}), 1e-3, "not testable here"),
     ],
@@ -263,18 +269,23 @@ def passes_data(changes):
     corner = xr.Dataset(
         {"gradient": (("gain", "side"), np.ones((1, 1)))}, {"gain": ["ours"], "side": ["above"]}
     )
-    return {"runs": runs, "stale": stale, "boundary": corner}
+    parted = stale.copy(deep=True)
+    parted.moved.loc[{"optimizer": "SGD"}] = 0.0
+    return {"runs": runs, "stale": stale, "parted": parted, "boundary": corner}
 
 
 @pytest.mark.parametrize(
     ("changes", "verdicts"),
     [
-        ({}, ["reproduced", "reproduced"]),
-        ({("moved", 1): 1e-7}, ["refuted", "reproduced"]),  # one bit
-        ({("first", 16): 1e-6}, ["refuted", "reproduced"]),
-        ({("moved", 64): 0.0}, ["not testable here", "reproduced"]),  # a clip at work would not be seen
-        ({("gain", 3): 0.02}, ["reproduced", "refuted"]),
-        ({("gain", 64): 0.0}, ["reproduced", "refuted"]),
+        ({}, ["reproduced", "reproduced", "reproduced"]),
+        ({("moved", 1): 1e-7}, ["refuted", "reproduced", "reproduced"]),  # one bit
+        ({("first", 16): 1e-6}, ["refuted", "reproduced", "reproduced"]),
+        (
+            {("moved", 64): 0.0},
+            ["not testable here", "reproduced", "reproduced"],
+        ),  # a clip at work would not be seen
+        ({("gain", 3): 0.02}, ["reproduced", "refuted", "reproduced"]),
+        ({("gain", 64): 0.0}, ["reproduced", "refuted", "reproduced"]),
     ],
 )
 def test_one_bit_or_one_token_refutes_b6(changes, verdicts):

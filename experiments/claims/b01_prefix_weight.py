@@ -1,17 +1,19 @@
-"""Non-uniform group weighting biases the gradient on shared prefix tokens: where completions share a prefix,
-the advantages push it by W_agg = Σ_i ω_{i,t} A_i with ω = α s, which cancels under uniform weights only.
+"""Non-uniform group weighting induces systematic gradient biases on shared prefix tokens: where completions
+share a prefix, the advantages push it by W_agg = Σ_i ω_{i,t} A_i, which cancels under uniform weights only.
 
 [B] (arXiv:2601.05002), abstract and Proposition 1; the KL and entropy terms stand apart. Groups of eight
 random completions with graded rewards that share their first two tokens, on a sequence tree and through the
 weights of a neural network, at the old policy and drifted from it.
 
-Refuted if under uniform weights, before anybody is clipped, the push is 1e-9 of what it would be without
-cancellation; if under weights 1/len it is not the group's covariance of advantage and 1/len; if of the
-methods of Table 1 one that divides by an output's length, or selects outputs, leaves less than 2 % of the
-push uncancelled at the old policy; or if a method whose s is a ratio of single tokens has another gradient
-than the printed α s A. Qualified by each of the other methods for which the printed ω is not the derivative
-(relative error 1e-6), and by a clip that breaks the cancellation under uniform weights. The derivative
-ω = α ∂s/∂log π of every method by hand, and every penalty's, against autodiff check the instrument.
+Refuted if of the methods of Table 1 one that divides by an output's length, or selects outputs, leaves less
+than 2 % of the push uncancelled at the old policy, or one with uniform weights more than 1e-9 (GCPO, whose
+printed weights are uniform and whose derivative is not, is left to the row on ω); or if under GRPO, GRPO
+(V3.2) or GSPO the mean push, with its sign, is not at least 5 % of the gross one towards the prefix where
+short outputs win, and against it where long ones do: that is what "systematic" adds. Rewards drawn without
+regard to length are the placebo. Qualified by a clip that breaks the cancellation under uniform weights.
+Identities check the instrument: W_agg = 0 under uniform weights while nobody is clipped, Cov(A, 1/len) under
+1/len, and ω = α ∂s/∂log π of every method, and every penalty's, by hand against autodiff (relative error
+1e-6). Rows of their own: Proposition 1's ω = α s for every method, and that the bias affects all of them.
 """
 
 from collections.abc import Callable
@@ -54,10 +56,14 @@ NAMES = {
     "cppo": "CPPO", "dr_grpo": "Dr. GRPO", "gpg": "GPG", "cispo": "CISPO", "gcpo": "GCPO",
 }  # fmt: skip
 """Table 1."""
+BY_LENGTH = ("grpo", "grpo_v32", "gspo")
+"""Methods that divide by an output's length and select nothing."""
+WINNERS = {"short outputs win": -1.0, "long outputs win": 1.0, "placebo": 0.0}
+"""What the chance of a reward follows: its slope in the length."""
 UNIFORM = ("dapo", "dr_grpo", "gpg", "cispo")
 """Methods whose weights at the old policy are equal within a group."""
-DERIVATIVES = {"gpg": "α for GPG", "cispo": "α sg[I] for CISPO", "gcpo": "len α s for GCPO"}
-"""Methods whose s is no ratio of single tokens times a constant, and their ω."""
+LEFT = "gcpo"
+"""Uniform as printed, and not by its derivative: judged by Proposition 1's row alone."""
 OLD, DRIFTED = DRIFTS
 LOG_RATIOS = np.linspace(-0.5, 0.5, 41)
 HELD = np.log(1.35)
@@ -166,6 +172,29 @@ def one_group(rng: np.random.Generator, runs: int) -> dict[str, xr.Dataset]:
     }  # fmt: skip
 
 
+def systematic(rng: np.random.Generator, runs: int) -> xr.DataArray:
+    """[winners, algorithm, group] signed push on a prefix's first token over the gross one, of two groups."""
+    policy = TreePolicy.uniform(SPACE)
+    start = jnp.zeros((*np.shape(policy.logits), runs))
+    rollout = groups(rng, policy, start, start, runs)
+    length = np.asarray(rollout.mask).sum(2, keepdims=True)
+    chance = rng.uniform(size=length.shape)
+
+    def signed(slope: jax.Array) -> jax.Array:
+        win = chance < 0.5 + slope * (length / SPACE.horizon - 0.75)
+        here = rollout._replace(rewards=win.astype(float))
+        rows = []
+        for name in BY_LENGTH:
+            found = token_gradients(methods.get(name), here, here.old_logp)[:, :, 0]
+            gross = jnp.abs(found).sum((0, 1))
+            rows.append(found.sum((0, 1)) / jnp.where(gross > 0, gross, 1))
+        return jnp.stack(rows)
+
+    found = light(jax.vmap(signed))(jnp.asarray(list(WINNERS.values())))
+    at = {"winners": list(WINNERS), "algorithm": list(BY_LENGTH)}
+    return xr.DataArray(found, at, ("winners", "algorithm", "group"))
+
+
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """Gradients by hand and by autodiff, on trees and through a network; what pushes the prefix."""
     rng, runs = np.random.default_rng(seed), size.groups
@@ -174,6 +203,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     return one_group(rng, runs) | {
         "tree": xr.concat(tree, xr.Variable("drift", list(DRIFTS))),
         "network": network,
+        "systematic": xr.Dataset({"push": systematic(rng, 8 * runs)}),
     }
 
 
@@ -188,20 +218,25 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         claim.requires(told, worst(pulled, tolerance=1e-6))
     free = data["uniform"].push.sel(log_ratio=slice(np.log(0.81), np.log(1.19)))
     idle = worst(free.stack(of=("prompt", "group")).dropna("of"), tolerance=1e-9)
-    claim.refutes("uniform weights, nobody clipped: push", idle)
-    claim.refutes("uniform weights: W_agg at the old policy", worst(prefix.constant, tolerance=1e-12))
+    claim.requires("uniform weights, nobody clipped: push", idle)
+    claim.requires("uniform weights: W_agg at the old policy", worst(prefix.constant, tolerance=1e-12))
     covariance = worst(prefix.by_length, expected=prefix.covariance, tolerance=1e-12)
-    claim.refutes("weights 1/len: W_agg - Cov(A, 1/len)", covariance)
-    shares = {row: mean(tree.push.sel(drift=OLD, algorithm=row), **expectation(row)) for row in NAMES}
+    claim.requires("weights 1/len: W_agg - Cov(A, 1/len)", covariance)
+    pushes = data["systematic"].push
+    for row in BY_LENGTH:
+        here = pushes.sel(algorithm=row)
+        placebo = mean(here.sel(winners="placebo"), expected=0.0, tolerance=0.05)
+        claim.requires(f"{NAMES[row]}, rewards without regard to length: signed push", placebo)
+        for winners, sign in (("short outputs win", 1), ("long outputs win", -1)):
+            number = mean(sign * here.sel(winners=winners), expected=0.05, relation="at least")
+            claim.refutes(
+                f"{NAMES[row]}, {winners}: push {'for' if sign > 0 else 'against'} the prefix", number
+            )
+    shares = {
+        row: mean(tree.push.sel(drift=OLD, algorithm=row), **expectation(row)) for row in NAMES if row != LEFT
+    }
     for row, number in shares.items():
         claim.refutes(f"{NAMES[row]}: share of the push that does not cancel", number)
-    for row in NAMES:
-        error = float(tree.printed.sel(row=row).max())
-        number, told = Number(error, 0.0, 1e-6), f"{NAMES[row]}: printed ω = α s against the derivative"
-        if row in DERIVATIVES:
-            claim.qualifies(told, number, only=f"with ω = {DERIVATIVES[row]}")
-        else:
-            claim.refutes(told, number)
     above = data["uniform"].push.sel(log_ratio=HELD, method="nearest")
     clipped = mean(above.stack(of=("prompt", "group")).dropna("of"), expected=0.0, tolerance=0.01)
     words = "while nobody is clipped: beyond, the clip pushes the whole prefix back"
@@ -214,13 +249,55 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     pushing = [number for row, number in shares.items() if row not in UNIFORM]
     low, high = min(n.value for n in pushing), max(n.value for n in pushing)
     claim.finds(
-        f"{len(pushing)} of the {len(NAMES)} methods leave {low:.0%} to {high:.0%} of the push on a prefix "
-        f"uncancelled that all {GROUP} outputs of a group share; Dr. GRPO, DAPO, GPG and CISPO leave none.",
+        f"{len(pushing)} methods leave {low:.0%} to {high:.0%} of the push on a prefix uncancelled that all "
+        f"{GROUP} outputs of a group share; {', '.join(NAMES[row] for row in UNIFORM)} leave none.",
         when=shares.values(),
+    )
+    toward, against = (pushes.sel(algorithm="grpo", winners=w).mean() for w in list(WINNERS)[:2])
+    claim.finds(
+        f"Where short outputs win GRPO pushes the prefix up, by {float(toward):.0%} of the gross push on "
+        f"average, where long ones do down, by {float(-against):.0%}.",
+        when=[n for name, n in claim.numbers.items() if name.startswith("GRPO, ") and "win" in name],
     )
     claim.finds(
         "Constant weights stop cancelling once a side of the group is clipped.", when=clipped.holds is False
     )
+    claim.reports("GCPO: share that does not cancel", mean(tree.push.sel(drift=OLD, algorithm=LEFT)))
+    judge_printed(
+        tree,
+        claim.also("The weight on a shared prefix token is ω = α s, for all the methods (Proposition 1)."),
+    )
+    judge_all(
+        tree.push.sel(algorithm=list(NAMES)),
+        claim.also("The bias on shared prefix tokens affects all the methods under analysis."),
+    )
+
+
+def judge_printed(tree: xr.Dataset, row: Claim) -> None:
+    """Proposition 1 as printed, method by method."""
+    numbers = {name: Number(float(tree.printed.sel(row=name).max()), 0.0, 1e-6) for name in NAMES}
+    for name, number in numbers.items():
+        row.refutes(f"{NAMES[name]}: printed ω = α s against the derivative, relative", number)
+    lost = [NAMES[name] for name, number in numbers.items() if number.holds is False]
+    row.finds(
+        f"It is the derivative for {len(NAMES) - len(lost)} of {len(NAMES)} methods, not for "
+        f"{', '.join(lost)}: there ω is α, α sg[I] and len α s."
+        if lost == [NAMES[name] for name in ("gpg", "cispo", "gcpo")]
+        else f"It is not the derivative for {', '.join(lost)}.",
+        when=bool(lost),
+    )
+
+
+def judge_all(push: xr.DataArray, row: Claim) -> None:
+    """Every method of the table, at the old policy or drifted from it, wherever more is left."""
+    spared = []
+    for name, told in NAMES.items():
+        here = push.sel(algorithm=name)
+        where = here.mean("group").idxmax("drift").item()
+        number = mean(here.sel(drift=where), expected=0.02, relation="at least")
+        row.refutes(f"{told}, {where}: share of the push that does not cancel", number)
+        spared += [told] if number.holds is False else []
+    row.finds(f"Not {' nor '.join(spared)}, at the old policy or off it.", when=bool(spared))
 
 
 def expectation(row: str) -> dict[str, Any]:

@@ -1,15 +1,18 @@
-"""Clipping is inactive in the first inner step on a batch, where the ratio is 1; with one pass over each
-batch (μ = 1) it never acts.
+"""Clipping is inactive in the first inner step on a batch, where the ratio is 1; with one optimizer step on
+each batch (μ = 1) it never acts.
 
-[B] (arXiv:2601.05002), on the clip of equation (1): π_old is the policy that drew the batch, so that the
-first inner step is taken at ratios of exactly 1. Eight contexts of five answers with noisy rewards, GRPO
+[B] (arXiv:2601.05002), on the clip of equation (1); the words are a paraphrase, the place is not known to us.
+π_old is the policy that drew the batch, so that the first inner step is taken at ratios of exactly 1. In
+exact numbers this holds by construction (exp 0 = 1): what can fail is that both forward passes give the same
+bits, and that no other path lets the clip act. Eight contexts of five answers with noisy rewards, GRPO
 without a penalty, clipped at 0.2 and not at all on the same draws, SGD and AdamW, as many optimizer steps at
 every μ.
 
 Refuted if at μ = 1 one bit of a policy differs between clipped and unclipped runs, or if at any μ the clip
 holds a token in the first inner step; each optimizer by itself. Two controls check that a clip at work would
 be seen: 64 passes, and μ = 1 with an old policy that is refreshed every eighth iteration only, must move the
-policy. Ours: from how many passes on clipping changes the reward that training ends with.
+policy. Ours: that one pass in minibatches is several steps, in which the clip acts; from how many passes on
+clipping changes the reward that training ends with; and the gradient at exactly 1 ± ε.
 """
 
 import dataclasses
@@ -40,6 +43,9 @@ STEPS = 576
 OPTIMIZERS = {"SGD": (1.0, 0.0), "AdamW": (0.0, 0.03)}
 """Learning rates of SGD and of AdamW."""
 CLIPS = {"clipped": (BOUND, BOUND), "unclipped": (np.inf, np.inf)}
+REFRESH = 8
+"""Iterations between two refreshes of the stale old policy; its age is 0 to REFRESH - 1 steps."""
+MINIBATCHES = 8
 FEW = 4
 """Passes up to which clipping is said to change nothing worth speaking of."""
 MARGIN = 0.005
@@ -144,7 +150,8 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     runs = [trained(seed, size, passes) for passes in PASSES]
     return {
         "runs": xr.concat(runs, xr.Variable("passes", PASSES)),
-        "stale": trained(seed, size, 1, refresh_every=8),
+        "stale": trained(seed, size, 1, refresh_every=REFRESH),
+        "parted": trained(seed, size, 1, minibatches=MINIBATCHES),
         "boundary": boundary_gradients(),
     }
 
@@ -163,16 +170,34 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         acts = mean(stale.held)
         claim.reports(f"{name}, μ = 1, stale old policy: share of tokens held", acts)
         claim.finds(
-            f"{name}: with one pass over each batch a clip of {BOUND} changes not one bit; with an old "
-            f"policy up to eight steps old it holds {acts.value:.1%} of the tokens.",
+            f"{name}: with one optimizer step on each batch a clip of {BOUND} changes not one bit; with an "
+            f"old policy up to {REFRESH - 1} steps old it holds {acts.value:.2%} of the tokens.",
             when=same,
         )
+    slow, fast = OPTIMIZERS["SGD"][0], OPTIMIZERS["AdamW"][1]
     judge_passes(
         data["runs"],
         claim.ours(
-            f"Up to {FEW} passes over each batch, clipping at {BOUND} changes the final reward by less than "
-            f"{MARGIN}, and at {PASSES[-1]} passes by more."
+            f"At learning rates {slow:g} (SGD) and {fast:g} (AdamW), up to {FEW} passes over each batch, "
+            f"clipping at {BOUND} changes the final reward by less than {MARGIN}, and at {PASSES[-1]} passes "
+            "by more."
         ),
+    )
+    row = claim.ours(
+        f"One pass over a batch in {MINIBATCHES} minibatches is no single step: under AdamW, whose momentum "
+        "moves every context, the clip acts; under SGD, whose steps move their minibatch alone, it does not."
+    )
+    parted = data["parted"].moved
+    moved = mean(parted.sel(optimizer="AdamW"), expected=MOVED, relation="at least")
+    told = f"{MINIBATCHES} minibatches: clipped - unclipped, of a logit"
+    row.refutes(f"AdamW, {told}", moved)
+    row.refutes(f"SGD, {told}", worst(parted.sel(optimizer="SGD")))
+    row.finds(f"Under AdamW clipping moves a logit by {moved.value:.2f}.", when=moved)
+    edges = data["boundary"].gradient
+    told = "; ".join(f"{gain} {float(edges.sel(gain=gain).mean()):g}" for gain in edges.gain.values)
+    claim.finds(
+        f"At exactly 1 ± ε the gradient of the minimum, over A, is a matter of convention: {told}.",
+        when=bool((edges.max("side") == edges.min("side")).all()),
     )
     for (gain, side), value in data["boundary"].gradient.stack(at=("gain", "side")).to_series().items():
         claim.reports(f"gradient of {gain} at exactly {side}", Number(float(value)))

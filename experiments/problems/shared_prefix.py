@@ -83,6 +83,7 @@ def penalty_by_hand(name: str, rollout: Rollout, logp: jax.Array, out: TokenWeig
     found = {
         "grpo": (k3, slope),
         "cppo": (k3, slope),
+        "dr_grpo": (length * k3, length * slope),
         "grpo_v32": (ratio * k3, ratio * (k3 + slope)),
         "gtpo": (heat, heat),
     }
