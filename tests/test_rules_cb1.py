@@ -269,23 +269,21 @@ def passes_data(changes):
     corner = xr.Dataset(
         {"gradient": (("gain", "side"), np.ones((1, 1)))}, {"gain": ["ours"], "side": ["above"]}
     )
-    parted = stale.copy(deep=True)
-    parted.moved.loc[{"optimizer": "SGD"}] = 0.0
-    return {"runs": runs, "stale": stale, "parted": parted, "boundary": corner}
+    return {"runs": runs, "stale": stale, "parted": stale, "boundary": corner}
 
 
 @pytest.mark.parametrize(
     ("changes", "verdicts"),
     [
-        ({}, ["reproduced", "reproduced", "reproduced"]),
-        ({("moved", 1): 1e-7}, ["refuted", "reproduced", "reproduced"]),  # one bit
-        ({("first", 16): 1e-6}, ["refuted", "reproduced", "reproduced"]),
+        ({}, ["reproduced", "reproduced"]),
+        ({("moved", 1): 1e-7}, ["refuted", "reproduced"]),  # one bit
+        ({("first", 16): 1e-6}, ["refuted", "reproduced"]),
         (
             {("moved", 64): 0.0},
-            ["not testable here", "reproduced", "reproduced"],
+            ["not testable here", "reproduced"],
         ),  # a clip at work would not be seen
-        ({("gain", 3): 0.02}, ["reproduced", "refuted", "reproduced"]),
-        ({("gain", 64): 0.0}, ["reproduced", "refuted", "reproduced"]),
+        ({("gain", 3): 0.02}, ["reproduced", "refuted"]),
+        ({("gain", 64): 0.0}, ["reproduced", "refuted"]),
     ],
 )
 def test_one_bit_or_one_token_refutes_b6(changes, verdicts):

@@ -10,9 +10,9 @@ total variation (AdamW alone, with weight decay, with a schedule, with clipping 
 itself); if a power of two changes one bit at ε = 0 (answers, and tree in both precisions); or if the scale at
 which half of the way is lost lies more than 5 % from the one predicted out of the recorded second moments.
 Qualified by norm clipping that acts at some steps only, where the margin of 0.005 is left. SGD must move by
-0.1, rewards that are all equal by nothing, and (φ, φε) must give what (1, ε) gives, which makes all corners one
-number: checks of the instrument. Ours: that a KL penalty (the paper has β = 0), L2 in the
-gradient (which is not AdamW) and a scale at which ε is felt (the paper's own formula) bring the scale back.
+0.1, rewards that are all equal by nothing, and (φ, φε) must give what (1, ε) gives, which makes all corners
+one number: checks of the instrument. Ours: that a KL penalty (the paper has β = 0), L2 in the gradient (which
+is not AdamW) and a scale at which ε is felt (the paper's own formula) bring the scale back.
 """
 
 import dataclasses
