@@ -300,8 +300,11 @@ def _at_start(space: Sequences, logits: Array, table: Array) -> tuple[Array, Arr
 
 
 def at_best_rate(data: xr.Dataset) -> xr.Dataset:
-    """Every method and setting at the learning rate that gives it the greatest mean J over questions."""
-    best = data.value.mean("table").argmax("learning_rate")
+    """Every method and setting at the learning rate that gives it the greatest mean J over questions.
+
+    NaN counts as the greatest, lest a choice of the rate hide it.
+    """
+    best = data.value.mean("table", skipna=False).argmax("learning_rate", skipna=False)
     return data.isel(learning_rate=best)
 
 
