@@ -42,7 +42,7 @@ NUMBERS = (
 )  # fmt: skip
 """What tells the methods apart: the path of each switch."""
 SYMBOLS = {"value": "J", "square": "‖∇J‖²"}
-RATES = {"SGD": 2.0 ** np.arange(8), "AdamW": 2.0 ** np.arange(-5, 3)}
+RATES = {"SGD": 2.0 ** np.arange(2, 8), "AdamW": 2.0 ** np.arange(-4, 2)}
 """Up to where sampled training on graded rewards is past its best; with binary ones no rate is too large."""
 SETTINGS: dict[str, dict[str, dict[str, float]]] = {
     "SGD": {"μ = 8": {}, "μ = 2": {"steps": 2.0}, "μ = 8, A/σ": {"normalized": 1.0}},
@@ -284,11 +284,13 @@ def by_setting(
 
 
 def at_start(given: Mapping[str, Problem]) -> xr.Dataset:
-    """J and ‖∇J‖² of every question before training, by kind."""
+    """J and ‖∇J‖² of every question before training, and the reward of its best answer, by kind."""
     found = []
     for each in given.values():
         value, square = _at_start(each.space, *questions(each))
-        found.append(xr.Dataset({"value": ("table", value), "square": ("table", square)}))
+        best = each.table.max(0)
+        columns = {"value": value, "square": square, "best": best}
+        found.append(xr.Dataset({told: ("table", column) for told, column in columns.items()}))
     return xr.concat(found, xr.Variable("kind", list(given)))
 
 
@@ -300,8 +302,11 @@ def _at_start(space: Sequences, logits: Array, table: Array) -> tuple[Array, Arr
 
 
 def at_best_rate(data: xr.Dataset) -> xr.Dataset:
-    """Every method and setting at the learning rate that gives it the greatest mean J over questions."""
-    best = data.value.mean("table").argmax("learning_rate")
+    """Every method and setting at the learning rate that gives it the greatest mean J over questions.
+
+    NaN counts as the greatest, lest a choice of the rate hide it.
+    """
+    best = data.value.mean("table", skipna=False).argmax("learning_rate", skipna=False)
     return data.isel(learning_rate=best)
 
 
