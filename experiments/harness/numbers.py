@@ -308,25 +308,6 @@ def each(
     return found
 
 
-def hardest(numbers: Mapping[str, Number]) -> Number:
-    """Of bounds that should hold the one that is broken, else one that is open, else the nearest to it.
-
-    >>> found = {"wide": Number(0.5, 0.0, low=-1.0, high=2.0, relation="at least"),
-    ...          "lost": Number(-0.2, 0.0, low=-0.3, high=-0.1, relation="at least")}
-    >>> hardest(found).at
-    'lost'
-    """
-    order = {False: 0, None: 1, True: 2}
-
-    def rank(name: str) -> tuple[int, float]:
-        number = numbers[name]
-        low, high = (number.value if end is None else end for end in (number.low, number.high))
-        return order[number.holds], low if number.relation == "at least" else -high
-
-    name = min(numbers, key=rank)
-    return replace(numbers[name], at=name)
-
-
 def _named(array: xr.DataArray, dim: Hashable, index: int) -> str:
     label = array[dim].values[index] if dim in array.coords else index
     return str(label) if isinstance(label, str) else f"{str(dim).replace('_', ' ')} {_label(label)}"
