@@ -30,7 +30,7 @@ PRECISION = "float64"
 SIZES = sizes(
     cases=(2, 3, 4),
     questions=(2, 8, 64),
-    seeds=(64, 384, 1024),
+    seeds=(384, 384, 1024),
     iterations=(3000, 3000, 12000),
     points=(8, 15, 30),
 )
@@ -50,6 +50,8 @@ ADAM = {
 TRAVEL, INNER, BATCHES = [4.0, 16.0, 64.0], 128, 60
 """Inner steps times their rate; inner steps a batch and batches."""
 MARGIN = 0.01
+WRONG = {2: 0.25, 8: 0.5, 32: 0.5}
+"""By which share a slope in the rate may miss its prediction; larger groups' are too small for less."""
 STILL = 1e-3
 """A policy that swings by less has settled."""
 
@@ -95,7 +97,7 @@ def sampled(seed: int, size: Any) -> dict[str, xr.Dataset]:
 
 
 def inner(points: int) -> xr.Dataset:
-    """How much π(a) still varies in the last ten batches of many inner steps, and the multiplier."""
+    """Many inner steps: how much π(a) varies in the last ten batches, and every other one; the multiplier."""
     references, strengths = np.geomspace(0.002, 0.9, points), np.linspace(0.1, 3.0, points)
     loop = gj.Loop(group_size=2, inner_steps=INNER)
     config = question([1.0, 0.0], group_size=2, loop=loop)
@@ -115,7 +117,9 @@ def inner(points: int) -> xr.Dataset:
         reference=references.tolist(),
         strength=strengths.tolist(),
     )
-    return xr.Dataset({"swing": swing, "multiplier": told})
+    back = abs(late - late.shift(iteration=2)).max("iteration")
+    back = back.rename(learning_rate="travel", kl_coef="strength")
+    return xr.Dataset({"swing": swing, "back": back, "multiplier": told})
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
@@ -154,20 +158,19 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         gap = furthest(at_zero.sel(group_size=group), sgd.root.sel(group_size=group), tolerance=MARGIN)
         claim.refutes(f"SGD, G = {group}: sampled, extrapolated - root", gap)
     adam_at_zero, _ = extrapolated(adam.average)
-    moved: dict[float, Number] = {}
+    gaps = {name: furthest(adam_at_zero.sel(setting=name), adam.root, tolerance=MARGIN) for name in ADAM}
+    lost = {decay: gaps[name] for name, (_, decay) in ADAM.items() if decay and gaps[name].holds is False}
+    less = f"with weight decay below {min(lost):g}" if lost else "without weight decay"
     for name, (b2, decay) in ADAM.items():
-        gap = furthest(adam_at_zero.sel(setting=name), adam.root, tolerance=MARGIN)
-        condition = "without weight decay" if decay else f"with β2 above {b2}"
-        claim.qualifies(f"AdamW, {name}: sampled, extrapolated - root", gap, only=condition)
-        moved |= {decay: gap} if decay else {}
+        told = f"AdamW, {name}: sampled, extrapolated - root"
+        claim.qualifies(told, gaps[name], only=less if decay else f"with β2 above {b2}")
     claim.finds(
-        "Sampled training without weight decay ends at the root of (11), under SGD for every group size "
-        "and under AdamW with β2 of 0.99 and more.",
-        when=[n for name, n in claim.numbers.items() if "SGD" in name or "β2 = 0.99" in name],
+        f"Sampled training without weight decay ends within {MARGIN} of the root of (11): under SGD for "
+        "every group size, under AdamW in pairs, with β2 of .9 to .999.",
+        when=[n for name, n in claim.numbers.items() if "SGD" in name or "β2" in name],
     )
-    lost = {decay: gap for decay, gap in moved.items() if gap.holds is False}
     told = " and ".join(f"by {abs(gap.value):.2f} at {decay:g}" for decay, gap in lost.items())
-    claim.finds(f"AdamW's weight decay moves a probability {told}.", when=bool(lost))
+    claim.finds(f"AdamW's weight decay moves a probability, in pairs, {told}.", when=bool(lost))
     judge_biases(slope, adam_at_zero, data, claim)
     judge_inner_steps(data["inner"], claim)
 
@@ -183,8 +186,8 @@ def judge_biases(
     sgd, adam = data["SGD"], data["AdamW"]
     for group in GROUPS:
         told = float(sgd.slope.sel(group_size=group, output=0))
-        found = mean(slope.sel(group_size=group, output=0), expected=told, tolerance=0.5 * abs(told))
-        (row.refutes if group == 2 else row.reports)(f"SGD, G = {group}: slope of π(best) in the rate", found)
+        found = mean(slope.sel(group_size=group, output=0), expected=told, tolerance=WRONG[group] * abs(told))
+        row.refutes(f"SGD, G = {group}: slope of π(best) in the rate", found)
         row.reports(f"SGD, G = {group}: slope of π(best), predicted", Number(told))
     for name in ADAM:
         gap = furthest(adam_at_zero.sel(setting=name), adam.rest.sel(setting=name), tolerance=MARGIN)
@@ -202,9 +205,11 @@ def judge_biases(
 def judge_inner_steps(inner: xr.Dataset, claim: Claim) -> None:
     """Where many inner steps a batch destroy the stability of the root."""
     row = claim.ours(
-        "Many unclipped inner steps a batch destroy the root's stability: training cycles around it."
+        "In a region of small π_ref and β near γ many unclipped inner steps a batch destroy the root's "
+        "stability: training goes to and fro around it."
     )
-    moving, unstable = inner.swing > STILL, inner.multiplier < -1
+    moving = (inner.swing > STILL) & (inner.back < inner.swing / 10)
+    unstable = inner.multiplier < -1
     shares = {travel: float(moving.sel(travel=travel).mean()) for travel in TRAVEL}
     for travel, share in shares.items():
         agree = float((moving == unstable).sel(travel=travel).mean())
@@ -213,16 +218,15 @@ def judge_inner_steps(inner: xr.Dataset, claim: Claim) -> None:
             Number(agree, 0.95, relation="at least"),
         )
         row.reports(f"{travel:g}/rate inner steps: share of the map that cycles", Number(share))
-    most, least = TRAVEL[-1], TRAVEL[0]
-    row.refutes(
-        "cycles at most inner steps, share of the map", Number(shares[most], 0.1, relation="at least")
-    )
-    row.refutes(
-        "cycles at fewest inner steps, share of the map", Number(shares[least], 0.05, relation="at most")
-    )
+    most, middle = TRAVEL[-1], 1.0
+    where = moving.sel(travel=most)
+    rarest = float(where.reference.where(where.any("strength")).max())
+    near = bool(where.sel(strength=middle, method="nearest").any())
+    row.refutes("greatest π_ref that cycles", Number(rarest, 0.5, relation="at most"))
+    row.refutes("some π_ref cycles at β nearest to γ", Number(float(near), 1.0))
     row.finds(
-        f"With {most:g}/rate inner steps a batch training never settles in {shares[most]:.0%} of the map "
-        f"of β/γ and π_ref, with {least:g}/rate in {shares[least]:.1%}.",
+        f"With {most:g}/rate inner steps a batch training goes to and fro between two policies for some β, "
+        f"but only where π_ref is {rarest:.2g} or less.",
         when=[number for name, number in row.numbers.items() if row.roles[name] == "refutes"],
     )
 
@@ -235,7 +239,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     draw_rates(rates, data["SGD"])
     draw_rests(rests, data["AdamW"])
     draw_cycles(cycles, data["inner"])
-    figure.suptitle("Training ends at the root of (11); the rate, weight decay and inner steps move it")
+    figure.suptitle("Rate and weight decay move the root of (11); inner steps destabilise it")
 
 
 def draw_triangle(axes: Any, path: xr.DataArray, root: xr.DataArray) -> None:
@@ -245,7 +249,7 @@ def draw_triangle(axes: Any, path: xr.DataArray, root: xr.DataArray) -> None:
     names = [f"reward {reward:g}" for reward in REWARDS[order]]
     marks = {"π_ref": REFERENCE[order], "root": root.values[order]}
     plotting.simplex(axes, paths=paths.values, points=marks, corners=names)
-    axes.set_title("Exact ascent, one step a batch", loc="left")
+    axes.set_title("Exact ascent: a colour a start", loc="left")
 
 
 def draw_rates(axes: Any, sgd: xr.Dataset) -> None:
@@ -271,7 +275,7 @@ def draw_rests(axes: Any, adam: xr.Dataset) -> None:
     axes.plot(told, range(len(ADAM)), "o", ms=8, mfc="none", color=plotting.COLORS[1], label="predicted")
     axes.legend(loc="lower center")
     axes.set(xlabel="π(best) - root, sampled, G = 2, rate → 0")
-    axes.set_title("AdamW: weight decay", loc="left")
+    axes.set_title("AdamW: β2 and weight decay", loc="left")
 
 
 def draw_cycles(axes: Any, inner: xr.Dataset) -> None:
