@@ -3,13 +3,16 @@
 
 [A] (arXiv:2502.18548v3), large groups. A fixed policy over one question's answers; σ the standard
 deviation of the reward of o ~ π, noise within an answer included. Everything is exact: groups are
-enumerated. Every level has a probability of .05 or more; where one is rarer 4096 are not many.
+enumerated. Judged are six policies over three answers: rewards (1, 0, 0), met with probabilities .3 and .05
+of the better level; coin flips of success .9, .5, .2 and of .2, .05, .01, met with probabilities .43 and .06
+of a success; three levels, (.2, .3, .5) of 1, .7, 0 and (.1, .15, .75) of 1, .1, 0. So every level has a
+probability of .05 or more; where one is rarer 4096 are not many, which a row of ours is about.
 
-Refuted if an answer's preference, where every level has probability .05 or more, is 0.01 from the limit in
-groups of 4096, for two or three levels or coin flips: the engine's, but for three levels, which it
-enumerates up to groups of 64 only, that of sums over the other members' levels. Qualified if coin flips are
-0.01 from the limit whose σ is the spread of the answers' expected rewards, as r(o) may be read. That the
-sums, which share no code with the engine, agree with it is a check of the instrument.
+Refuted if an answer's preference in one of these is 0.01 from the limit in groups of 4096. For two levels and
+coin flips that preference is the engine's; for three levels, which it enumerates up to groups of 64 only,
+that of sums over the other members' levels. Qualified if coin flips are 0.01 from the limit whose σ is the
+spread of the answers' expected rewards, as σ(π) may be read. That the sums, which share no code with the
+engine, agree with it is a check of the instrument.
 """
 
 from typing import Any

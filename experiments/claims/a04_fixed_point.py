@@ -8,6 +8,11 @@ Refuted if a policy where exact ascent ends, from starts all over the simplex, l
 bound at all, or if sampled SGD, extrapolated to learning rate zero, is not within 0.01 of the root of (11)
 (99.9 % intervals, every group size by itself). Qualified if AdamW is not, every β2 and every weight decay by
 itself. That the solver's root satisfies (11) to 1e-10 is a check of the instrument.
+
+Of our rows the slopes in the rate may miss the predicted ones by a quarter in pairs and by half in larger
+groups. Many inner steps: refuted if training settles anywhere where the root's multiplier is below -1.05, if
+it does not on more than 5 % of the map where it is above -0.95, or if no more than half of the settings that
+never settle go to and fro between two policies.
 """
 
 from typing import Any
@@ -30,7 +35,7 @@ PRECISION = "float64"
 SIZES = sizes(
     cases=(2, 3, 4),
     questions=(2, 8, 64),
-    seeds=(384, 384, 1024),
+    seeds=(64, 384, 1024),
     iterations=(3000, 3000, 12000),
     points=(8, 15, 30),
 )
@@ -47,13 +52,17 @@ ADAM = {
     "weight decay 0.3": (0.99, 0.3),
 }
 """β2 and weight decay of AdamW."""
-TRAVEL, INNER, BATCHES = [4.0, 16.0, 64.0], 128, 60
+TRAVEL, INNER, BATCHES = [4.0, 16.0, 64.0], 128, 300
 """Inner steps times their rate; inner steps a batch and batches."""
 MARGIN = 0.01
 WRONG = {2: 0.25, 8: 0.5, 32: 0.5}
 """By which share a slope in the rate may miss its prediction; larger groups' are too small for less."""
 STILL = 1e-3
 """A policy that swings by less has settled."""
+SLOW = 0.05
+"""So near to -1 a multiplier changes too slowly to tell (0.95 to the power of 300 is 2e-7)."""
+BACK = 0.1
+"""A policy that after two batches has changed by a smaller share of its swing goes to and fro."""
 
 
 def averages(config: gj.Config, axes: dict[Any, Any], size: Any, seed: int, **variants: Any) -> xr.DataArray:
@@ -206,27 +215,38 @@ def judge_inner_steps(inner: xr.Dataset, claim: Claim) -> None:
     """Where many inner steps a batch destroy the stability of the root."""
     row = claim.ours(
         "In a region of small π_ref and β near γ many unclipped inner steps a batch destroy the root's "
-        "stability: training goes to and fro around it."
+        "stability: training never settles, and for most settings goes to and fro between two policies."
     )
-    moving = (inner.swing > STILL) & (inner.back < inner.swing / 10)
-    unstable = inner.multiplier < -1
-    shares = {travel: float(moving.sel(travel=travel).mean()) for travel in TRAVEL}
-    for travel, share in shares.items():
-        agree = float((moving == unstable).sel(travel=travel).mean())
+    moving = inner.swing > STILL
+    pairwise = moving & (inner.back < BACK * inner.swing)
+    lost, kept = inner.multiplier < -1 - SLOW, inner.multiplier > -1 + SLOW
+    beside = 0
+    for travel in TRAVEL:
+        here, told = moving.sel(travel=travel), f"{travel:g}/rate inner steps"
+        settled = int((lost.sel(travel=travel) & ~here).sum())
+        caught = int((kept.sel(travel=travel) & here).sum())
+        beside += caught
+        row.refutes(f"{told}: settings that settle at an unstable root", Number(settled, 0.0))
+        share = caught / max(1, int(kept.sel(travel=travel).sum()))
         row.refutes(
-            f"{travel:g}/rate inner steps: agreement with the predicted map",
-            Number(agree, 0.95, relation="at least"),
+            f"{told}: share that never settles where the root is stable",
+            Number(share, 0.05, relation="at most"),
         )
-        row.reports(f"{travel:g}/rate inner steps: share of the map that cycles", Number(share))
-    most, middle = TRAVEL[-1], 1.0
+        row.reports(f"{told}: share of the map that never settles", Number(float(here.mean())))
+    most = TRAVEL[-1]
     where = moving.sel(travel=most)
-    rarest = float(where.reference.where(where.any("strength")).max())
-    near = bool(where.sel(strength=middle, method="nearest").any())
-    row.refutes("greatest π_ref that cycles", Number(rarest, 0.5, relation="at most"))
-    row.refutes("some π_ref cycles at β nearest to γ", Number(float(near), 1.0))
+    greatest = float(where.reference.where(where.any("strength")).max())
+    near = bool(where.sel(strength=1.0, method="nearest").any())
+    row.refutes("greatest π_ref that never settles", Number(greatest, 0.5, relation="at most"))
+    row.refutes("some π_ref never settles at β nearest to γ", Number(float(near), 1.0))
+    count = max(1, int(moving.sum()))
+    between = Number(int(pairwise.sum()) / count, 0.5, relation="at least")
+    row.refutes("of the settings that never settle, share that goes to and fro", between)
     row.finds(
-        f"With {most:g}/rate inner steps a batch training goes to and fro between two policies for some β, "
-        f"but only where π_ref is {rarest:.2g} or less.",
+        f"With {most:g}/rate inner steps a batch training never settles for some β, but only where π_ref is "
+        f"{greatest:.2g} or less; {between.value:.0%} of the settings that never settle go to and fro between "
+        "two policies, the others wander in longer or irregular rounds."
+        + (f" {beside} of them do not reach a root that is stable." if beside else ""),
         when=[number for name, number in row.numbers.items() if row.roles[name] == "refutes"],
     )
 
@@ -285,19 +305,17 @@ def draw_cycles(axes: Any, inner: xr.Dataset) -> None:
         factor = multiplier(r, b, travel)
         axes.contour(b, r, factor, [-1], colors=[color], linestyles="solid")
         axes.plot([], [], color=color, label=f"{travel:g}" + ("" if factor.min() < -1 else ", nowhere"))
-    most = inner.swing.sel(travel=TRAVEL[-1]).stack(point=("reference", "strength"))
-    for chosen, marker, told in ((most > STILL, "o", "cycles"), (most <= STILL, ".", "settles")):
-        here = most[chosen]
-        axes.plot(
-            here.strength,
-            here.reference,
-            marker,
-            ms=3,
-            mfc="none" if marker == "o" else None,
-            color="0.4",
-            ls="",
-            label=f"{told} at {TRAVEL[-1]:g}",
-        )
-    axes.set(yscale="log", ylim=(0.0015, 10), xlabel="β/γ", ylabel="π_ref(a)")
-    axes.legend(title="inner steps x rate", loc="upper right", ncols=2)
-    axes.set_title("Many inner steps: cycles inside lines", loc="left")
+    most = inner.sel(travel=TRAVEL[-1]).stack(point=("reference", "strength"))
+    moving, back = most.swing > STILL, most.back < BACK * most.swing
+    looks = (
+        (moving & back, "o", "to and fro at 64"),
+        (moving & ~back, "x", "other rounds at 64"),
+        (~moving, ".", "settles at 64"),
+    )
+    for chosen, marker, told in looks:
+        here = most.isel(point=np.flatnonzero(chosen))
+        size, fill = (2, None) if marker == "." else (4, "none")
+        axes.plot(here.strength, here.reference, marker, ms=size, mfc=fill, color="0.4", ls="", label=told)
+    axes.set(yscale="log", ylim=(0.0015, 1), xlabel="β/γ", ylabel="π_ref(a)")
+    axes.legend(title="inner steps x rate", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    axes.set_title("Inner steps: unstable inside lines", loc="left")

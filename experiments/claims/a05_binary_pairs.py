@@ -7,11 +7,10 @@ start or to the sampling policy instead, which a run that starts at π_ref and h
 not show, ends elsewhere.
 
 Refuted if exact ascent ends 1e-6 from the curve, from the bound or from the ends of the curve, 0.01 from 0
-where π_ref(a) = 1e-9 and β ≥ γ (from ½, where it creeps), or if a
-sampled run's time average under SGD, extrapolated to learning rate zero, is not within 0.01 of it (99.9 %
-intervals of every setting). Qualified if AdamW, judged with the same margin, is not. The general solver of
-(11), which knows nothing of (14), and a placebo (a fair coin for both answers, which leads to π_ref) are
-checks of the instrument.
+where π_ref(a) = 1e-9 and β ≥ γ (from ½, where it creeps), or if a sampled run's time average under SGD,
+extrapolated to learning rate zero, is not within 0.01 of it (99.9 % intervals of every setting). Qualified
+if AdamW, judged with the same margin, is not. The general solver of (11), which knows nothing of (14), and a
+placebo (a fair coin for both answers, which leads to π_ref) are checks of the instrument.
 """
 
 from functools import partial
@@ -204,8 +203,8 @@ def judge_optimality(kind: xr.DataArray, gap: xr.DataArray, claim: Claim) -> Non
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """The curve of (14) for every β/γ, where exact ascent ends (rings), and sampled runs (bars)."""
-    axes = plotting.panels(figure)
+    """The curve of (14) for every β/γ, where exact ascent ends (rings), and where sampled runs do."""
+    axes, right = plotting.panels(figure, 1, 2, width_ratios=(1.5, 1))
     fine = np.concatenate([np.geomspace(1e-6, 0.01, 60), np.linspace(0.011, 0.999, 200)])
     for strength, color in plotting.shades(STRENGTHS).items():
         curve, best = (
@@ -217,11 +216,22 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         here = data["exact"].trained.sel(gap=0.4, strength=strength).isel(start=0)
         axes.plot(here.reference, here, "o", mfc="white", ms=4, color=color)
         if strength in SAMPLED["strength"]:
-            runs = interval(extrapolated(data["SGD"].average.sel(strength=strength))[0])
-            plotting.points(axes, runs.reference, runs.value, runs.low, runs.high, color=color, marker="_")
+            draw_residuals(right, data["SGD"].average.sel(strength=strength), strength, color)
         if strength < 1:
             axes.plot(0, 1 - strength, "o", ms=4, color=color, clip_on=False)
     axes.plot([], [], ":", color="0.3", label="no maximum of\nits own surrogate")
     axes.legend(title="β/γ")
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="π_ref(a)", ylabel="stationary π(a)")
-    axes.set_title("Training ends on the curve of (14): rings exact, bars sampled at rate → 0")
+    axes.set_title("Exact ascent (rings) ends on the curve of (14)…", loc="left")
+    right.axhspan(-MARGIN, MARGIN, color="0.93")
+    right.axhline(0, color="0.4", lw=0.8)
+    right.set(xlim=(0, 1), ylim=(-0.012, 0.012), xlabel="π_ref(a)", ylabel="π(a) at rate → 0, less (14)")
+    right.set_title("…and so does sampled SGD", loc="left")
+
+
+def draw_residuals(axes: Any, average: xr.DataArray, strength: float, color: Any) -> None:
+    """Sampled runs at rate zero, less the curve, drawn side by side for each β/γ."""
+    at_zero, _ = extrapolated(average)
+    apart = interval(at_zero - theory.stationary_pair(at_zero.reference.values, strength))
+    beside = 0.025 * (SAMPLED["strength"].index(strength) - 1.5)
+    plotting.points(axes, apart.reference + beside, apart.value, apart.low, apart.high, color=color)
