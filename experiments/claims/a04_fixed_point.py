@@ -223,10 +223,13 @@ def judge_inner_steps(inner: xr.Dataset, claim: Claim) -> None:
     beside = 0
     for travel in TRAVEL:
         here, told = moving.sel(travel=travel), f"{travel:g}/rate inner steps"
-        settled = int((lost.sel(travel=travel) & ~here).sum())
+        unstable = lost.sel(travel=travel)
+        settled = int((unstable & ~here).sum())
         caught = int((kept.sel(travel=travel) & here).sum())
         beside += caught
-        row.refutes(f"{told}: settings that settle at an unstable root", Number(settled, 0.0))
+        if unstable.any():
+            words = f"{told}: of {int(unstable.sum())} settings with an unstable root, settle"
+            row.refutes(words, Number(settled, 0.0))
         share = caught / max(1, int(kept.sel(travel=travel).sum()))
         row.refutes(
             f"{told}: share that never settles where the root is stable",
@@ -244,9 +247,9 @@ def judge_inner_steps(inner: xr.Dataset, claim: Claim) -> None:
     row.refutes("of the settings that never settle, share that goes to and fro", between)
     row.finds(
         f"With {most:g}/rate inner steps a batch training never settles for some β, but only where π_ref is "
-        f"{greatest:.2g} or less; {between.value:.0%} of the settings that never settle go to and fro between "
-        "two policies, the others wander in longer or irregular rounds."
-        + (f" {beside} of them do not reach a root that is stable." if beside else ""),
+        f"{greatest:.2g} or less. Of all settings that never settle {between.value:.0%} go to and fro between "
+        "two policies, the others in longer or irregular rounds"
+        + (f"; {beside} of {count} round a root that is stable." if beside else "."),
         when=[number for name, number in row.numbers.items() if row.roles[name] == "refutes"],
     )
 
