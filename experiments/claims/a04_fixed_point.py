@@ -247,8 +247,8 @@ def judge_inner_steps(inner: xr.Dataset, claim: Claim) -> None:
     row.refutes("of the settings that never settle, share that goes to and fro", between)
     row.finds(
         f"With {most:g}/rate inner steps a batch training never settles for some β, but only where π_ref is "
-        f"{greatest:.2g} or less. Of all settings that never settle {between.value:.0%} go to and fro between "
-        "two policies, the others in longer or irregular rounds"
+        f"{greatest:.2g} or less. Of all settings that never settle {between.value:.0%} go to and fro "
+        "between two policies, the others in longer or irregular rounds"
         + (f"; {beside} of {count} round a root that is stable." if beside else "."),
         when=[number for name, number in row.numbers.items() if row.roles[name] == "refutes"],
     )
