@@ -20,7 +20,7 @@ import xarray as xr
 
 import grpo_jax as gj
 from experiments.formulas.step_noise import ask, rest
-from experiments.harness.numbers import Number, furthest, mean, worst
+from experiments.harness.numbers import Number, furthest, interval, mean, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
 from experiments.problems.answers import logits, method, question, steady_rate
@@ -228,7 +228,7 @@ def judge_sizes(data: dict[str, xr.Dataset], claim: Claim) -> None:
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """Trained policies over the middle reward (rings: exact ascent); sampled training under transforms."""
+    """Trained policies over the middle reward (rings: exact ascent); sampled training (bars: 99.9 %)."""
     left, right = plotting.panels(figure, 1, 2, width_ratios=(1, 1.25))
     exact = data["exact"].sel(output=0)
     for group, color in zip(GROUPS, plotting.COLORS, strict=False):
@@ -241,9 +241,13 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     pairs, eight = (data[name].policy.sel(output=0).mean("seed") for name in ("pairs", "eight"))
     wide = dict(zip(TRANSFORMS, (6.0, 4.5, 3.0, 1.8, 0.8), strict=True))
     for (name, width), color in zip(wide.items(), plotting.shades(TRANSFORMS).values(), strict=True):
-        right.plot(eight.iteration, eight.sel(transform=name), color=color, lw=width, label=name)
+        style = "--" if name == "exp 5r" else "-"  # what lies below stays to be seen
+        right.plot(eight.iteration, eight.sel(transform=name), style, color=color, lw=width, label=name)
         path = pairs.sel(transform=name, optimizer="SGD")
         right.plot(path.iteration, path, color=color, lw=width)
+    last = interval(data["eight"].policy.sel(output=0).isel(iteration=-1))
+    beside = float(eight.iteration[-1]) * np.linspace(1.02, 1.08, len(TRANSFORMS))
+    plotting.points(right, beside, last.value, last.low, last.high, color="0.3", marker="_")
     right.text(pairs.iteration[-1], path[-1] - 0.03, "G = 2, all transforms", ha="right", va="top")
     right.legend(title="G = 8", loc="lower right")
     right.set(xlabel="iteration", ylabel="mean π(best), sampled, SGD", xlim=(0, None))

@@ -232,6 +232,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
 def draw_residuals(axes: Any, average: xr.DataArray, strength: float, color: Any) -> None:
     """Sampled runs at rate zero, less the curve, drawn side by side for each β/γ."""
     at_zero, _ = extrapolated(average)
-    apart = interval(at_zero - theory.stationary_pair(at_zero.reference.values, strength))
+    curve = tabulated(theory.stationary_pair, reference=at_zero.reference.values, strength=[strength])
+    apart = interval(at_zero - curve.isel(strength=0, drop=True))
     beside = 0.025 * (SAMPLED["strength"].index(strength) - 1.5)
     plotting.points(axes, apart.reference + beside, apart.value, apart.low, apart.high, color=color)
