@@ -3,12 +3,16 @@
 
 [A] (arXiv:2502.18548v3), large groups. A fixed policy over one question's answers; σ the standard
 deviation of the reward of o ~ π, noise within an answer included. Everything is exact: groups are
-enumerated.
+enumerated. Judged are six policies over three answers: rewards (1, 0, 0), met with probabilities .3 and .05
+of the better level; coin flips of success .9, .5, .2 and of .2, .05, .01, met with probabilities .43 and .06
+of a success; three levels, (.2, .3, .5) of 1, .7, 0 and (.1, .15, .75) of 1, .1, 0. So every level has a
+probability of .05 or more; where one is rarer 4096 are not many, which a row of ours is about.
 
-Refuted if an answer's preference is 0.01 from the limit in groups of 4096, for two or three levels or coin
-flips. Sums over the other members' levels that share no code with the engine, and coin flips' distance from
-a limit with the spread of their means alone (without which the two readings of σ would look alike) are
-checks of the instrument.
+Refuted if an answer's preference in one of these is 0.01 from the limit in groups of 4096. For two levels and
+coin flips that preference is the engine's; for three levels, which it enumerates up to groups of 64 only,
+that of sums over the other members' levels. Qualified if coin flips are 0.01 from the limit whose σ is the
+spread of the answers' expected rewards, as σ(π) may be read. That the sums, which share no code with the
+engine, agree with it is a check of the instrument.
 """
 
 from typing import Any
@@ -108,8 +112,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     asked = (found.group_size <= ENGINE_GROUPS) | ~found.setting.str.startswith("three")
     gap = (found.engine - found["sum"]).where(asked, 0.0)
     claim.requires("engine - independent sum", worst(gap, tolerance=1e-10))
-    error = abs(found["sum"] - found.limit).max("answer")
-    wrong = abs(found["sum"] - found.limit_of_means).max("answer")
+    judged = xr.where(asked, found.engine, found["sum"])
+    error = abs(judged - found.limit).max("answer")
+    wrong = abs(judged - found.limit_of_means).max("answer")
     last = error.group_size.values[-1]
     rate = claim.ours("The limit is reached at the rate 1/G.")
     for name in POLICIES:
@@ -120,8 +125,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         slope = np.polyfit(np.log(late.group_size), np.log(late), 1)[0]
         rate.refutes(f"{name}: exponent of G", Number(float(slope), -1.0, tolerance=0.05))
         if name.startswith("coin"):
-            apart = Number(float(wrong.sel(setting=name, group_size=last)), 0.1, relation="at least")
-            claim.requires(f"{name}: error with the spread of the means as σ", apart)
+            apart = Number(float(wrong.sel(setting=name, group_size=last)), ERROR, relation="at most")
+            claim.qualifies(
+                f"{name}: error if σ is the spread of expected rewards", apart,
+                only="if σ(π) counts the noise within an answer",
+            )  # fmt: skip
     greatest = {group: float(error.sel(group_size=group).max()) for group in (64, last)}
     rate.finds(
         f"The largest error here is {greatest[64]:.2f} in groups of 64 and {greatest[last]:.4f} in groups "
@@ -129,9 +137,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         when=[number for name, number in rate.numbers.items() if "exponent" in name],
     )
     claim.finds(
-        "An answer's expected advantage in large groups is its standardised reward; σ is the whole "
-        "spread, noise within an answer included.",
-        when=list(claim.numbers.values()),
+        "An answer's expected advantage in large groups is its standardised reward, if no reward is rare; σ "
+        "is the whole spread, noise within an answer included.",
+        when=all(n.holds is (claim.roles[name] != "qualifies") for name, n in claim.numbers.items()),
     )
     judge_rare(data["rare"].preference, claim)
 
@@ -155,14 +163,15 @@ def judge_rare(preference: xr.DataArray, claim: Claim) -> None:
         worst(here, expected=rare_law(group * here.p.values), tolerance=0.01),
     )
     bound = (preference / np.sqrt(preference.group_size - 1)).max("p")
-    row.refutes("greatest P_G over √(G - 1)", Number(float(bound.max()), 1.0, relation="at most"))
+    most = Number(float(bound.max()), 1.0, relation="at most")
+    row.refutes("greatest P_G over √(G - 1)", most)
     seen = float(np.exp(np.interp(np.log(0.1 / group), np.log(here.p), np.log(here))))
     share = Number(seen, 0.9, relation="at most")
     row.refutes(f"G = {group}, pG = 0.1: P_G over its limit", share)
     row.finds(
-        f"An answer that is found once in ten groups gets {seen:.0%} of the standardised reward; no "
-        "advantage exceeds √(G - 1).",
-        when=share,
+        f"An answer that is found once in ten groups gets {seen:.0%} of the standardised reward; with "
+        "two levels no expected advantage exceeds √(G - 1).",
+        when=[share, most],
     )
 
 
@@ -174,11 +183,13 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     for name, color in zip(POLICIES, plotting.COLORS, strict=False):
         left.plot(error.group_size, error.sel(setting=name), "o-", color=color, label=name)
     left.axhline(ERROR, color="0.6", ls=":")
+    left.text(error.group_size[-1], 1.15 * ERROR, "margin .01", color="0.4", ha="right", va="bottom")
     left.set(
         xscale="log", yscale="log", xlabel="group size G", ylabel="|P_G(o | π) - (r - E r)/σ|, worst answer"
     )
     left.set_title("The error falls as 1/G", loc="left")
     left.set_ylim(1e-6, 5)
+    left.set_yticks(10.0 ** np.arange(-6, 1), [f"$10^{{{n}}}$" for n in range(-6, 1)])
     left.legend(loc="lower left")
     ratio = reached(data["rare"].preference)
     x = np.logspace(-5, 3, 200)

@@ -8,6 +8,11 @@ Refuted if a policy where exact ascent ends, from starts all over the simplex, l
 bound at all, or if sampled SGD, extrapolated to learning rate zero, is not within 0.01 of the root of (11)
 (99.9 % intervals, every group size by itself). Qualified if AdamW is not, every β2 and every weight decay by
 itself. That the solver's root satisfies (11) to 1e-10 is a check of the instrument.
+
+Of our rows the slopes in the rate may miss the predicted ones by a quarter in pairs and by half in larger
+groups. Many inner steps: refuted if training settles anywhere where the root's multiplier is below -1.05, if
+it does not on more than 5 % of the map where it is above -0.95, or if no more than half of the settings that
+never settle go to and fro between two policies.
 """
 
 from typing import Any
@@ -47,11 +52,17 @@ ADAM = {
     "weight decay 0.3": (0.99, 0.3),
 }
 """β2 and weight decay of AdamW."""
-TRAVEL, INNER, BATCHES = [4.0, 16.0, 64.0], 128, 60
+TRAVEL, INNER, BATCHES = [4.0, 16.0, 64.0], 128, 300
 """Inner steps times their rate; inner steps a batch and batches."""
 MARGIN = 0.01
+WRONG = {2: 0.25, 8: 0.5, 32: 0.5}
+"""By which share a slope in the rate may miss its prediction; larger groups' are too small for less."""
 STILL = 1e-3
 """A policy that swings by less has settled."""
+SLOW = 0.05
+"""So near to -1 a multiplier changes too slowly to tell (0.95 to the power of 300 is 2e-7)."""
+BACK = 0.1
+"""A policy that after two batches has changed by a smaller share of its swing goes to and fro."""
 
 
 def averages(config: gj.Config, axes: dict[Any, Any], size: Any, seed: int, **variants: Any) -> xr.DataArray:
@@ -95,7 +106,7 @@ def sampled(seed: int, size: Any) -> dict[str, xr.Dataset]:
 
 
 def inner(points: int) -> xr.Dataset:
-    """How much π(a) still varies in the last ten batches of many inner steps, and the multiplier."""
+    """Many inner steps: how much π(a) varies in the last ten batches, and every other one; the multiplier."""
     references, strengths = np.geomspace(0.002, 0.9, points), np.linspace(0.1, 3.0, points)
     loop = gj.Loop(group_size=2, inner_steps=INNER)
     config = question([1.0, 0.0], group_size=2, loop=loop)
@@ -115,7 +126,9 @@ def inner(points: int) -> xr.Dataset:
         reference=references.tolist(),
         strength=strengths.tolist(),
     )
-    return xr.Dataset({"swing": swing, "multiplier": told})
+    back = abs(late - late.shift(iteration=2)).max("iteration")
+    back = back.rename(learning_rate="travel", kl_coef="strength")
+    return xr.Dataset({"swing": swing, "back": back, "multiplier": told})
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
@@ -154,20 +167,19 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         gap = furthest(at_zero.sel(group_size=group), sgd.root.sel(group_size=group), tolerance=MARGIN)
         claim.refutes(f"SGD, G = {group}: sampled, extrapolated - root", gap)
     adam_at_zero, _ = extrapolated(adam.average)
-    moved: dict[float, Number] = {}
+    gaps = {name: furthest(adam_at_zero.sel(setting=name), adam.root, tolerance=MARGIN) for name in ADAM}
+    lost = {decay: gaps[name] for name, (_, decay) in ADAM.items() if decay and gaps[name].holds is False}
+    less = f"with weight decay below {min(lost):g}" if lost else "without weight decay"
     for name, (b2, decay) in ADAM.items():
-        gap = furthest(adam_at_zero.sel(setting=name), adam.root, tolerance=MARGIN)
-        condition = "without weight decay" if decay else f"with β2 above {b2}"
-        claim.qualifies(f"AdamW, {name}: sampled, extrapolated - root", gap, only=condition)
-        moved |= {decay: gap} if decay else {}
+        told = f"AdamW, {name}: sampled, extrapolated - root"
+        claim.qualifies(told, gaps[name], only=less if decay else f"with β2 above {b2}")
     claim.finds(
-        "Sampled training without weight decay ends at the root of (11), under SGD for every group size "
-        "and under AdamW with β2 of 0.99 and more.",
-        when=[n for name, n in claim.numbers.items() if "SGD" in name or "β2 = 0.99" in name],
+        f"Sampled training without weight decay ends within {MARGIN} of the root of (11): under SGD for "
+        "every group size, under AdamW in pairs, with β2 of .9 to .999.",
+        when=[n for name, n in claim.numbers.items() if "SGD" in name or "β2" in name],
     )
-    lost = {decay: gap for decay, gap in moved.items() if gap.holds is False}
     told = " and ".join(f"by {abs(gap.value):.2f} at {decay:g}" for decay, gap in lost.items())
-    claim.finds(f"AdamW's weight decay moves a probability {told}.", when=bool(lost))
+    claim.finds(f"AdamW's weight decay moves a probability, in pairs, {told}.", when=bool(lost))
     judge_biases(slope, adam_at_zero, data, claim)
     judge_inner_steps(data["inner"], claim)
 
@@ -183,8 +195,8 @@ def judge_biases(
     sgd, adam = data["SGD"], data["AdamW"]
     for group in GROUPS:
         told = float(sgd.slope.sel(group_size=group, output=0))
-        found = mean(slope.sel(group_size=group, output=0), expected=told, tolerance=0.5 * abs(told))
-        (row.refutes if group == 2 else row.reports)(f"SGD, G = {group}: slope of π(best) in the rate", found)
+        found = mean(slope.sel(group_size=group, output=0), expected=told, tolerance=WRONG[group] * abs(told))
+        row.refutes(f"SGD, G = {group}: slope of π(best) in the rate", found)
         row.reports(f"SGD, G = {group}: slope of π(best), predicted", Number(told))
     for name in ADAM:
         gap = furthest(adam_at_zero.sel(setting=name), adam.rest.sel(setting=name), tolerance=MARGIN)
@@ -202,27 +214,42 @@ def judge_biases(
 def judge_inner_steps(inner: xr.Dataset, claim: Claim) -> None:
     """Where many inner steps a batch destroy the stability of the root."""
     row = claim.ours(
-        "Many unclipped inner steps a batch destroy the root's stability: training cycles around it."
+        "In a region of small π_ref and β near γ many unclipped inner steps a batch destroy the root's "
+        "stability: training never settles, and for most settings goes to and fro between two policies."
     )
-    moving, unstable = inner.swing > STILL, inner.multiplier < -1
-    shares = {travel: float(moving.sel(travel=travel).mean()) for travel in TRAVEL}
-    for travel, share in shares.items():
-        agree = float((moving == unstable).sel(travel=travel).mean())
+    moving = inner.swing > STILL
+    pairwise = moving & (inner.back < BACK * inner.swing)
+    lost, kept = inner.multiplier < -1 - SLOW, inner.multiplier > -1 + SLOW
+    beside = 0
+    for travel in TRAVEL:
+        here, told = moving.sel(travel=travel), f"{travel:g}/rate inner steps"
+        unstable = lost.sel(travel=travel)
+        settled = int((unstable & ~here).sum())
+        caught = int((kept.sel(travel=travel) & here).sum())
+        beside += caught
+        if unstable.any():
+            words = f"{told}: of {int(unstable.sum())} settings with an unstable root, settle"
+            row.refutes(words, Number(settled, 0.0))
+        share = caught / max(1, int(kept.sel(travel=travel).sum()))
         row.refutes(
-            f"{travel:g}/rate inner steps: agreement with the predicted map",
-            Number(agree, 0.95, relation="at least"),
+            f"{told}: share that never settles where the root is stable",
+            Number(share, 0.05, relation="at most"),
         )
-        row.reports(f"{travel:g}/rate inner steps: share of the map that cycles", Number(share))
-    most, least = TRAVEL[-1], TRAVEL[0]
-    row.refutes(
-        "cycles at most inner steps, share of the map", Number(shares[most], 0.1, relation="at least")
-    )
-    row.refutes(
-        "cycles at fewest inner steps, share of the map", Number(shares[least], 0.05, relation="at most")
-    )
+        row.reports(f"{told}: share of the map that never settles", Number(float(here.mean())))
+    most = TRAVEL[-1]
+    where = moving.sel(travel=most)
+    greatest = float(where.reference.where(where.any("strength")).max())
+    near = bool(where.sel(strength=1.0, method="nearest").any())
+    row.refutes("greatest π_ref that never settles", Number(greatest, 0.5, relation="at most"))
+    row.refutes("some π_ref never settles at β nearest to γ", Number(float(near), 1.0))
+    count = max(1, int(moving.sum()))
+    between = Number(int(pairwise.sum()) / count, 0.5, relation="at least")
+    row.refutes("of the settings that never settle, share that goes to and fro", between)
     row.finds(
-        f"With {most:g}/rate inner steps a batch training never settles in {shares[most]:.0%} of the map "
-        f"of β/γ and π_ref, with {least:g}/rate in {shares[least]:.1%}.",
+        f"With {most:g}/rate inner steps a batch training never settles for some β, but only where π_ref is "
+        f"{greatest:.2g} or less. Of all settings that never settle {between.value:.0%} go to and fro "
+        "between two policies, the others in longer or irregular rounds"
+        + (f"; {beside} of {count} round a root that is stable." if beside else "."),
         when=[number for name, number in row.numbers.items() if row.roles[name] == "refutes"],
     )
 
@@ -235,7 +262,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     draw_rates(rates, data["SGD"])
     draw_rests(rests, data["AdamW"])
     draw_cycles(cycles, data["inner"])
-    figure.suptitle("Training ends at the root of (11); the rate, weight decay and inner steps move it")
+    figure.suptitle("Rate and weight decay move the root of (11); inner steps destabilise it")
 
 
 def draw_triangle(axes: Any, path: xr.DataArray, root: xr.DataArray) -> None:
@@ -245,7 +272,7 @@ def draw_triangle(axes: Any, path: xr.DataArray, root: xr.DataArray) -> None:
     names = [f"reward {reward:g}" for reward in REWARDS[order]]
     marks = {"π_ref": REFERENCE[order], "root": root.values[order]}
     plotting.simplex(axes, paths=paths.values, points=marks, corners=names)
-    axes.set_title("Exact ascent, one step a batch", loc="left")
+    axes.set_title("Exact ascent: a colour a start", loc="left")
 
 
 def draw_rates(axes: Any, sgd: xr.Dataset) -> None:
@@ -271,7 +298,7 @@ def draw_rests(axes: Any, adam: xr.Dataset) -> None:
     axes.plot(told, range(len(ADAM)), "o", ms=8, mfc="none", color=plotting.COLORS[1], label="predicted")
     axes.legend(loc="lower center")
     axes.set(xlabel="π(best) - root, sampled, G = 2, rate → 0")
-    axes.set_title("AdamW: weight decay", loc="left")
+    axes.set_title("AdamW: β2 and weight decay", loc="left")
 
 
 def draw_cycles(axes: Any, inner: xr.Dataset) -> None:
@@ -281,19 +308,17 @@ def draw_cycles(axes: Any, inner: xr.Dataset) -> None:
         factor = multiplier(r, b, travel)
         axes.contour(b, r, factor, [-1], colors=[color], linestyles="solid")
         axes.plot([], [], color=color, label=f"{travel:g}" + ("" if factor.min() < -1 else ", nowhere"))
-    most = inner.swing.sel(travel=TRAVEL[-1]).stack(point=("reference", "strength"))
-    for chosen, marker, told in ((most > STILL, "o", "cycles"), (most <= STILL, ".", "settles")):
-        here = most[chosen]
-        axes.plot(
-            here.strength,
-            here.reference,
-            marker,
-            ms=3,
-            mfc="none" if marker == "o" else None,
-            color="0.4",
-            ls="",
-            label=f"{told} at {TRAVEL[-1]:g}",
-        )
-    axes.set(yscale="log", ylim=(0.0015, 10), xlabel="β/γ", ylabel="π_ref(a)")
-    axes.legend(title="inner steps x rate", loc="upper right", ncols=2)
-    axes.set_title("Many inner steps: cycles inside lines", loc="left")
+    most = inner.sel(travel=TRAVEL[-1]).stack(point=("reference", "strength"))
+    moving, back = most.swing > STILL, most.back < BACK * most.swing
+    looks = (
+        (moving & back, "o", "to and fro at 64"),
+        (moving & ~back, "x", "other rounds at 64"),
+        (~moving, ".", "settles at 64"),
+    )
+    for chosen, marker, told in looks:
+        here = most.isel(point=np.flatnonzero(chosen))
+        size, fill = (2, None) if marker == "." else (4, "none")
+        axes.plot(here.strength, here.reference, marker, ms=size, mfc=fill, color="0.4", ls="", label=told)
+    axes.set(yscale="log", ylim=(0.0015, 1), xlabel="β/γ", ylabel="π_ref(a)")
+    axes.legend(title="inner steps x rate", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    axes.set_title("Inner steps: unstable inside lines", loc="left")
