@@ -324,7 +324,8 @@ def test_every_number_of_a_behaviour_is_swept():
         age=gj.Age(lag=1, depth=3),
         proximal=gj.Proximal(weight=0.5),
     )
-    config = problem(TOKEN, behavior, expectation=None)
+    # Without a correction: a weight that is not truncated would make up for any proximal policy.
+    config = problem(dataclasses.replace(TOKEN, corrections=()), behavior, expectation=None)
     axes = {
         "behavior.decoding.temperature": [0.7, 1.0],
         "top_p": [0.8, 1.0],
