@@ -350,10 +350,12 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
             axes, runs.scale, response.predicted.sel(eps=eps).mean("seed"), label=None, color=color
         )
     slope = np.geomspace(1e-4, 1.3, 60)
-    plotting.theory(axes, slope, slope, label="SGD, one step: ∝ φ", color="0.5", linestyle="--")
+    plotting.theory(axes, slope, slope, label="SGD: ∝ φ", color="0.5", linestyle="--")
+    axes.legend(loc="upper left", ncols=3, columnspacing=0.8)
     axes.set(
         xscale="log",
-        ylim=(-0.03, 1.3),
+        xticks=[1e-20, 1e-14, 1e-8, 1e-2, 1e4],
+        ylim=(-0.03, 1.45),
         xlabel="reward scale φ",
         ylabel="way trained, relative to φ = 1, ε = 0",
     )
