@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 
 from grpo_jax.decoding import Decoding
@@ -88,8 +89,11 @@ class Age:
     depth: int = static(1, low=1)
 
     def check(self) -> None:
-        """No lag is deeper than the queue."""
-        deepest = float(jnp.max(jnp.asarray(self.lag)))
+        """A lag is a whole number, and none is deeper than the queue."""
+        lags = np.asarray(self.lag)
+        if (lags != np.round(lags)).any():
+            raise ValueError(f"lag is {self.lag}; it counts iterations, in whole numbers")
+        deepest = float(lags.max())
         if deepest > self.depth:
             raise ValueError(
                 f"lag is {deepest:g}, older than the {self.depth} policies kept; give depth={deepest:g}"
@@ -137,7 +141,7 @@ class Behavior:
     """Who samples; with every slot None it is the old policy.
 
     Args:
-      decoding: the engine's sampling parameters.
+      decoding: the engine's sampling parameters; None are the policy's own (``policy.decoding``).
       mismatch: how the engine's weights differ from the trainer's.
       age: how old they are.
       proximal: the denominator of the ratio.
@@ -168,11 +172,14 @@ class Behavior:
 
     def reported(self, policy: Any) -> Any:
         """The policy whose log-probabilities the engine reports."""
-        return (
-            self.sampler(policy)
-            if self.records == "processed"
-            else dataclasses.replace(policy, decoding=None)
-        )
+        if self.records == "processed":
+            return self.sampler(policy)
+        return dataclasses.replace(policy, decoding=None)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it replaces the policy's sampling parameters."""
+        return self.decoding is not None or self.records == "raw"
 
     def params(self, state: Any) -> Params:
         """The engine's parameters."""

@@ -265,7 +265,7 @@ def check_behavior(config: Config) -> None:
         return
     if not isinstance(config.behavior, Behavior):
         raise TypeError(f"behavior is {config.behavior!r}; it must be a Behavior(decoding=..., age=...)")
-    if config.behavior.decoding is not None and not isinstance(config.policy, Decodable):
+    if config.behavior.decodes and not isinstance(config.policy, Decodable):
         raise ValueError(
             f"{type(config.policy).__name__} has no field ``decoding``, so that its sampler cannot be given "
             "a temperature or a filter"

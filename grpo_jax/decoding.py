@@ -58,7 +58,7 @@ class Decoding:
     def kept(self, logits: Array, axis: int) -> Array:
         """Which tokens can be drawn."""
         tempered = log_softmax(logits / self.temperature, axis)
-        kept = tempered > NEVER / 2
+        kept = logits > NEVER / 2
         for name in self.order:
             threshold = getattr(self, name)
             if threshold is not None:
@@ -81,7 +81,8 @@ def _top_p(logp: Array, p: Any, axis: int) -> Array:
     ranks, order = _ranks(logp, axis)
     sorted_ = jnp.exp(jnp.take_along_axis(logp, order, axis))
     before = jnp.cumsum(sorted_, axis) - sorted_
-    return jnp.take_along_axis(before, ranks, axis) < p
+    # A p of 1 keeps all: the sum before a rare token may be 1 by rounding.
+    return (jnp.take_along_axis(before, ranks, axis) < p) | (jnp.asarray(p) >= 1)
 
 
 def _min_p(logp: Array, p: Any, axis: int) -> Array:

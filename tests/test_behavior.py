@@ -11,7 +11,7 @@ import pytest
 import grpo_jax as gj
 from grpo_jax import train
 from grpo_jax.config import check_behavior
-from grpo_jax.decoding import TRANSFORMERS, VLLM, Decoding
+from grpo_jax.decoding import Decoding
 from grpo_jax.exact import expected_gradient
 from grpo_jax.methods import SHIFT
 from grpo_jax.part import aligned, put
@@ -20,6 +20,7 @@ from grpo_jax.parts.ratios import Score, Token, Trajectory
 from grpo_jax.parts.reductions import Constant
 from grpo_jax.parts.sampler import SamplerMismatch
 from grpo_jax.sweeps.axes import resolve
+from tests.filters import softmax, top_p
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -35,22 +36,6 @@ SCORE = gj.Method(advantage=SHIFT, ratio=Score(), gain=Linear(), reduction=Const
 def node(prefix):
     """The row of a prefix, level by level in order of its digits."""
     return sum(3**depth for depth in range(len(prefix))) + int("".join(map(str, prefix)) or "0", 3)
-
-
-def softmax(x):
-    weight = np.exp(x - x.max())
-    return weight / weight.sum()
-
-
-def top_p(p, level):
-    """The fewest likeliest entries that reach the level, by a loop."""
-    kept, mass = np.zeros(len(p), bool), 0.0
-    for place in np.argsort(-p, kind="stable"):
-        if mass >= level:
-            break
-        kept[place] = True
-        mass += p[place]
-    return kept
 
 
 def sequences(rows):
@@ -161,45 +146,6 @@ def test_a_trainer_that_divides_by_the_temperature_trains_the_hot_policy():
     np.testing.assert_allclose(gradient(dataclasses.replace(base, policy=policy)), want, atol=1e-12)
 
 
-FILTERS = {"top_k": 2.0, "top_p": 0.7, "min_p": 0.4}
-
-
-def by_loop(p, order, joint):
-    kept = np.ones(len(p), bool)
-    for name in order:
-        seen = p if joint else np.where(kept, p, 0) / p[kept].sum()
-        if name == "top_p":
-            kept &= top_p(seen, FILTERS[name])
-        elif name == "top_k":
-            kept &= np.isin(np.arange(len(p)), np.argsort(-seen, kind="stable")[:2])
-        else:
-            kept &= seen >= FILTERS[name] * seen.max()
-    return kept
-
-
-@pytest.mark.parametrize("order", [VLLM, TRANSFORMERS, ("top_p", "min_p", "top_k")])
-@pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("name", [*FILTERS, "all"])
-def test_filters_keep_what_a_loop_keeps(order, joint, name):
-    logits = 2 * np.random.default_rng(1).normal(size=(40, 6))
-    given = FILTERS if name == "all" else {name: FILTERS[name]}
-    decoding = Decoding(temperature=1.3, order=order, joint=joint, **given)
-    found = np.asarray(decoding(jnp.asarray(logits), 1))
-    for row, logp in zip(logits, found, strict=True):
-        p = softmax(row / 1.3)
-        kept = by_loop(p, [f for f in order if f in given], joint)
-        np.testing.assert_array_equal(logp > -1e29, kept)
-        np.testing.assert_allclose(np.exp(logp), np.where(kept, p / p[kept].sum(), 0), atol=1e-12)
-
-
-def test_orders_differ_where_they_should():
-    """.5 .3 .2 at top_p = .75 and min_p = .5: min-p first leaves two, whose mass .8 is renormalised."""
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-    first, last = (Decoding(top_p=0.62, min_p=0.5, order=order) for order in (VLLM, TRANSFORMERS))
-    assert first.kept(logits, 1).tolist() == [[True, False, False]]
-    assert last.kept(logits, 1).tolist() == [[True, True, False]]
-
-
 def drawn(config, seeds=1000):
     state = train.init(config, np.arange(seeds))
     return config.expectation.collect(aligned(config), state).rollout
@@ -290,6 +236,15 @@ def test_the_sampler_is_as_old_as_it_says():
         np.testing.assert_allclose(np.asarray(state.params)[0], history[-1], atol=1e-12)
 
 
+def test_two_short_runs_with_a_queue_are_one_long_one():
+    config = problem(TOKEN, gj.Behavior(age=gj.Age(lag=2, depth=3)), expectation=gj.Counts())
+    whole, _ = train.run(config, train.init(config, np.arange(3)), iterations=6, record=())
+    state, _ = train.run(config, train.init(config, np.arange(3)), iterations=4, record=())
+    state, _ = train.run(config, state, iterations=2, record=())
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_proximal_policy_is_between_trainer_and_sampler():
     engine = gj.Behavior(decoding=Decoding(temperature=1.5))
     rollouts = {}
@@ -355,6 +310,7 @@ def test_every_number_of_a_behaviour_is_swept():
         (lambda: Decoding(order=("top_k", "top_p")), "each of"),
         (lambda: gj.Behavior(records="logits"), "processed"),
         (lambda: gj.Age(lag=3.0, depth=2), "give depth=3"),
+        (lambda: gj.Age(lag=1.5, depth=2), "whole numbers"),
     ],
 )
 def test_bad_behaviours_are_refused(make, words):
@@ -378,6 +334,9 @@ def test_a_policy_that_cannot_be_decoded_is_refused():
     )
     with pytest.raises(ValueError, match="Bare has no field ``decoding``"):
         check_behavior(dataclasses.replace(config, policy=Bare(), behavior=behavior))
+    with pytest.raises(ValueError, match="Bare has no field ``decoding``"):
+        check_behavior(dataclasses.replace(config, policy=Bare(), behavior=gj.Behavior(records="raw")))
+    check_behavior(dataclasses.replace(config, policy=Bare(), behavior=gj.Behavior(mismatch=gj.Noise())))
     with pytest.raises(TypeError, match="must be a Behavior"):
         check_behavior(dataclasses.replace(config, behavior=Decoding()))
 

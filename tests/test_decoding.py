@@ -1,0 +1,73 @@
+"""From logits to the distribution that tokens are drawn from: temperature and filters against a loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import grpo_jax as gj
+from grpo_jax.decoding import TRANSFORMERS, VLLM, Decoding
+from grpo_jax.tasks import trees
+from tests.filters import softmax, top_p
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+FILTERS = {"top_k": 2.0, "top_p": 0.7, "min_p": 0.4}
+
+
+def by_loop(p, order, joint):
+    kept = np.ones(len(p), bool)
+    for name in order:
+        seen = p if joint else np.where(kept, p, 0) / p[kept].sum()
+        if name == "top_p":
+            kept &= top_p(seen, FILTERS[name])
+        elif name == "top_k":
+            kept &= np.isin(np.arange(len(p)), np.argsort(-seen, kind="stable")[:2])
+        else:
+            kept &= seen >= FILTERS[name] * seen.max()
+    return kept
+
+
+@pytest.mark.parametrize("order", [VLLM, TRANSFORMERS, ("top_p", "min_p", "top_k")])
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("name", [*FILTERS, "all"])
+def test_filters_keep_what_a_loop_keeps(order, joint, name):
+    logits = 2 * np.random.default_rng(1).normal(size=(40, 6))
+    given = FILTERS if name == "all" else {name: FILTERS[name]}
+    decoding = Decoding(temperature=1.3, order=order, joint=joint, **given)
+    found = np.asarray(decoding(jnp.asarray(logits), 1))
+    for row, logp in zip(logits, found, strict=True):
+        p = softmax(row / 1.3)
+        kept = by_loop(p, [f for f in order if f in given], joint)
+        np.testing.assert_array_equal(logp > -1e29, kept)
+        np.testing.assert_allclose(np.exp(logp), np.where(kept, p / p[kept].sum(), 0), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_top_p_of_one_keeps_every_token(dtype):
+    """In float32 the likelier tokens add up to 1, so that the rare ones come after all of it."""
+    logits = jnp.log(jnp.array([[0.7, 0.3 - 2e-9, 1e-9, 1e-9], [1e-12, 1.0, 1e-12, 1e-12]])).astype(dtype)
+    for off in (Decoding(top_p=1.0), Decoding(top_p=1.0, joint=True, min_p=0.0), Decoding()):
+        assert off.kept(logits, 1).all()
+    many = Decoding(top_p=jnp.array([1.0, 0.5]))
+    kept = many.kept(jnp.broadcast_to(logits[..., None], (*logits.shape, 2)), 1)
+    assert kept[..., 0].all()
+    assert kept[..., 1].sum(1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 3.0, 100.0])
+def test_forbidden_tokens_are_never_kept(temperature):
+    """EOS at the first step of a space that forbids it, however hot the engine is."""
+    space = trees.free_length(vocab=3, horizon=2)
+    policy = gj.TreePolicy.uniform(space)
+    table = policy.log_probabilities(policy.init(jax.random.key(0)), np.arange(1))
+    kept = Decoding(temperature=temperature, min_p=0.0, top_k=3.0).kept(table, 2)
+    np.testing.assert_array_equal(kept[0], np.asarray(space.allowed)[space.depths])
+
+
+def test_orders_differ_where_they_should():
+    """.5 .3 .2 at top_p = .75 and min_p = .5: min-p first leaves two, whose mass .8 is renormalised."""
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    first, last = (Decoding(top_p=0.62, min_p=0.5, order=order) for order in (VLLM, TRANSFORMERS))
+    assert first.kept(logits, 1).tolist() == [[True, False, False]]
+    assert last.kept(logits, 1).tolist() == [[True, True, False]]
