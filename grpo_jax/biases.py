@@ -22,8 +22,8 @@ from grpo_jax.kernels import trailing
 from grpo_jax.measures import StepView
 from grpo_jax.part import aligned
 from grpo_jax.statistics import divide
+from grpo_jax.steps import optimizer_steps
 from grpo_jax.surrogate import Method, advantages, objective_terms
-from grpo_jax.train import optimizer_steps
 from grpo_jax.types import Array, Params, Policy, Rollout, require_support
 
 

@@ -319,7 +319,7 @@ OPTIMIZERS = (
     ),
     Fault(
         "decay reads the batch's start",
-        "train.py",
+        "steps.py",
         "optimizers.step(config.optimizer, grads, opt_state, params, runs=runs)",
         "optimizers.step(config.optimizer, grads, opt_state, state.params, runs=runs)",
         "test_simulation",
@@ -352,14 +352,14 @@ LOOP = (
     ),
     Fault(
         "every pass takes the minibatches of the first",
-        "train.py",
+        "steps.py",
         "rows = jnp.argsort(order, axis=1)",
         "rows = jnp.argsort(order[:1] + 0 * order, axis=1)",
         "test_simulation",
     ),
     Fault(
         "a frozen gradient moves along",
-        "train.py",
+        "steps.py",
         "point = state.old_params if at_old else params",
         "point = params",
         "test_train",
