@@ -46,7 +46,7 @@ def main(
     Args:
       claims: Claims to run, such as A5 B3; all of them if none is named.
       size: How much to simulate; quick, or with --check the committed size.
-      seed: Seed of every random number; 0, or with --check the committed seed.
+      seed: Seed of every random number; the committed one, else 0.
       out: Folder of the results.
       jobs: How many claims run at once.
       scripts: Folder of the claims' scripts; the ledgers lie beside it.
@@ -63,7 +63,7 @@ def main(
             return 0
         path = ledgers.ledger_path(scripts, size or "quick")
         ledger = ledgers.read_ledger(path)
-        planned = plan(chosen, ledger if check else {}, size=size, seed=seed)
+        planned = plan(chosen, ledger, size=size, seed=seed, check=check)
         refuse(planned, out, ledger, jobs=jobs, check=check, update_ledger=update_ledger)
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
@@ -83,12 +83,19 @@ def main(
 
 
 def plan(
-    chosen: list[Script], committed: ledgers.Ledger, *, size: Size | None, seed: int | None
+    chosen: list[Script], committed: ledgers.Ledger, *, size: Size | None, seed: int | None, check: bool
 ) -> list[Job]:
-    """A job for each claim: what was asked for, else what was committed, else quick and seed 0."""
+    """A job for each claim: the seed that was asked for, else the committed one, else 0; and the size alike.
+
+    The committed size counts in a check only: without one it is quick.
+    """
     entries = [committed.get(script.id, {}) for script in chosen]
     return [
-        Job(script, size or entry.get("size", "quick"), entry.get("seed", 0) if seed is None else seed)
+        Job(
+            script,
+            size or (entry.get("size", "quick") if check else "quick"),
+            entry.get("seed", 0) if seed is None else seed,
+        )
         for script, entry in zip(chosen, entries, strict=True)
     ]
 

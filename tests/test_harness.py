@@ -3,73 +3,21 @@
 import contextlib
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import xarray as xr
 
-from experiments.__main__ import main
 from experiments.harness import ledger as ledgers
-from experiments.harness import provenance, report, run
+from experiments.harness import report, run
 from experiments.harness import scripts as claims_of
 from experiments.harness.record import read_data, write_data
 from experiments.harness.run import Job, Outcome
-from experiments.harness.scripts import Refusal
-
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = '''"""{says}
-
-Refuted if the mean leaves its margin.
-"""
-
-import jax
-import numpy as np
-import xarray as xr
-
-from experiments.harness.numbers import Number, mean
-from experiments.harness.scripts import sizes
-from grpo_jax import plotting
-
-PRECISION = "{precision}"
-SIZES = sizes(runs=(16, 16, 32))
-
-
-def simulate(seed, size):
-    return xr.Dataset({{"x": ("run", np.asarray(jax.random.uniform(jax.random.key(seed), (size.runs,))))}})
-
-
-def check(data, claim):
-    {check}
-    claim.refutes("mean", mean(data.x, expected=0.5, tolerance={tolerance}))
-    claim.reports("lost", Number(float("nan")))
-    claim.finds("The mean is in the middle.", when=claim.numbers["mean"])
-    row = claim.ours("The mean is far away.")
-    row.refutes("mean", mean(data.x, expected=9.0, tolerance=0.1))
-
-
-def draw(figure, data):
-    plotting.panels(figure).plot(data.x)
-'''
-
-
-def says(claim: str) -> str:
-    return f"Sentence of {claim}."
-
-
-def write_claim(folder: Path, claim: str, *, check="pass", tolerance=0.5, precision="float32") -> None:
-    text = SCRIPT.format(says=says(claim), check=check, tolerance=tolerance, precision=precision)
-    (folder / f"{claim[0].lower()}{int(claim[1:]):02d}_noun.py").write_text(text)
-
-
-def cli(*arguments: object) -> int:
-    return tyro.cli(main, args=[str(argument) for argument in arguments])
+from tests.made_up_claims import cli, says, write_claim
 
 
 @pytest.fixture(scope="module")
@@ -310,18 +258,6 @@ def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
     assert "B10: committed reproduced, now not testable at smoke size" in said
 
 
-def test_every_claim_s_smoke_verdict_is_committed_and_ci_compares_with_it():
-    smoke = ledgers.read_ledger(ledgers.ledger_path(claims_of.SCRIPTS, "smoke"))
-    assert [name for name in smoke if "." not in name] == list(claims_of.find_scripts())
-    assert {entry["size"] for entry in smoke.values()} == {"smoke"}
-    known = {"reproduced", "qualified", "refuted", "not testable at smoke size"}
-    assert {entry["verdict"] for entry in smoke.values()} <= known
-    commands = (ROOT / ".ci" / "run").read_text().splitlines()
-    (line,) = (line for line in commands if "-m experiments" in line)
-    assert "--size smoke" in line
-    assert "--check" in line
-
-
 def test_differences_name_what_is_new_and_what_crashed(ran):
     scripts = claims_of.find_scripts(ran[0])
     record = {"claim": "A2", "rows": [{"id": "A2", "verdict": "reproduced"}]}
@@ -375,18 +311,6 @@ def test_what_the_same_code_has_finished_is_kept(ran, tmp_path, monkeypatch, cap
     assert seen.pop() == ["A2"]
 
 
-def test_the_source_of_a_result_is_its_code(tmp_path):
-    for folder in ("grpo_jax", "experiments"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.py").write_text("one")
-    first = provenance.source(tmp_path)
-    assert provenance.source(tmp_path) == first
-    (tmp_path / "experiments" / "README.md").write_text("no code")
-    assert provenance.source(tmp_path) == first
-    (tmp_path / "experiments" / "a.py").write_text("two")
-    assert provenance.source(tmp_path) != first
-
-
 def test_the_cheapest_claim_runs_first(ran, tmp_path, monkeypatch):
     """A verdict appears soon; what nobody has timed is taken to need a middling time."""
     ledger = {"A2": {"size": "quick", "seconds": 50}, "B10": {"size": "quick", "seconds": 3}}
@@ -427,18 +351,6 @@ def test_what_runs_and_how_long_it_took_is_said_before_anything_ends(ran, tmp_pa
     assert "A2 (40 s)" in seen[0]
 
 
-@pytest.mark.parametrize("arguments", [["--list"], ["--help"]], ids=" ".join)
-def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback(arguments):
-    """As `head` does, but before anything is written, so that no race decides."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "experiments", *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writer)
-    assert done.stderr == ""
-    assert done.returncode == 141
-
-
 def test_claims_are_listed_in_the_papers_order_without_running(ran, capsys):
     assert cli("--list", "--scripts", ran[0]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -456,67 +368,3 @@ def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):
 def test_requests_without_meaning_are_refused(ran, tmp_path, arguments):
     assert cli("--scripts", ran[0], "--out", tmp_path, *arguments) == 2
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        (SCRIPT[: SCRIPT.index("import")].format(says=says("A2")), "", "has no docstring"),
-        ("Refuted if the mean leaves its margin.", "It is so.", "does not say what would refute it"),
-        ('"float32"', '"float16"', "PRECISION"),
-        ("def check", "def examine", "does not define check"),
-    ],
-)
-def test_a_script_that_does_not_say_what_it_is_is_refused(tmp_path, old, new, words):
-    write_claim(tmp_path, "A2")
-    path = tmp_path / "a02_noun.py"
-    path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(Refusal, match=words):
-        claims_of.find_scripts(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("SIZES = sizes(runs=(16, 16, 32))", "", "gives no SIZES"),
-        ("(16, 16, 32)", "(16, 16)", "needs three values"),
-        (
-            '    row = claim.ours("The mean is far away.")\n',
-            '    row = claim.ours("Idle.")\n    return 3\n',
-            "nothing",
-        ),
-    ],
-)
-def test_a_script_that_breaks_its_word_says_so(tmp_path, old, new, words):
-    scripts = tmp_path / "claims"
-    scripts.mkdir()
-    write_claim(scripts, "A2")
-    path = scripts / "a02_noun.py"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
-    assert cli("--scripts", scripts, "--out", tmp_path / "out", "--size", "smoke") == 1
-    assert words in (tmp_path / "out" / "A2" / "crash.txt").read_text()
-
-
-def test_two_scripts_may_not_be_one_claim(tmp_path):
-    write_claim(tmp_path, "A2")
-    (tmp_path / "a02_again.py").write_text((tmp_path / "a02_noun.py").read_text())
-    with pytest.raises(Refusal, match="are both A2"):
-        claims_of.find_scripts(tmp_path)
-
-
-def test_the_commit_is_that_of_a_checkout_alone(tmp_path):
-    assert provenance.commit(tmp_path) is None
-    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    (tmp_path / "file").write_text("one")
-    for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "first"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True, env=os.environ | identity)
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    assert provenance.commit(tmp_path) == head.stdout.strip()
-    (tmp_path / "file").write_text("two")
-    assert provenance.commit(tmp_path) == f"{head.stdout.strip()}-dirty"
-    inner = tmp_path / "unpacked"
-    inner.mkdir()
-    assert provenance.commit(inner) is None
