@@ -61,7 +61,10 @@ def test_a_reward_may_call_python():
         return jax.pure_callback(verify, jax.ShapeDtypeStruct(shape, mask.dtype), tokens, mask)
 
     for runs in (0, np.arange(2)):
-        train.init(tree(function), runs)
+        config = tree(function)
+        _, info = train.step(config, train.init(config, runs), record=["reward", "length"])
+        assert info["reward"].shape == np.shape(runs)
+        assert ((info["reward"] >= 0) & (info["reward"] <= info["length"])).all()
 
 
 @gj.part
@@ -201,4 +204,9 @@ def test_optimizers_that_work_are_taken():
         gj.ClippedNorm(inner=Rule(scaling=optax.clip_by_global_norm(1.0))),
         Rule(scaling=optax.scale(2.0)),
     ):
-        validate(configured(optimizer=optimizer))
+        config = configured(optimizer=optimizer)
+        validate(config)
+        state = train.init(config, 0)
+        after, _ = train.run(config, state, iterations=2, record=())
+        assert np.isfinite(after.params).all()
+        assert (after.params != state.params).any()

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-import grpo_jax as gj
 from experiments.harness.numbers import Number, extrapolated, furthest, interval, mean, tabulated, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
-from experiments.problems.answers import question, time_averages
+from experiments.problems.answers import ended, question, time_averages
 from experiments.problems.divergences import ESTIMATORS, missed_on_trees, penalized, weights
 from grpo_jax import plotting, theory
 from grpo_jax.exact import expected_gradient, expected_objective
@@ -84,8 +83,7 @@ def trained() -> xr.DataArray:
         "method.penalty.weights": weights(list(ESTIMATORS)),
         ("kl_coef", "learning_rate"): {b: (b, 2 / (1 + b)) for b in BETAS},
     }
-    data = gj.sweep(config, axes, iterations=3000, record_every=3000, record=["probabilities"])
-    found = data.probabilities.isel(context=0, output=0, seed=0, iteration=0, drop=True)
+    found = ended(config, axes, iterations=3000)
     named = {"method.penalty.weights": "estimator", "kl_coef+learning_rate": "beta"}
     return found.drop_vars(["kl_coef", "learning_rate"]).rename(named)
 

@@ -28,8 +28,7 @@ import grpo_jax as gj
 from experiments.harness.numbers import Number, extrapolated, furthest, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
-from experiments.problems.answers import logits, method, question
-from experiments.problems.policies import averaged, settled
+from experiments.problems.answers import averaged, logits, method, question, settled
 from grpo_jax import plotting, theory
 from grpo_jax.parts.advantages import Normalized
 from grpo_jax.plotting.triangle import CORNERS

@@ -24,8 +24,7 @@ import grpo_jax as gj
 from experiments.harness.numbers import extrapolated, furthest, mean, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
-from experiments.problems.answers import logits, method, question
-from experiments.problems.policies import averaged, settled
+from experiments.problems.answers import averaged, logits, method, question, settled
 from grpo_jax import plotting
 from grpo_jax.exact import expected_objective
 from grpo_jax.parts.advantages import GroupMean, LeaveOneOut, Normalized

@@ -27,8 +27,7 @@ import grpo_jax as gj
 from experiments.harness.numbers import Number, extrapolated, furthest, interval, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
-from experiments.problems.answers import ended, logits, method, pairs, question, time_averages
-from experiments.problems.policies import force
+from experiments.problems.answers import ended, force, logits, method, pairs, question, time_averages
 from grpo_jax import plotting
 from grpo_jax.parts.advantages import Normalized
 from grpo_jax.tasks import Bernoulli

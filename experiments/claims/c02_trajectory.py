@@ -31,6 +31,7 @@ from experiments.harness.numbers import Number, share, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
 from experiments.problems import estimands, trees
+from experiments.problems.weights import LengthPower
 from grpo_jax import Sequences, plotting
 from grpo_jax.parts.gains import Clip, Truncated, TruncatedScore
 from grpo_jax.theory import phi
@@ -103,7 +104,7 @@ def under_a_clip(root: int) -> list[float]:
         for normalized, want in zip((0.0, 1.0), wanted, strict=True):
             method = estimands.method(trajectory=1.0, normalized=normalized, gain=gain)
             if clip == "upper, truncated score":  # the score stands at each token by itself: no 1/|o|
-                method = dataclasses.replace(method, reduction=trees.LengthPower(power=0.0))
+                method = dataclasses.replace(method, reduction=LengthPower(power=0.0))
             moved = estimands.update(problem, method, away, group_size=FOUR)[0]
             found.append(np.abs(moved - want).max())
     return [max(pair) for pair in zip(found[::2], found[1::2], strict=True)]

@@ -32,5 +32,6 @@ class Dice:
 
     def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels:
         """The faces of every answer's die."""
-        values = jnp.moveaxis(jnp.array(self.faces)[jnp.asarray(tokens)[:, :, 0]], -1, 2)
+        answer = jnp.asarray(tokens)[:, :, 0]
+        values = jnp.stack([jnp.array(column)[answer] for column in zip(*self.faces, strict=True)], 2)
         return Levels(values=values, probabilities=jnp.full(values.shape, 1 / len(self.faces[0])))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.problems import trees
+from experiments.problems.weights import LengthPower
 from grpo_jax.config import Config, Loop
 from grpo_jax.exact import Exact, expected_gradient
 from grpo_jax.exact import values as tree_values
@@ -34,7 +35,7 @@ def method(*, trajectory=0.0, score=0.0, normalized=0.0, low=np.inf, high=np.inf
         advantage=Normalized(center=GroupMean(), scale=GroupSpread(), power=normalized),
         ratio=trees.Blend(trajectory=trajectory, score=score),
         gain=gain or Clip(low=low, high=high),
-        reduction=trees.LengthPower(power=trajectory),
+        reduction=LengthPower(power=trajectory),
     )
 
 

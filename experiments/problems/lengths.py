@@ -15,14 +15,14 @@ import xarray as xr
 
 import grpo_jax as gj
 from experiments.harness.scripts import sizes
+from experiments.problems.weights import LengthPower
 from grpo_jax import methods
 from grpo_jax.measures import View
-from grpo_jax.part import leaf_paths, number, part, put_all
+from grpo_jax.part import leaf_paths, put_all
 from grpo_jax.policies import TreePolicy
 from grpo_jax.policies.tree import share_rows
-from grpo_jax.statistics import divide
 from grpo_jax.tasks import trees
-from grpo_jax.types import Array, Number, Rollout
+from grpo_jax.types import Array
 
 SPACE = trees.free_length(vocab=3, horizon=6)
 TASK = trees.first_token(SPACE)
@@ -49,20 +49,6 @@ OPEN = "gtpo (open)"
 """GTPO with its entropy filter open: the printed one drops every output of this task."""
 FREED = "grpo (no penalty)"
 TABLE_SIZES = sizes(seeds=(64, 128, 1024), names=(SMOKE_TABLE, TABLE, TABLE))
-
-
-@part
-class LengthPower:
-    """α = (L0/|o_i|)^power / G: power 0 is constant, 1 is GRPO's 1/len with its mean kept."""
-
-    power: Number = number(1.0)
-    length: Number = number(1.0)
-
-    def __call__(self, rollout: Rollout) -> Array:
-        lengths = jnp.sum(rollout.mask, 2, keepdims=True)
-        counted = rollout.mask * rollout.multiplicity[:, :, None]
-        entries = jnp.sum(rollout.multiplicity, (0, 1), keepdims=True)[:, :, None]
-        return divide(counted * (self.length / jnp.maximum(lengths, 1)) ** self.power, entries)
 
 
 WEIGHTED = dataclasses.replace(

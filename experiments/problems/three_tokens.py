@@ -15,7 +15,7 @@ import optax
 import xarray as xr
 
 import grpo_jax as gj
-from experiments.problems.trees import LengthPower
+from experiments.problems.weights import LengthPower
 from grpo_jax.methods import SHIFT
 from grpo_jax.part import number, part
 from grpo_jax.parts.gains import Clip, Gain

@@ -15,6 +15,7 @@ import optax
 import xarray as xr
 
 import grpo_jax as gj
+from experiments.problems.weights import LengthPower
 from grpo_jax import diagnostics
 from grpo_jax.collectors import Counts
 from grpo_jax.config import Batch, Config, Loop, TrainState
@@ -22,7 +23,7 @@ from grpo_jax.exact import values as tree_values
 from grpo_jax.kernels import materialize
 from grpo_jax.measures import View
 from grpo_jax.optimizers import scale_by_adam
-from grpo_jax.part import number, part, static
+from grpo_jax.part import number, part
 from grpo_jax.parts.advantages import Normalized
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.shaping import lengths
@@ -66,21 +67,6 @@ class Blend:
         gap = jnp.where(rollout.mask > 0, logp - rollout.old_logp, 0)
         gap = gap - self.score * jax.lax.stop_gradient(gap)
         return gap + self.trajectory * (jnp.sum(gap, 2, keepdims=True) - gap)
-
-
-@part
-class LengthPower:
-    """Token weights 1/(B·|o|^power): ``Constant(length=1)`` at 0, ``PerSequence`` at 1."""
-
-    power: Number = number(0.0, low=0.0)
-    apart: bool = static(False)
-    """Each prompt has weights of its own, as if it were alone: B counts its entries only."""
-
-    def __call__(self, rollout: Rollout) -> Array:
-        counted = rollout.mask * rollout.multiplicity[:, :, None]
-        together = (1,) if self.apart else (0, 1)
-        entries = jnp.sum(rollout.multiplicity, together, keepdims=True)[:, :, None]
-        return divide(counted, entries * lengths(rollout)[:, :, None] ** self.power)
 
 
 @part

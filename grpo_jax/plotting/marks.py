@@ -19,6 +19,7 @@ INSIDE = 5
 
 
 def next_color(axes: Axes) -> str:
+    """The first of ``COLORS`` that no line of the axes has; the first of all where each is taken."""
     used = {line.get_color() for line in axes.lines}
     return next((color for color in COLORS if color not in used), COLORS[0])
 

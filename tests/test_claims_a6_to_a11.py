@@ -29,8 +29,7 @@ from experiments.claims import (
 )
 from experiments.harness.numbers import tabulated
 from experiments.harness.verdict import Claim
-from experiments.problems.answers import logits
-from experiments.problems.policies import force
+from experiments.problems.answers import force, logits
 from grpo_jax import theory
 from grpo_jax.collectors import Sampled
 from grpo_jax.exact import expected_gradient
