@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from grpo_jax.decoding import Decoding
+from grpo_jax.ages import Age, picked, require_whole
+from grpo_jax.decoding import FILTERS, Decoding
 from grpo_jax.part import number, part, static
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.types import Array, Number, Params
@@ -77,58 +78,22 @@ class Rounded:
 
 
 @part
-class Age:
-    """The sampler's weights are ``lag`` iterations old (of the first ones: as old as the run).
+class Proximal:
+    """Whose log-probability is the ratio's denominator: log π_prox = (1 − w) log π_{n−lag} + w log q.
 
     Args:
-      lag: whole number of iterations, at most ``depth``; a number, so that it can be swept.
-      depth: how many past policies the state keeps, one copy of the parameters each.
-    """
-
-    lag: Number = number(1.0, low=0.0)
-    depth: int = static(1, low=1)
-
-    def check(self) -> None:
-        """A lag is a whole number, and none is deeper than the queue."""
-        lags = np.asarray(self.lag)
-        if (lags != np.round(lags)).any():
-            raise ValueError(f"lag is {self.lag}; it counts iterations, in whole numbers")
-        deepest = float(lags.max())
-        if deepest > self.depth:
-            raise ValueError(
-                f"lag is {deepest:g}, older than the {self.depth} policies kept; give depth={deepest:g}"
-            )
-
-    def queued(self, params: Params) -> Params:
-        """A queue [depth + 1, ...] that holds these parameters only."""
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.depth + 1, *leaf.shape)), params)
-
-    def pushed(self, queue: Params, params: Params) -> Params:
-        """The queue with these parameters as the newest."""
-        return jax.tree.map(lambda old, new: jnp.concatenate([new[None], old[:-1]]), queue, params)
-
-    def picked(self, queue: Params) -> Params:
-        """The parameters ``lag`` iterations ago."""
-
-        def pick(leaf: Array) -> Array:
-            place = jnp.asarray(self.lag).astype(int)
-            if place.ndim == 0:
-                return leaf[place]
-            index = jnp.broadcast_to(place, leaf.shape[1:])[None]
-            return jnp.take_along_axis(leaf, index, axis=0)[0]
-
-        return jax.tree.map(pick, queue)
-
-
-@part
-class Proximal:
-    """Which log-probability is the ratio's denominator: log π_prox = (1 − w) log π_old + w log q.
-
-    w = 0 recomputes it with the trainer's own weights at collection, so that the first ratio is 1 and a
-    correction has to make up for q; w = 1 takes what the sampler reports, one ratio for both.
+      weight: w. 0 recomputes it with the trainer's weights, so that the first ratio is 1 (at lag 0) and a
+        correction has to make up for q; 1 takes what the sampler reports, one ratio for both.
+      lag: how many iterations old the trainer's weights are; None are those at collection. Needs a queue that
+        is as deep (``age=Age(depth=...)``).
     """
 
     weight: Number = number(0.0, low=0.0, high=1.0)
+    lag: Number | None = number(None, low=0.0)
+
+    def check(self) -> None:
+        """A lag is a whole number."""
+        require_whole("lag", self.lag)
 
     def __call__(self, old_logp: Array, sampling_logp: Array, mask: Array) -> Array:
         """[P, N, T]."""
@@ -157,9 +122,17 @@ class Behavior:
     records: str = static("processed")
 
     def check(self) -> None:
-        """``records`` is one of two."""
+        """``records`` is one of two; the queue holds the proximal policy."""
         if self.records not in RECORDS:
             raise ValueError(f"records is {self.records!r}; it must be {' or '.join(map(repr, RECORDS))}")
+        if self.proximal is not None and self.proximal.lag is not None:
+            deepest = float(np.max(np.asarray(self.proximal.lag)))
+            kept = 0 if self.age is None else self.age.depth
+            if deepest > kept:
+                raise ValueError(
+                    f"the proximal policy is {deepest:g} iterations old, older than the {kept} policies "
+                    f"kept; give age=Age(depth={deepest:g}), with lag=0 if the sampler's weights are new"
+                )
 
     @property
     def apart(self) -> bool:
@@ -181,9 +154,41 @@ class Behavior:
         """Whether it replaces the policy's sampling parameters."""
         return self.decoding is not None or self.records == "raw"
 
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are kept and others not."""
+        found = self.decoding
+        return found is not None and any(getattr(found, name) is not None for name in FILTERS)
+
+    def unfiltered(self, policy: Any) -> Any:
+        """The policy as the engine decodes it without its filters."""
+        assert self.decoding is not None
+        free = dataclasses.replace(self.decoding, top_k=None, top_p=None, min_p=None)
+        return dataclasses.replace(policy, decoding=free)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether answers of one batch may differ in age, or be lost."""
+        return self.age is not None and self.age.mixed
+
+    def queued(self, params: Params) -> Params:
+        """A queue that holds these parameters only; None where none is needed."""
+        return None if self.age is None else self.age.queued(params)
+
     def params(self, state: Any) -> Params:
-        """The engine's parameters."""
-        held = state.old_params if self.age is None else self.age.picked(state.queue)
+        """The engine's parameters, where all answers of a batch are of one age."""
+        return self.distorted(
+            state, state.old_params if self.age is None else picked(state.queue, self.age.lag)
+        )
+
+    def params_by_age(self, state: Any) -> list[Params]:
+        """The engine's parameters of 0, 1, ..., depth iterations ago."""
+        assert self.age is not None
+        held = [jax.tree.map(lambda leaf, a=a: leaf[a], state.queue) for a in range(self.age.depth + 1)]
+        return [self.distorted(state, params) for params in held]
+
+    def distorted(self, state: Any, params: Params) -> Params:
+        """Parameters as the engine holds them; its noise is one for all ages of an iteration."""
         if self.mismatch is None:
-            return held
-        return self.mismatch(held, state.root, state.seed, state.step)
+            return params
+        return self.mismatch(params, state.root, state.seed, state.step)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from grpo_jax import user_parts
-from grpo_jax.config import Batch, Config, Expectation, ResolvesCells, TrainState, prompt_count
+from grpo_jax.config import Batch, Config, Expectation, Origin, ResolvesCells, TrainState, prompt_count
 from grpo_jax.diagnostics import all_prompts
 from grpo_jax.kernels import materialize
 from grpo_jax.part import Swept, at_hand, outside, part
 from grpo_jax.random import Stream, uniforms
+from grpo_jax.sampling import (
+    Listing,
+    counted,
+    each,
+    listing,
+    mixed,
+    sampler,
+    samples,
+    scored,
+    shared,
+    support_score,
+    with_reports,
+)
 from grpo_jax.surrogate import advantages, objective
 from grpo_jax.types import (
     Array,
@@ -40,52 +51,9 @@ def draw_prompts(config: Config, state: TrainState) -> Any:
     )
 
 
-def shared(array: Any, state: TrainState) -> Any:
-    """An array that all runs share, with a trailing axis of one where runs are present."""
-    return array[..., None] if state.seed.ndim else array
-
-
 def with_entropy(rollout: Rollout, scores: Scores) -> Rollout:
     """The current policy's entropies, detached: what entropy-aware corrections read."""
     return rollout._replace(entropy=jax.lax.stop_gradient(scores.entropy))
-
-
-class Drawn(NamedTuple):
-    """Who samples an iteration's groups, and with which parameters."""
-
-    policy: Any
-    """As its engine decodes it."""
-    params: Params
-
-    def counts(self, prompts: Any, draws: Array) -> Array:
-        """[P, S] histogram of its draws over the support."""
-        assert isinstance(self.policy, Countable)
-        return self.policy.counts(self.params, prompts, draws)
-
-
-def sampler(config: Config, state: TrainState) -> Drawn:
-    """The behaviour policy q; the old policy where the configuration names no other."""
-    if config.behavior is None:
-        return Drawn(config.policy, state.old_params)
-    return Drawn(config.behavior.sampler(config.policy), config.behavior.params(state))
-
-
-def scored(config: Config, rollout: Rollout, drawn: Drawn, score: Callable[[Any, Params], Scores]) -> Rollout:
-    """The rollout with what the sampler reports, and with the proximal policy's log-probabilities.
-
-    Args:
-      rollout: as the old policy scores it.
-      drawn: the sampler.
-      score: (policy, parameters) -> scores of the rollout's tokens.
-    """
-    behavior = config.behavior
-    if behavior is None:
-        return rollout
-    reported = score(behavior.reported(config.policy), drawn.params).logp
-    old = rollout.old_logp
-    if behavior.proximal is not None:
-        old = behavior.proximal(old, reported, rollout.mask)
-    return rollout._replace(sampling_logp=reported, old_logp=old)
 
 
 @part
@@ -96,11 +64,9 @@ class Sampled:
         """Groups from the old policy; noise and tokens depend on (root, seed, step) alone."""
         prompts, count = draw_prompts(config, state), prompt_count(config)
         group = (count, config.loop.group_size)
-        token_uniforms = uniforms(
-            state.root, state.seed, state.step, Stream.TOKEN, (*group, config.policy.horizon)
-        )
-        drawn = sampler(config, state)
-        tokens, mask = drawn.policy.sample(drawn.params, prompts, token_uniforms)
+        draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, (*group, config.policy.horizon))
+        drawn = samples(config, state, prompts, draws)
+        tokens, mask = drawn.tokens, drawn.mask
         noise = uniforms(state.root, state.seed, state.step, Stream.REWARD, group)
         old = config.policy.score(state.old_params, prompts, tokens, mask)
         ref = config.policy.score(state.ref_params, prompts, tokens, mask)
@@ -109,14 +75,19 @@ class Sampled:
             tokens=tokens,
             mask=mask,
             rewards=config.task.rewards(prompts, tokens, mask, noise),
-            multiplicity=shared(jnp.ones(group), state),
+            multiplicity=drawn.present,
             sampling_logp=old.logp,
             old_logp=old.logp,
             ref_logp=ref.logp,
             entropy=old.entropy,
         )
-        rollout = scored(config, rollout, drawn, lambda who, at: who.score(at, prompts, tokens, mask))
-        return Batch(rollout, materialize(advantages(config.method, rollout)))
+
+        def score(who: Any, at: Params) -> Scores:
+            return who.score(at, prompts, tokens, mask)
+
+        if drawn.reported is not None:
+            rollout = with_reports(config, state, rollout, score, drawn.reported)
+        return Batch(rollout, materialize(advantages(config.method, rollout)), drawn.origin)
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the sampled groups."""
@@ -127,8 +98,18 @@ class Sampled:
         ), scores.logp
 
 
-def support_rollout(config: Config, state: TrainState, prompts: Any, multiplicity: Array) -> Rollout:
-    """The whole support as one group per prompt: deterministic rewards, given multiplicities [P, S]."""
+def support_rollout(
+    config: Config, state: TrainState, prompts: Any, multiplicity: Array, every: Listing | None = None
+) -> tuple[Rollout, Origin | None]:
+    """The whole support as one group per prompt, given its multiplicities: rewards must be deterministic.
+
+    Args:
+      config: the configuration.
+      state: where the group is collected.
+      prompts: [P].
+      multiplicity: [P, S], of every output; or [P, S·A], of every entry of a listing by age.
+      every: that listing.
+    """
     policy = config.policy
     support = require_support(policy, prompts, instead="use Sampled()")
     assert isinstance(policy, Listable)
@@ -136,18 +117,23 @@ def support_rollout(config: Config, state: TrainState, prompts: Any, multiplicit
     old = policy.score_support(state.old_params, prompts)
     ref = policy.score_support(state.ref_params, prompts)
     task = require_means(config.task, instead="use Sampled()")
+    width = 1 if every is None else every.width
     rollout = Rollout(
         prompts=prompts,
-        tokens=tokens,
-        mask=mask,
-        rewards=task.means(prompts, tokens, mask)[:, :, None],
+        tokens=each(tokens, width),
+        mask=each(mask, width),
+        rewards=each(task.means(prompts, tokens, mask), width)[:, :, None],
         multiplicity=multiplicity,
-        sampling_logp=old.logp,
-        old_logp=old.logp,
-        ref_logp=ref.logp,
-        entropy=old.entropy,
+        sampling_logp=each(old.logp, width),
+        old_logp=each(old.logp, width),
+        ref_logp=each(ref.logp, width),
+        entropy=each(old.entropy, width),
     )
-    return scored(config, rollout, sampler(config, state), lambda who, at: who.score_support(at, prompts))
+    score = support_score(prompts, width)
+    if every is not None:
+        reported = with_reports(config, state, rollout, score, every.reported)
+        return reported, Origin(age=every.age, kept=every.kept)
+    return scored(config, state, rollout, score, sampler(config, state).params)
 
 
 @part
@@ -167,16 +153,28 @@ class Counts:
         prompts = draw_prompts(config, state)
         group = (prompt_count(config), config.loop.group_size, config.policy.horizon)
         draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, group)
-        counts = materialize(sampler(config, state).counts(prompts, draws))
-        rollout = support_rollout(config, state, prompts, counts)
-        return Batch(rollout, materialize(advantages(config.method, rollout)))
+        every = listing(config, state, prompts) if mixed(config) else None
+        if every is None:
+            counts = sampler(config, state).counts(prompts, draws)
+        else:
+            counts = counted(every, draws[:, :, 0])
+        rollout, origin = support_rollout(config, state, prompts, materialize(counts), every)
+        return Batch(rollout, materialize(advantages(config.method, rollout)), origin)
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the histogram."""
         assert isinstance(config.policy, Listable)
-        scores = config.policy.score_support(params, batch.rollout.prompts)
+        scores = every_score(config, batch.rollout, params)
         rollout = with_entropy(batch.rollout, scores)
         return objective(config.method, rollout, batch.advantages, scores.logp), scores.logp
+
+
+def every_score(config: Config, rollout: Rollout, params: Params) -> Scores:
+    """Log-probabilities and entropies [P, N, T] of every entry of a rollout of the whole support."""
+    assert isinstance(config.policy, Listable)
+    scores = config.policy.score_support(params, rollout.prompts)
+    width = rollout.tokens.shape[1] // scores.logp.shape[1]
+    return Scores(logp=each(scores.logp, width), entropy=each(scores.entropy, width))
 
 
 COUNTED = 1024

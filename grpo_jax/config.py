@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import methods, surrogate, user_parts
+from grpo_jax.ages import check_ages
 from grpo_jax.behavior import Behavior
 from grpo_jax.bounds import check_precision, is_concrete, may_be_number, whole
 from grpo_jax.optimizers import AdamW, Optimizer
@@ -51,6 +52,17 @@ class TrainState(NamedTuple):
     weights have an age (``behavior.Age``)."""
 
 
+class Origin(NamedTuple):
+    """Where the entries of a rollout come from, as far as their sampler is not the old policy."""
+
+    age: Array | None = None
+    """[P, N(, R)] iterations, where answers differ in it."""
+    kept: Array | None = None
+    """[P, N, T(, R)] mass that the sampler's filters keep where each token was drawn."""
+    lost: Array | None = None
+    """[P(, R)] probability that a draw is lost on its way, where groups are summed over."""
+
+
 class Batch(NamedTuple):
     """A rollout with the advantages that were computed where it was collected."""
 
@@ -58,6 +70,8 @@ class Batch(NamedTuple):
     advantages: Any
     """[P, N, 1 or T]; None where the rollout is no group that was drawn (``Exact``): an outcome's advantage
     depends on the group, and so does what a clip holds."""
+    origin: Origin | None = None
+    """None where the old policy sampled."""
 
 
 class Expectation(Protocol):
@@ -166,7 +180,7 @@ def validate(config: Config, swept: Swept = ()) -> None:
     _check_table(config)
     _check_numbers(config)
     _check_reference(config, swept)
-    check_behavior(config)
+    check_behavior(config, swept)
     user_parts.check_method(config.method, swept)
     user_parts.check_problem(config.policy, config.task, prompts=config.loop.prompts)
     user_parts.check_optimizer(config.optimizer, config.policy)
@@ -259,8 +273,8 @@ def _check_reference(config: Config, swept: Swept) -> None:
         _check_reference_zeros(config, swept)
 
 
-def check_behavior(config: Config) -> None:
-    """The policy can be decoded otherwise, if that is asked."""
+def check_behavior(config: Config, swept: Swept = ()) -> None:
+    """The policy can be decoded otherwise, if that is asked; the queue is as deep as the greatest age."""
     if config.behavior is None:
         return
     if not isinstance(config.behavior, Behavior):
@@ -270,6 +284,9 @@ def check_behavior(config: Config) -> None:
             f"{type(config.policy).__name__} has no field ``decoding``, so that its sampler cannot be given "
             "a temperature or a filter"
         )
+    if config.behavior.age is not None:
+        given = {path: values for dimension in swept for path, values in dimension.items()}
+        check_ages(config.behavior.age, config.policy, given, prefix="behavior.age.")
 
 
 def _check_logits(policy: Policy, path: str, logits: np.ndarray) -> None:

@@ -181,6 +181,18 @@ def mismatch_statistics(rollout: Rollout) -> MismatchStatistics:
     )
 
 
+def over_answers(rollout: Rollout, values: Array) -> Array:
+    """Mean over the answers of a batch of values [P, N(, R)], or of one number."""
+    weight = rollout.multiplicity
+    return jnp.sum(_times(weight, values + jnp.zeros_like(weight)), (0, 1)) / jnp.sum(weight, (0, 1))
+
+
+def over_tokens(rollout: Rollout, values: Array) -> Array:
+    """Mean over the tokens of a batch of values [P, N, T(, R)]."""
+    weight = _token_weight(rollout) + jnp.zeros_like(values)
+    return jnp.sum(_times(weight, values), (0, 1, 2)) / jnp.sum(weight, (0, 1, 2))
+
+
 def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Array) -> tuple[Array, Array]:
     """Share of tokens whose gain the clip holds constant, above and below."""
     rollout, logp = sanitized(rollout, logp)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 
 from grpo_jax import diagnostics
-from grpo_jax.config import Batch, Config, OwnStatistics, TrainState
+from grpo_jax.config import Batch, Config, OwnStatistics, TrainState, prompt_count
 from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.kernels import exponential
 from grpo_jax.part import nearest
@@ -216,6 +216,27 @@ def _mismatch(view: View) -> diagnostics.MismatchStatistics:
     return diagnostics.mismatch_statistics(view.batch.rollout)
 
 
+def _age(view: View) -> Array:
+    """No policy is older than the run."""
+    behavior, origin = view.config.behavior, view.batch.origin
+    age = jnp.zeros(()) if behavior is None or behavior.age is None else jnp.asarray(behavior.age.lag)
+    if origin is not None and origin.age is not None:
+        age = origin.age
+    done = jnp.maximum(view.state.step, 1) - 1
+    return diagnostics.over_answers(view.batch.rollout, jnp.minimum(age, done.astype(float)))
+
+
+def _kept_mass(view: View) -> Array:
+    origin, rollout = view.batch.origin, view.batch.rollout
+    kept = jnp.ones_like(rollout.old_logp) if origin is None or origin.kept is None else origin.kept
+    return diagnostics.over_tokens(rollout, kept)
+
+
+def _arrived(view: View) -> Array:
+    drawn = view.config.loop.group_size * prompt_count(view.config)
+    return jnp.sum(view.batch.rollout.multiplicity, (0, 1)) / drawn
+
+
 def _finite(view: View) -> Array:
     start = view.config.policy.logits if isinstance(view.config.policy, Tabular) else None
     return diagnostics.finite(view.state.params, runs=view.runs, start=start)
@@ -320,6 +341,11 @@ DIAGNOSTICS: dict[str, Measure] = {
     "kl_sampler": _iteration(
         lambda v: _mismatch(v).kl, "mean of log sampler − log π_old over sampled outputs, nats"
     ),
+    "kept_mass": _iteration(
+        _kept_mass, "mass that the sampler's filters keep, mean over the states of sampled tokens"
+    ),
+    "age": _iteration(_age, "age of the sampler's weights, iterations, mean over answers"),
+    "arrived": _iteration(_arrived, "share of the answers that are not lost for their age"),
     "tied": _iteration(_tied, "share of tied groups"),
     "finite": Measure(_finite, (), about="parameters are finite (or -inf as at the start)", averaged=False),
     "probabilities": _iteration(

@@ -29,6 +29,7 @@ class Stream(enum.IntEnum):
     REWARD = 2
     SHUFFLE = 3
     KERNEL = 4
+    AGE = 5
 
 
 def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:

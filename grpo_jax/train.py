@@ -69,9 +69,7 @@ def start(config: Config, seed: Array, root: Any) -> TrainState:
         step=jnp.uint32(0),
         root=jnp.asarray(root, jnp.uint32),
         seed=seed,
-        queue=None
-        if config.behavior is None or config.behavior.age is None
-        else config.behavior.age.queued(params),
+        queue=None if config.behavior is None else config.behavior.queued(params),
     )
 
 

@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.collectors import draw_prompts, with_entropy
+from grpo_jax.collectors import draw_prompts, every_score, with_entropy
 from grpo_jax.config import Batch, Config, TrainState, prompt_count
 from grpo_jax.exact import groups
-from grpo_jax.exact.outcomes import each_level, listed, outcomes
+from grpo_jax.exact.outcomes import listed, outcomes
 from grpo_jax.kernels import per_prompt
 from grpo_jax.part import aligned, leaf_paths, part, static
 from grpo_jax.parts.gains import ClipMask, clip_mask
 from grpo_jax.statistics import GROUP_AXES, divide, tied
 from grpo_jax.surrogate import advantages, objective_terms, sanitized
-from grpo_jax.types import Array, HasLevels, Listable, Params, Rollout, Scores, support_of
+from grpo_jax.types import Array, HasLevels, Params, Rollout, Scores, support_of
 
 CHUNK = 2**18
 """Numbers of one kind that are alive at once while groups are summed."""
@@ -46,22 +46,35 @@ class Enumeration(NamedTuple):
 
     def group(self, counts: Array) -> Rollout:
         """The group that has these counts [C], as multiplicities of outcomes."""
-        return self.rollout._replace(multiplicity=self.split.multiplicity(counts))
+        entries = self.rollout.multiplicity.shape[1]
+        return self.rollout._replace(multiplicity=self.split.multiplicity(counts)[:, :entries])
 
     def weights(self, counts: Array) -> Array:
         """[P(, R)] the group's probability at each prompt."""
         return groups.weights(counts, int(self.counts[0].sum()), self.split.probabilities)
 
 
-def enumeration(config: Config, rollout: Rollout, *, group_size: int, cells: int) -> Enumeration:
-    """All groups of ``group_size`` outcomes; by ``cells`` cells, or by outcome where ``cells`` is 0."""
-    width = cells or rollout.multiplicity.shape[1]
+def enumeration(
+    config: Config, rollout: Rollout, *, group_size: int, cells: int, lost: Array | None = None
+) -> Enumeration:
+    """All groups of ``group_size`` outcomes; by ``cells`` cells, or by outcome where ``cells`` is 0.
+
+    ``lost`` [P(, R)] is the probability of a draw that never arrives: one more outcome, in a cell of its own,
+    whose draws the group lacks.
+    """
+    missing = lost is not None
+    width = (cells or rollout.multiplicity.shape[1]) + missing
     groups.require_size(group_size, width, "cells" if cells else "outcomes")
     breakers = groups.cell_breakers(config.method)
     if cells and breakers:
         raise ValueError(f"{', '.join(breakers)} reads more than rewards and lengths; use Exact(cells=0)")
     cell = groups.cells(config.method, rollout) if cells else None
-    split = groups.split(rollout.multiplicity, cell, width)
+    probabilities = rollout.multiplicity
+    if lost is not None:
+        probabilities = jnp.concatenate([probabilities, lost[:, None]], 1)
+        if cell is not None:
+            cell = jnp.concatenate([cell, jnp.full_like(cell[:, :1], width - 1)], 1)
+    split = groups.split(probabilities, cell, width)
     return Enumeration(groups.enumerate_groups(group_size, width), split, rollout)
 
 
@@ -142,15 +155,16 @@ class Exact:
         if config.loop.minibatches > 1:
             raise ValueError("Exact() takes whole batches: minibatches must be 1")
         groups.require_couplings(config.method, prompt_count(config))
-        rollout = outcomes(config, state, draw_prompts(config, state))
+        rollout, origin = outcomes(config, state, draw_prompts(config, state))
         rollout = rollout._replace(multiplicity=config.loop.group_size * rollout.multiplicity)
-        return Batch(rollout, None)
+        return Batch(rollout, None, origin)
 
     def enumeration(self, config: Config, batch: Batch) -> Enumeration:
         """All groups of a collected batch."""
         size = config.loop.group_size
         rollout = batch.rollout._replace(multiplicity=batch.rollout.multiplicity / size)
-        return enumeration(config, rollout, group_size=size, cells=self.cells or 0)
+        lost = None if batch.origin is None else batch.origin.lost
+        return enumeration(config, rollout, group_size=size, cells=self.cells or 0, lost=lost)
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """E[J(θ)] over groups, and the log-probabilities of every outcome."""
@@ -197,14 +211,6 @@ class Exact:
             return same[:, 0].astype(rollout.rewards.dtype)
 
         return jnp.mean(expect(config, self.enumeration(config, batch), terms), 0)
-
-
-def every_score(config: Config, rollout: Rollout, params: Params) -> Scores:
-    """Log-probabilities and entropies [P, N, T] of every outcome of ``rollout``."""
-    assert isinstance(config.policy, Listable)
-    scores = config.policy.score_support(params, rollout.prompts)
-    width = rollout.tokens.shape[1] // scores.logp.shape[1]
-    return Scores(logp=each_level(scores.logp, width), entropy=each_level(scores.entropy, width))
 
 
 def moves_cells(path: str) -> bool:

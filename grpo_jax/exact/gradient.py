@@ -23,12 +23,14 @@ def decided(config: Config) -> Config:
 
 
 def state_of(config: Config, old: Params, reference: Params) -> tuple[Config, TrainState]:
-    """A state that samples from ``old``, and the configuration ready for its runs."""
+    """A state that samples from ``old``, whatever its age, and the configuration ready for its runs."""
     leaf = jax.tree.leaves(old)[0]
     runs = config.policy.trailing and jnp.ndim(leaf) > config.policy.rank
     seed = jnp.zeros(jnp.shape(leaf)[-1:] if runs else (), jnp.uint32)
     zero = jnp.uint32(0)
-    return aligned(config) if runs else config, TrainState(old, old, reference, None, zero, zero, seed)
+    config = aligned(config) if runs else config
+    queue = None if config.behavior is None else config.behavior.queued(old)
+    return config, TrainState(old, old, reference, None, zero, zero, seed, queue)
 
 
 @jax.jit

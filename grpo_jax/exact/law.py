@@ -108,7 +108,8 @@ def _scatter(config: Config, params: Params, old: Params, reference: Params) -> 
         raise ValueError("the law of a gradient takes one run at a time; use jax.vmap")
     prompts = draw_prompts(config, state)
     require_couplings(config.method, len(prompts))
-    rollout = outcomes(config, state, prompts)
+    rollout, origin = outcomes(config, state, prompts)
+    lost = None if origin is None else origin.lost
     flat, restore = ravel_pytree(params)
     scores = every_score(config, rollout, params)
 
@@ -117,7 +118,7 @@ def _scatter(config: Config, params: Params, old: Params, reference: Params) -> 
         return jnp.where(rollout.multiplicity[:, :, None] > 0, logp, 0).reshape(logp.shape[0], -1)
 
     return _Scatter(
-        every=enumeration(config, rollout, group_size=config.loop.group_size, cells=0),
+        every=enumeration(config, rollout, group_size=config.loop.group_size, cells=0, lost=lost),
         jacobian=jax.jacobian(log_probabilities)(flat),
         logp=scores.logp,
         rollout=with_entropy(rollout, scores),

@@ -12,6 +12,7 @@ from grpo_jax.exact.gradient import decided, points, state_of
 from grpo_jax.exact.groups import require_couplings
 from grpo_jax.exact.outcomes import outcomes, support_levels
 from grpo_jax.kernels import trailing
+from grpo_jax.sampling import mixed
 from grpo_jax.surrogate import advantages
 from grpo_jax.types import Array, Params, Rollout
 
@@ -36,7 +37,9 @@ def expected_preference(config: Config, old: Params, *, reference: Params | None
 def _preference(config: Config, old: Params, reference: Params) -> Array:
     config, state = state_of(config, old, reference)
     assert isinstance(config.expectation, Exact)
-    every = outcomes(config, state, draw_prompts(config, state))
+    if mixed(config):
+        raise ValueError("answers of one batch differ in age, so an output has no single preference")
+    every, _ = outcomes(config, state, draw_prompts(config, state))
     require_couplings((config.method.shaping, config.method.advantage), len(every.prompts))
     count, size = every.multiplicity.shape[1], config.loop.group_size
     others = enumeration(config, every, group_size=size - 1, cells=config.expectation.cells or 0)
