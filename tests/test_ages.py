@@ -330,3 +330,53 @@ def test_a_group_that_loses_answers_is_summed_for_one_prompt_only():
         train.run(two, train.init(two), iterations=1)
     whole = dataclasses.replace(two, behavior=gj.Behavior(age=ages("in time, drawn anew")))
     jax.block_until_ready(train.run(whole, train.init(whole), iterations=1, record=()))
+
+
+def test_a_queue_deeper_than_the_run_is_refused():
+    config = problem(gj.Age(lag=1, depth=3))
+    with pytest.raises(
+        ValueError, match="3 policies deep, but in a run of 3 iterations none is older than 2"
+    ):
+        gj.sweep(config, iterations=3)
+    gj.sweep(config, iterations=4, progress=False, record=["age"])
+
+
+@pytest.mark.parametrize("expectation", [gj.Sampled(), gj.Counts(), gj.Exact(cells=0)])
+def test_every_number_of_an_age_is_swept(expectation):
+    """A run of a sweep is the run of its own setting; no setting repeats another."""
+    config = problem(gj.Age(lag=0, spread=0, speed=3.0, limit=9, depth=5), WEIGHTED, expectation)
+    axes = {"age.lag": [0, 1], "age.spread": [0, 2], "age.speed": [1.0, 2.0, 3.0], "age.limit": [4, 9]}
+    wide = gj.sweep(config, axes, iterations=7, record=["expected_reward", "age"], progress=False)
+    for lag, spread, speed in [(0, 2, 1.0), (1, 0, 2.0), (1, 2, 1.0), (0, 0, 3.0)]:
+        one = dataclasses.replace(
+            config, behavior=gj.Behavior(age=gj.Age(lag=lag, spread=spread, speed=speed, limit=4, depth=5))
+        )
+        alone = gj.sweep(one, iterations=7, record=["expected_reward", "age"], progress=False)
+        here = wide.sel({"age.lag": lag, "age.spread": spread, "age.speed": speed, "age.limit": 4})
+        for name in ("expected_reward", "age"):
+            np.testing.assert_allclose(here[name], alone[name], atol=1e-12)
+    ends = wide.expected_reward.isel(seed=0, iteration=-1)
+    for name, two in (("age.lag", 1.0), ("age.spread", 1.0)):
+        assert float(abs(ends.sel({"age.speed": two}).diff(name)).max()) > 1e-6
+    assert float(abs(ends.diff("age.speed")).max()) > 1e-6
+
+
+def test_the_mass_that_filters_keep_is_recorded_for_every_age():
+    """At the states of the sampled tokens, under the policy that drew them."""
+    level = 0.7
+    age = gj.Age(lag=0, spread=3, depth=3)
+    config = problem(age)
+    config = dataclasses.replace(config, behavior=gj.Behavior(age=age, decoding=gj.Decoding(top_p=level)))
+    _, info = train.run(config, started(config), iterations=1, record=["kept_mass"])
+    total = tokens = 0.0
+    for logits in QUEUE:
+        pi = np.stack([softmax(row) for row in logits[0]])
+        kept = np.where(pi.max(1) >= level, pi.max(1), 1.0)  # of two tokens both, if one is not enough
+        free = np.where(pi.max(1) >= level, 0, 1)
+        q = np.where(free[:, None] | (pi == pi.max(1, keepdims=True)), pi / kept[:, None], 0)
+        for o in range(OUTPUTS):
+            chance = np.prod([q[row, token] for row, token in rows_of(o)])
+            total += chance * sum(kept[row] for row, _ in rows_of(o))
+            tokens += chance * LENGTHS[o]
+    np.testing.assert_allclose(info["kept_mass"], total / tokens, rtol=1e-12)
+    assert float(info["kept_mass"][0]) < 0.999

@@ -133,9 +133,18 @@ def _other_name(axis: Axis, name: str) -> str:
     return "rename the measure, or leave it out of record="
 
 
-def check_grid(config: Config, axes: Sequence[Axis]) -> None:
-    """``config.validate`` at the numbers that the sweep puts in instead of the configuration's own."""
+def check_grid(config: Config, axes: Sequence[Axis], iterations: int) -> None:
+    """``config.validate`` at the numbers that the sweep puts in instead of the configuration's own.
+
+    ValueError, too, for a queue of past policies that the run is too short to fill.
+    """
     validate(config, swept_numbers(axes))
+    age = None if config.behavior is None else config.behavior.age
+    if age is not None and age.depth >= iterations:
+        raise ValueError(
+            f"the queue is {age.depth} policies deep, but in a run of {iterations} iterations none is older "
+            f"than {iterations - 1}; give a lower depth, or more iterations"
+        )
 
 
 def unlike(axis: Axis, swept: Sequence[Axis] = ()) -> str | None:

@@ -125,7 +125,7 @@ def sweep(
     run_axes = [parse_axes(c, axes or {}) for c in varied]
     check_count(size(run_axes[0]), count, free_memory())
     for c, a in zip(varied, run_axes, strict=True):
-        check_grid(c, a)
+        check_grid(c, a, iterations)
     configs = [_chosen(c, a) for c, a in zip(varied, run_axes, strict=True)]
     for c in varied:
         warn_of_idle_corrections(c)
