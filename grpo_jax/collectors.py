@@ -85,9 +85,10 @@ class Sampled:
         def score(who: Any, at: Params) -> Scores:
             return who.score(at, prompts, tokens, mask)
 
+        origin = None
         if drawn.reported is not None:
-            rollout = with_reports(config, state, rollout, score, drawn.reported)
-        return Batch(rollout, materialize(advantages(config.method, rollout)), drawn.origin)
+            rollout, origin = with_reports(config, state, rollout, score, drawn.reported, drawn.origin)
+        return Batch(rollout, materialize(advantages(config.method, rollout)), origin)
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the sampled groups."""
@@ -131,8 +132,8 @@ def support_rollout(
     )
     score = support_score(prompts, width)
     if every is not None:
-        reported = with_reports(config, state, rollout, score, every.reported)
-        return reported, Origin(age=every.age, kept=every.kept)
+        origin = Origin(age=every.age, kept=every.kept)
+        return with_reports(config, state, rollout, score, every.reported, origin)
     return scored(config, state, rollout, score, sampler(config, state).params)
 
 

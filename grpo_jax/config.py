@@ -61,6 +61,9 @@ class Origin(NamedTuple):
     """[P, N, T(, R)] mass that the sampler's filters keep where each token was drawn."""
     lost: Array | None = None
     """[P(, R)] probability that a draw is lost on its way, where groups are summed over."""
+    trainer_logp: Array | None = None
+    """[P, N, T(, R)] log-probability under the trainer's weights at collection; None where it is
+    ``rollout.old_logp``."""
 
 
 class Batch(NamedTuple):

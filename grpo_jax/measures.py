@@ -213,7 +213,10 @@ def _ratio(view: View) -> diagnostics.RatioStatistics:
 
 
 def _mismatch(view: View) -> diagnostics.MismatchStatistics:
-    return diagnostics.mismatch_statistics(view.batch.rollout)
+    rollout, origin = view.batch.rollout, view.batch.origin
+    if origin is not None and origin.trainer_logp is not None:
+        rollout = rollout._replace(old_logp=origin.trainer_logp)
+    return diagnostics.mismatch_statistics(rollout)
 
 
 def _age(view: View) -> Array:

@@ -85,21 +85,23 @@ def scored(
     if behavior is None:
         return rollout, None
     reported = score(behavior.reported(config.policy), at).logp
-    return with_reports(config, state, rollout, score, reported), Origin(kept=_kept(config, score, at))
+    origin = Origin(kept=_kept(config, score, at))
+    return with_reports(config, state, rollout, score, reported, origin)
 
 
 def with_reports(
-    config: Config, state: TrainState, rollout: Rollout, score: Score, reported: Array
-) -> Rollout:
+    config: Config, state: TrainState, rollout: Rollout, score: Score, reported: Array, origin: Origin
+) -> tuple[Rollout, Origin]:
     """The rollout with log q and, mixed with it as the configuration says, the proximal policy's."""
     assert config.behavior is not None
     old, proximal = rollout.old_logp, config.behavior.proximal
     if proximal is not None:
+        origin = origin._replace(trainer_logp=old)
         if proximal.lag is not None:
             held = state.old_params if state.queue is None else picked(state.queue, proximal.lag)
             old = score(config.policy, held).logp
         old = proximal(old, reported, rollout.mask)
-    return rollout._replace(sampling_logp=reported, old_logp=old)
+    return rollout._replace(sampling_logp=reported, old_logp=old), origin
 
 
 def _kept(config: Config, score: Score, at: Params) -> Array | None:
@@ -176,7 +178,7 @@ class Samples(NamedTuple):
     """[P, G(, R or 1)] 1, and 0 where an answer is lost."""
     reported: Array | None = None
     """[P, G, T(, R)] log q; None where the old policy samples."""
-    origin: Origin | None = None
+    origin: Origin = Origin()
 
 
 def samples(config: Config, state: TrainState, prompts: Any, draws: Array) -> Samples:

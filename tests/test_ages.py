@@ -332,6 +332,20 @@ def test_a_group_that_loses_answers_is_summed_for_one_prompt_only():
     jax.block_until_ready(train.run(whole, train.init(whole), iterations=1, record=()))
 
 
+@pytest.mark.parametrize("weight", [None, 0.0, 0.4, 1.0])
+def test_what_is_recorded_of_the_sampler_is_of_the_trainer_s_policy_whatever_the_proximal_one(weight):
+    age = gj.Age(lag=2, depth=3)
+    proximal = None if weight is None else gj.Proximal(weight=weight, lag=1)
+    config = dataclasses.replace(problem(age), behavior=gj.Behavior(age=age, proximal=proximal))
+    names = ["mismatch_sequence", "effective_sample_size", "kl_sampler"]
+    _, info = train.run(config, started(config), iterations=1, record=names)
+    # of the first iteration θ_old is the start, QUEUE[0]
+    q, ratio = np.exp(LOGP[2]), np.exp(LOGP[0] - LOGP[2])
+    np.testing.assert_allclose(info["mismatch_sequence"], 1, rtol=1e-12)
+    np.testing.assert_allclose(info["effective_sample_size"], 1 / (q @ ratio**2), rtol=1e-12)
+    np.testing.assert_allclose(info["kl_sampler"], -q @ np.log(ratio), rtol=1e-12)
+
+
 def test_a_queue_deeper_than_the_run_is_refused():
     config = problem(gj.Age(lag=1, depth=3))
     with pytest.raises(

@@ -79,7 +79,7 @@ def _by_age(
         kept=None if every.kept is None else each(every.kept, width),
         lost=jnp.sum(jnp.where(alive, 0, law), (1, 2)) if loses else None,
     )
-    return with_reports(config, state, rollout, score, each(every.reported, width)), origin
+    return with_reports(config, state, rollout, score, each(every.reported, width), origin)
 
 
 def listed(
