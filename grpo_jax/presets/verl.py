@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_jax.decoding import TRANSFORMERS, VLLM
 from grpo_jax.parts.advantages import (
     Advantage,
     BestOfGroup,
@@ -43,6 +44,7 @@ from grpo_jax.parts.soft_gains import (
     Sapo,
     VariationRegion,
 )
+from grpo_jax.presets.engines import Sampling, drawn, sglang
 from grpo_jax.presets.options import NotModelled, choose, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
@@ -56,13 +58,19 @@ NOT_MODELLED = {
     "rollout_rs": None,
     "rollout_rs_threshold": None,
     "lam": 1.0,
+    "do_sample": True,
+    "repetition_penalty": 1.0,
+    "ignore_eos": False,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """verl's own names and defaults: those of the actor, of its policy loss, of the algorithm and its rollout
-    correction. ``clip_ratio`` counts only where low or high are None, as in verl."""
+    correction. ``clip_ratio`` counts only where low or high are None, as in verl. ``temperature`` to
+    ``logprobs_mode`` are those of ``actor_rollout_ref.rollout`` (or with ``rollout.`` in front): they say who
+    samples, and ``presets.sampling`` reads them. ``calculate_log_probs`` keeps what the engine reports; the
+    record here always holds it."""
 
     loss_mode: str = "vanilla"
     adv_estimator: str = "grpo"
@@ -91,10 +99,37 @@ class Options:
     gdpo_reward_weights: Sequence[float] | None = None
     rollout_is: str | None = None
     rollout_is_threshold: Number | str = 2.0
+    temperature: Number = 1.0
+    top_p: Number = 1.0
+    top_k: Number = -1
+    name: str = "vllm"
+    logprobs_mode: str = "processed_logprobs"
+    calculate_log_probs: bool = False
+
+
+def options(**given: Any) -> Options:
+    """verl's options as a record."""
+    named = {name.removeprefix("actor_rollout_ref.").removeprefix("rollout."): v for name, v in given.items()}
+    return read("verl", Options, named, NOT_MODELLED)
+
+
+def sampling(**given: Any) -> Sampling:
+    """vLLM, SGLang or transformers ("hf") as the rollout engine; the actor scores at its temperature."""
+    o = options(**given)
+    if o.name == "sglang":
+        return sglang("verl", o.temperature, top_k=o.top_k, top_p=o.top_p)
+    modes = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
+    return drawn(
+        o.temperature,
+        top_k=o.top_k,
+        top_p=o.top_p,
+        order=choose("verl", "name", o.name, {"vllm": VLLM, "hf": TRANSFORMERS, "sglang": None}),
+        records=choose("verl", "logprobs_mode", o.logprobs_mode, modes),
+    )
 
 
 @takes(Options)
-def verl(**options: Any) -> Method:
+def verl(**given: Any) -> Method:
     """The method that verl 0.9.1 computes on one batch.
 
     Groups of one, which verl leaves unnormalised, get advantage 0 here.
@@ -102,7 +137,7 @@ def verl(**options: Any) -> Method:
     >>> verl(loss_mode="vanilla").gain.cap
     3.0
     """
-    o = read("verl", Options, options, NOT_MODELLED)
+    o = options(**given)
     return Method(
         shaping=shaping(o),
         advantage=advantage(o),
