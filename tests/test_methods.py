@@ -63,6 +63,32 @@ EXTRA = {
         overlong_buffer_len=2,
         max_new_tokens=5,
     ),
+    "prime_rl": presets.prime_rl(length_penalty={}, kl_tau=0.1),
+    "prime_rl kpop": presets.prime_rl(type="kpop", algorithm="max_rl", kpop_threshold=0.03),
+    "prime_rl masked": presets.prime_rl(
+        type="masked_is",
+        ratio_type="sequence",
+        sequence_mask_low=0.4,
+        geo_mask_high=1.4,
+        teacher_tau=0.1,
+        kl_tau=0.1,
+    ),
+    "areal m2po": presets.areal(
+        use_decoupled_loss=True,
+        m2_threshold=0.1,
+        rejection_sampling={"upper": 1.5, "lower": 0.5},
+        reward_norm={"mean_level": "group", "std_level": "batch", "mean_leave1out": True},
+        mask_no_eos_with_zero=True,
+        c_clip=1.5,
+    ),
+    "areal gspo": presets.areal(
+        use_decoupled_loss=True,
+        importance_sampling_level="sequence",
+        rejection_sampling={"level": "token", "metric": "kl_k3", "upper": 0.1},
+        adv_norm={"mean_level": "batch", "std_level": "group"},
+        gae_lambda=0.9,
+        kl_estimator="k3",
+    ),
     "openrlhf gspo": presets.openrlhf(policy_loss_type="gspo", is_correction_level="token", estimator="rloo"),
 }
 ALL = methods.METHODS | EXTRA

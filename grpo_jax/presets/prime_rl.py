@@ -150,7 +150,7 @@ def advantage(o: Options) -> Advantage:
     """R − R̄ without a spread; MaxRL divides by the group's mean."""
     if o.algorithm in ELSEWHERE:
         raise NotModelled(
-            f"prime_rl: algorithm={o.algorithm!r} {ELSEWHERE[o.algorithm]}, which no part computes"
+            f"prime_rl: algorithm={o.algorithm!r} is not modelled; it {ELSEWHERE[o.algorithm]}"
         )
     table: dict[str, Advantage] = {
         "grpo": Normalized(
