@@ -63,6 +63,13 @@ EXTRA = {
         overlong_buffer_len=2,
         max_new_tokens=5,
     ),
+    "verl rejection": presets.verl(
+        rollout_rs="token_k3,seq_mean_k2",
+        rollout_rs_threshold="0.1,0.2",
+        rollout_is="sequence",
+        rollout_is_batch_normalize=True,
+        use_kl_loss=True,
+    ),
     "prime_rl": presets.prime_rl(length_penalty={}, kl_tau=0.1),
     "prime_rl kpop": presets.prime_rl(type="kpop", algorithm="max_rl", kpop_threshold=0.03),
     "prime_rl masked": presets.prime_rl(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax import presets
 from grpo_jax.parts import (
     advantages,
     centring,
@@ -199,6 +200,59 @@ def test_a_sequence_s_advantage_is_the_mean_over_kept_tokens():
     clip = rejection.SequenceAdvantage(inner=gains.Clip(low=0.1, high=0.1))
     ratio = jnp.exp(seen.log_ratio)
     np.testing.assert_array_equal(clip.clip_mask(ratio, seen.advantages).high, (ratio > 1.1) & (level > 0))
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"rollout_rs": "token_k1", "rollout_rs_threshold": "0.8_1.1"}, lambda d: np.exp(d) >= 1 / 1.1),
+        ({"rollout_rs": "token_k2", "rollout_rs_threshold": 0.05}, lambda d: d**2 / 2 <= 0.05),
+        (
+            {"rollout_rs": "token_k3,token_k1", "rollout_rs_threshold": "0.05,1.25"},
+            lambda d: (np.exp(d) - 1 - d <= 0.05) & (abs(d) <= math.log(1.25)),
+        ),
+    ],
+)
+def test_verl_s_rejection_leaves_the_mask(options, rule):
+    """k1 is −log(π_old/π_rollout): "0.8_1.1" keeps ratios from 1/1.1 to 1/0.8, the bounds turned over."""
+    d = OLD - DRAWN
+    kept = (MASK > 0) & rule(d) & (np.exp(d) <= 1 / 0.8 if "0.8_1.1" in options.values() else True)
+    assert 0 < kept.sum() < MASK.sum()
+    clean = rollout(old_logp=jnp.where(MASK > 0, OLD, 0), sampling_logp=jnp.where(MASK > 0, DRAWN, 0))
+    np.testing.assert_allclose(presets.verl(**options).reduction(clean), kept / kept.sum(), rtol=1e-12)
+    gspo = presets.verl(loss_mode="gspo", loss_agg_mode="seq-mean-token-mean", **options)
+    length, some = kept.sum(2, keepdims=True), kept.any(2).sum()
+    np.testing.assert_allclose(gspo.reduction(clean), kept / (length + 1e-8) / some, rtol=1e-12)
+    gap = np.where(kept, LOGP - OLD, 0).sum(2, keepdims=True) / np.maximum(length, 1)
+    found = np.asarray(gspo.ratio(clean, jnp.where(MASK > 0, LOGP, 0)))
+    np.testing.assert_allclose(found[kept], np.broadcast_to(gap, SHAPE)[kept], rtol=1e-12)
+
+
+def test_verl_s_rejection_of_sequences():
+    options = {"rollout_rs": "seq_mean_k3,seq_sum_k1", "rollout_rs_threshold": "0.06,0.5_2.0"}
+    d = OLD - DRAWN
+    kept = np.zeros(SHAPE)
+    for p, i in np.ndindex(SHAPE[:2]):
+        gaps = d[p, i][MASK[p, i] > 0]
+        inside = np.mean(np.exp(gaps) - 1 - gaps) <= 0.06 and abs(gaps.sum()) <= math.log(2)
+        kept[p, i] = MASK[p, i] * inside
+    assert 0 < kept.sum() < MASK.sum()
+    clean = rollout(old_logp=jnp.where(MASK > 0, OLD, 0), sampling_logp=jnp.where(MASK > 0, DRAWN, 0))
+    np.testing.assert_allclose(presets.verl(**options).reduction(clean), kept / kept.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("by_sequence", [False, True])
+def test_weights_of_mean_one(by_sequence):
+    inner = sampler.SamplerMismatch(ratio=ratios.Trajectory() if by_sequence else ratios.Token(), high=1.5)
+    d = np.where(MASK > 0, OLD - DRAWN, 0)
+    weight = np.minimum(np.exp(d.sum(2, keepdims=True) if by_sequence else d), 1.5) + np.zeros(SHAPE)
+    level = weight[:, :, 0].mean() if by_sequence else weight[MASK > 0].mean()
+    found = np.asarray(sampler.MeanOne(inner=inner, by_sequence=by_sequence)(at()))
+    np.testing.assert_allclose(found[MASK > 0], weight[MASK > 0] / level, rtol=1e-12)
+    level_name = "sequence" if by_sequence else "token"
+    made = presets.verl(rollout_is=level_name, rollout_is_batch_normalize=True).corrections[0]
+    assert isinstance(made, sampler.MeanOne)
+    assert made.by_sequence == by_sequence
 
 
 def test_a_leashed_score_is_reinforce_with_two_k1_penalties():

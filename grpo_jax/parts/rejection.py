@@ -6,6 +6,7 @@ the mask: ratios of sequences and denominators are those of the tokens that are 
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
@@ -37,6 +38,16 @@ class Within:
     def __call__(self, rollout: Rollout) -> Array:
         value = self.statistic(rollout)
         return jnp.where((value >= self.low) & (value <= self.high), 1.0, 0.0)
+
+
+@part
+class Every:
+    """Keeps what all its rules keep, each judged on the whole mask."""
+
+    rules: tuple[Rejection, ...]
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return math.prod((rule(rollout) for rule in self.rules), start=jnp.ones_like(rollout.mask))
 
 
 @part

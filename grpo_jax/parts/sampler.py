@@ -16,8 +16,8 @@ from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.penalties import K2, K3, Divergence
 from grpo_jax.parts.ratios import Ratio, Token
 from grpo_jax.parts.reductions import Reduction
-from grpo_jax.statistics import divide
-from grpo_jax.types import Array, Evaluation, Number, Rollout
+from grpo_jax.statistics import divide, mean
+from grpo_jax.types import Array, Coupling, Evaluation, Number, Rollout
 
 AGGREGATES = ("mean", "sum", "max", "min")
 
@@ -137,12 +137,17 @@ class Rise:
 
 @part
 class MismatchDivergence:
-    """The statistic D(log π_old, log π_sampling) of a token: k1, k2 or k3 (AReaL, verl's ``rollout_rs``)."""
+    """The statistic D(log π_old, log π_sampling) of a token, D one of k1, k2, k3 (AReaL).
+
+    ``reverse`` exchanges the two (verl).
+    """
 
     divergence: Divergence = K3()
+    reverse: bool = static(False)
 
     def __call__(self, rollout: Rollout) -> Array:
-        return self.divergence(rollout.old_logp, rollout.sampling_logp)
+        pair = (rollout.old_logp, rollout.sampling_logp)
+        return self.divergence(*(pair[::-1] if self.reverse else pair))
 
 
 @part
@@ -203,6 +208,23 @@ class SamplerPenalty:
 
     def __call__(self, at: Evaluation) -> Array:
         return self.coef * self.divergence(at.logp, at.rollout.sampling_logp)
+
+
+@part
+class MeanOne:
+    """An inner correction divided by its mean over the batch's tokens, or over its sequences (verl)."""
+
+    inner: Correction = SamplerMismatch()
+    by_sequence: bool = static(False)
+    couples: ClassVar[Coupling] = Coupling.BATCH
+
+    def __call__(self, at: Evaluation) -> Array:
+        value, mask = self.inner(at), at.rollout.mask
+        weight = at.rollout.multiplicity[:, :, None] * mask
+        if self.by_sequence:
+            weight = divide(weight, jnp.sum(mask, 2, keepdims=True))
+        level = mean(value, weight, (0, 1, 2))
+        return jnp.where(level > 0, divide(value, level), value)
 
 
 @part

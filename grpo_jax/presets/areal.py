@@ -260,7 +260,7 @@ def gain(o: Options, drops: Rejection | None) -> Gain:
     return SequenceAdvantage(inner=made, keep=drops) if _sequences(o) and _by_token(o) else made
 
 
-def _rules(o: Options) -> tuple[Rejecting, Ratio, Statistic, float | Number]:
+def _rules(o: Options) -> tuple[Rejecting, Ratio, Statistic, Number]:
     """The options, the behaviour weight, the statistic that decides, and its lower bound."""
     r = read("areal.rejection_sampling", Rejecting, o.rejection_sampling or {}, {})
     whole = choose("areal", "level", r.level, {"token": False, "sequence": True})
@@ -269,13 +269,14 @@ def _rules(o: Options) -> tuple[Rejecting, Ratio, Statistic, float | Number]:
         raise NotModelled("areal: m2_threshold is modelled with rejection_sampling.level='token' only")
     token = MismatchRatio(ratio=Token())
     if r.metric == "ratio":
-        by_sequence = {
+        by_sequence: dict[str, Statistic] = {
             "mean": MismatchRatio(ratio=SequenceMean()),
             "sum": MismatchRatio(ratio=Trajectory()),
             "max": OverSequence(inner=token, how="max"),
         }
         low = 0.0 if r.lower is None else r.lower
-        return r, SequenceMean() if whole else Token(), by_sequence[r.agg] if whole else token, low
+        weight: Ratio = SequenceMean() if whole else Token()
+        return r, weight, by_sequence[r.agg] if whole else token, low
     metrics: dict[str, Statistic] = {
         "kl_k1": MismatchDivergence(divergence=K1()),
         "kl_k2": MismatchDivergence(divergence=K2()),

@@ -149,9 +149,7 @@ def shaping(o: Options) -> Shaping:
 def advantage(o: Options) -> Advantage:
     """R − R̄ without a spread; MaxRL divides by the group's mean."""
     if o.algorithm in ELSEWHERE:
-        raise NotModelled(
-            f"prime_rl: algorithm={o.algorithm!r} is not modelled; it {ELSEWHERE[o.algorithm]}"
-        )
+        raise NotModelled(f"prime_rl: algorithm={o.algorithm!r} is not modelled; it {ELSEWHERE[o.algorithm]}")
     table: dict[str, Advantage] = {
         "grpo": Normalized(
             center=LengthWeightedMean() if o.length_weighted_mean else GroupMean(), scale=None
