@@ -72,7 +72,7 @@ def test_defaults_give_a_finite_loss(library: str) -> None:
                 "use_decoupled_loss": True,
                 "rejection_sampling": {"level": "sequence", "action": "clamp", "agg": "max"},
             },
-            "agg='mean' only",
+            "not modelled with agg='max'",
         ),
         ("liger", {"epsilon": 0.1}, "epsilon_low"),
         ("liger", {"loss_type": "luspo"}, "reads padding"),

@@ -17,8 +17,9 @@ from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, DualClip, Gain
 from grpo_jax.parts.penalties import K1, K2, K3, ClampedDivergence
 from grpo_jax.parts.ratios import FromSampler, Ratio, SequenceMean, Token, Trajectory
-from grpo_jax.parts.reductions import PerToken, Reduction
+from grpo_jax.parts.reductions import PerToken
 from grpo_jax.parts.rejection import (
+    Every,
     RatioOfKept,
     ReductionOfKept,
     Rejection,
@@ -149,20 +150,20 @@ def areal(**given: Any) -> Method:
     """
     o = options(**given)
     _check(o)
-    drops = rejection(o) if o.use_decoupled_loss else None
-    kept: list[Rejection] = []
+    stale = None
     if o.use_decoupled_loss and o.m2_threshold is not None:
-        kept.append(SecondMoment(threshold=o.m2_threshold))
-    reduction: Reduction = PerToken()
-    if kept:
-        reduction = ReductionOfKept(keep=kept[0], inner=reduction)
+        stale = SecondMoment(threshold=o.m2_threshold)
+    rules = tuple(rule for rule in (stale, rejection(o)) if rule is not None)
+    keep = Every(rules=rules) if rules else None
+    # A rejected token stays in the denominator, one that M2PO drops does not.
+    mean = PerToken()
     return Method(
         shaping=shaping(o),
         advantage=advantage(o),
-        ratio=ratio(o, kept if drops is None else [*kept, drops]),
-        gain=gain(o, drops),
+        ratio=ratio(o, keep),
+        gain=gain(o, keep),
         corrections=corrections(o),
-        reduction=reduction,
+        reduction=mean if stale is None else ReductionOfKept(keep=stale, inner=mean),
     )
 
 
@@ -239,17 +240,16 @@ def _sequences(o: Options) -> bool:
     return choose("areal", "importance_sampling_level", o.importance_sampling_level, levels)
 
 
-def ratio(o: Options, kept: list[Rejection]) -> Ratio:
+def ratio(o: Options, keep: Rejection | None) -> Ratio:
     """π_θ over the recomputed policy, else over the sampler; of sequences the mean over kept tokens."""
     made: Ratio = SequenceMean() if _sequences(o) else Token()
-    if _sequences(o):
-        for keep in reversed(kept):
-            made = RatioOfKept(keep=keep, inner=made)
+    if _sequences(o) and keep is not None:
+        made = RatioOfKept(keep=keep, inner=made)
     recomputed = o.use_decoupled_loss or o.recompute_logprob
     return made if recomputed else FromSampler(inner=made, correction=False)
 
 
-def gain(o: Options, drops: Rejection | None) -> Gain:
+def gain(o: Options, keep: Rejection | None) -> Gain:
     """The clip, dual where asked for, or SAPO's gate."""
     high = o.eps_clip if o.eps_clip_higher is None else o.eps_clip_higher
     made: Gain = Clip(low=o.eps_clip, high=high)
@@ -257,7 +257,7 @@ def gain(o: Options, drops: Rejection | None) -> Gain:
         made = Sapo(tau_pos=o.sapo_tau_pos, tau_neg=o.sapo_tau_neg)
     elif o.c_clip is not None:
         made = DualClip(low=o.eps_clip, high=high, cap=o.c_clip)
-    return SequenceAdvantage(inner=made, keep=drops) if _sequences(o) and _by_token(o) else made
+    return SequenceAdvantage(inner=made, keep=keep) if _sequences(o) and _by_token(o) else made
 
 
 def _rules(o: Options) -> tuple[Rejecting, Ratio, Statistic, Number]:
@@ -290,9 +290,11 @@ def _rules(o: Options) -> tuple[Rejecting, Ratio, Statistic, Number]:
 
 def rejection(o: Options) -> Rejection | None:
     """The tokens that ``rejection_sampling`` leaves in sequence ratios; None where it leaves all."""
-    if o.rejection_sampling is None or o.rejection_sampling.get("action", "mask") != "mask":
+    if o.rejection_sampling is None or not o.use_decoupled_loss:
         return None
     r, _, statistic, low = _rules(o)
+    if r.action != "mask":
+        return None
     return Within(statistic=statistic, low=low, high=r.upper)
 
 
@@ -304,7 +306,8 @@ def corrections(o: Options) -> tuple[Correction, ...]:
     if choose("areal", "action", r.action, {"mask": False, "clamp": True}):
         if r.metric != "ratio":
             raise ValueError("areal: action='clamp' takes metric='ratio' only, as in the library")
-        if r.level == "sequence" and r.agg != "mean":
-            raise NotModelled("areal: action='clamp' on sequences is modelled with agg='mean' only")
+        # A sum within bounds about 1 has its mean within them, so that agg decides nothing but for "max".
+        if r.level == "sequence" and r.agg == "max":
+            raise NotModelled("areal: action='clamp' on sequences is not modelled with agg='max'")
         return (SamplerMismatch(ratio=weight, low=low, high=r.upper),)
     return (SamplerMask(ratio=weight, statistic=statistic, low=low, high=r.upper),)
