@@ -1,7 +1,8 @@
 """What AReaL 1.0.4 computes: its actor's loss, rejection sampling, normalisation and KL in the reward.
 
 The mean is always over tokens. ``rejection_sampling`` with the metric "binary_kl" (KPop, its pull request
-1405) came after 1.0.4; it is written from the published formula, and no case of it is recorded.
+1405) came after 1.0.4; it is written from the published formula, and no case of it is recorded. Probabilities
+are kept 1e-6 away from 0 and 1 there, as ``BinaryKL`` has it; AReaL keeps them 1e-8 away.
 """
 
 from __future__ import annotations
