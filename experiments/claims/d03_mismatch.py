@@ -1,0 +1,311 @@
+"""Under PPO's ratio clip updates to low-probability tokens are aggressively over-penalized.
+
+DPPO, arXiv:2602.04879, abstract (read as an abstract only); its other half, and what users of libraries say
+of corrections, are rows below. States of 16 tokens with random logits, scored by an engine whose logits carry
+noise, or that has another expert at a tenth of the states, or that holds an older policy (one step against
+the gradient); a draw is of a *rare* token below a probability of 0.05, of a *common* one from 0.5 on. The
+clip is 1 ± ε with ε = 0.2. It keeps the variation distance of a state below δ = ε/2 where no token leaves it:
+within δ it has nothing to penalize. All shares are sums over tokens, none is drawn.
+
+Refuted if under noise or another expert, at a size at which a hundredth of all draws is stopped, rare tokens
+of states within δ are not stopped at least twice as often as common ones of such states. Qualified if so on
+an older policy. The abstract's other half is refuted likewise if less than half of the draws of common tokens
+in states beyond δ pass the clip. Rows on corrections judge one update, exactly: trees of three tokens, T = 1
+to 6, binary rewards, groups of 8, batches of 64 groups, error² = bias² + variance/64 against f·∇J(π),
+f = 1 - 1/G, as a share of tables, 99.9 %, in every setting in which errors differ by over 1 % on a third of
+the tables. Checks of the instrument, to 1e-10: mean and variance of every row from all groups of 3 by the
+library; sequence weights are unbiased up to f; E_q[w²] = (1 + χ²)^T; token weights follow the local
+surrogate (C1); without noise no row errs.
+"""
+
+import itertools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from experiments.harness.numbers import Number, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems import estimands, mismatches, trees
+from experiments.problems.mismatch_atlas import (
+    ENGINES,
+    GROUP,
+    HORIZONS,
+    KINDS,
+    NOISE,
+    SPREAD,
+    ahead,
+    atlas,
+    dominated,
+    draws_of_states,
+    pooled,
+    sampled,
+)  # fmt: skip
+from experiments.problems.mismatches import REGION, ROWS, EitherWay
+from grpo_jax import Sequences, plotting
+from grpo_jax.exact import gradient_law
+from grpo_jax.part import put
+from grpo_jax.parts.sampler import Statistic, TotalVariation
+from grpo_jax.types import Rollout
+
+PRECISION = "float64"
+SIZES = sizes(tables=(16, 60, 200), draws=(2, 6, 12), states=(2000, 8000, 40000))
+
+LENGTH = 0.05
+"""Change of a kept share that counts as one."""
+
+
+def every_group(root: int) -> dict[str, float]:
+    """Largest deviations of the closed forms: from all groups of three, and from what they should be."""
+    space = Sequences(vocab=3, horizon=2)
+    one = trees.problem(root, space, tables=1, kind="binary", spread=SPREAD)
+    noise = mismatches.engine("fixed", 0.8)
+    far = np.asarray(noise(one.logits[..., 0][None], *np.zeros(3, np.uint32)))[0][..., None]
+    exact = mismatches.one_update(one, far, group_size=3)
+    config = mismatches.config_of(one, noise, group_size=3)
+    gaps = {"mean": 0.0, "variance": 0.0}
+    for row in range(len(ROWS)):
+        law = gradient_law(
+            put(config, "method.corrections.0.row", jnp.asarray(float(row))), config.policy.logits
+        )
+        away = np.abs(np.asarray(law.mean) - exact.mean[row].ravel()).max()
+        gaps["mean"] = max(gaps["mean"], float(away))
+        away = abs(float(jnp.trace(law.covariance)) - float(exact.variance[row, 0]))
+        gaps["variance"] = max(gaps["variance"], away)
+    return gaps | identities(root) | {"E_q[w²]": second_moment(root)}
+
+
+def identities(root: int) -> dict[str, float]:
+    """Sequence weights against f∇J(π), token weights against the local surrogate, all rows without noise."""
+    given = trees.problem(root, Sequences(vocab=3, horizon=4), tables=4, kind="binary", spread=SPREAD)
+    far = sampled(given, "fixed", 0.8, root=root, draw=0)
+    update = mismatches.one_update(given, far, group_size=GROUP)
+    target = mismatches.aim(given, group_size=GROUP)
+    made = estimands.made(given.space, far, given.table)
+    local = estimands.candidates(*made, given.logits[None], far[None])["local surrogate"][0]
+    still = mismatches.one_update(given, given.logits, group_size=GROUP)
+    gaps = {
+        "sequence weights": update.mean[ROWS.index("sequence weights")] - target,
+        "token weights": update.mean[ROWS.index("token weights")] - (1 - 1 / GROUP) * np.asarray(local),
+        "no noise": still.mean - target,
+    }
+    return {name: float(np.abs(gap).max()) for name, gap in gaps.items()}
+
+
+def second_moment(root: int) -> float:
+    """Largest relative deviation of E_q[w²] from (1 + χ²)^T, one law at every prefix, T = 1 to 6."""
+    rng = np.random.default_rng(root)
+    new, q = rng.dirichlet(np.ones(3), 2)
+    found = []
+    for T in HORIZONS:
+        tokens = np.array(list(itertools.product(range(3), repeat=int(T))))
+        w, chance = np.prod((new / q)[tokens], 1), np.prod(q[tokens], 1)
+        found.append(np.sum(chance * w**2) / (np.sum(new**2 / q)) ** T - 1)
+    return float(np.abs(found).max())
+
+
+def widest(statistic: Statistic, rate: float) -> float:
+    """The greatest π/q of a token that a mask keeps, where its probability at the sampler is ``rate``."""
+    new = np.linspace(rate, 1, 400_001)[1:-1]
+    q = np.full_like(new, rate)
+    logs = [jnp.log(each)[None, None] for each in (q, new)]
+    blank = jnp.ones_like(logs[0])
+    rollout = Rollout(np.zeros(1), blank, blank, blank[:, :, :1], blank[:, :, 0], *logs, logs[1])
+    return float(new[np.asarray(statistic(rollout))[0, 0] <= REGION].max(initial=rate) / rate)
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """The atlas of one update, draws of single states, identities, and the bands of two masks."""
+    gaps = every_group(seed)
+    bands = [[widest(s, p) for p in (0.001, 0.99)] for s in (EitherWay(), TotalVariation())]
+    return {
+        "atlas": atlas(seed, size),
+        "states": xr.Dataset({"mass": draws_of_states(seed, size.states)}),
+        "identities": xr.Dataset({"gap": ("of", list(gaps.values()))}, {"of": list(gaps)}),
+        "bands": xr.Dataset(
+            {"ratio": (("mask", "rate"), bands)}, {"mask": ["KPop", "IPO"], "rate": [0.001, 0.99]}
+        ),
+    }
+
+
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """DPPO's two halves, users' sentences, and who is dominated."""
+    for name in data["identities"].of.values:
+        gap = data["identities"].gap.sel(of=name)
+        claim.requires(f"{name}: deviation", worst(gap, tolerance=1e-10))
+    judge_clip(data["states"].mass, claim)
+    judge_users(data["atlas"], claim)
+    judge_bands(data["bands"].ratio, claim)
+    judge_frontier(data["atlas"], claim)
+
+
+def judge_clip(mass: xr.DataArray, claim: Claim) -> None:
+    """Which tokens the ratio clip stops."""
+    row = claim.also("Potentially catastrophic shifts in high-probability tokens are under-constrained.")
+    said: dict[str, list[float]] = {"rare": [], "common": [], "passed": [], "missed": []}
+    for kind, noise in itertools.product(mass.kind.values, mass.noise.values):
+        here = mass.sel(kind=kind, noise=noise)
+        part = here.mean("batch")
+        name = f"{kind}, noise {noise:g}"
+        told = {
+            "rare": _of(part, "rare within, stopped", "rare within"),
+            "common": _of(part, "common within, stopped", "common within"),
+            "passed": 1 - _of(part, "common beyond, stopped", "common beyond"),
+            "missed": 1 - _of(part, "rare beyond, stopped by DPPO", "rare beyond"),
+        }
+        claim.reports(f"{name}: share of rare tokens within δ that are stopped", Number(told["rare"]))
+        claim.reports(f"{name}: share of common tokens within δ that are stopped", Number(told["common"]))
+        row.reports(f"{name}: share of common tokens beyond δ that pass", Number(told["passed"]))
+        row.reports(f"{name}: share of rare tokens beyond δ that pass DPPO's mask", Number(told["missed"]))
+        if kind in ENGINES:
+            for word, value in told.items():
+                said[word].append(value)
+        if float(part.sel(what="stopped")) >= 0.01:
+            rates = [
+                here.sel(what=f"{w} within, stopped") / here.sel(what=f"{w} within")
+                for w in ("rare", "common")
+            ]
+            number = mean(rates[0] - 2 * rates[1], expected=0.0, relation="at least")
+            _judge(claim, kind, f"{name}: rare tokens stopped, less twice the common ones", number)
+        if float(part.sel(what="common beyond")) >= 0.01:
+            passing = 0.5 * here.sel(what="common beyond") - here.sel(what="common beyond, stopped")
+            number = mean(passing, expected=0.0, relation="at least")
+            _judge(row, kind, f"{name}: mass of common draws beyond δ that pass, less half of it", number)
+    held = [n for name, n in claim.numbers.items() if claim.roles[name] == "refutes"]
+    claim.finds(
+        f"Under an engine's noise the clip stops {min(said['rare']):.0%} to {max(said['rare']):.0%} of the "
+        f"rare tokens in states that lie within δ, and at most {max(said['common']):.0%} of the common ones.",
+        when=held,
+    )
+    row.finds(
+        "No shift by more than ε passes a ratio clip, whatever the token: |π - q| = q·|π/q - 1|. DPPO's "
+        f"mask in turn passes {np.nanmin(said['missed']):.0%} or more of the rare tokens in states beyond δ, "
+        "whose own shift is small.",
+        when=bool(np.nanmin(said["missed"]) > 0.5),
+    )
+
+
+def _of(part: xr.DataArray, what: str, of: str) -> float:
+    return float(part.sel(what=what) / part.sel(what=of))
+
+
+def _judge(row: Claim, kind: str, name: str, number: Number) -> None:
+    if kind in ENGINES:
+        row.refutes(name, number)
+    else:
+        row.qualifies(name, number, only="where another engine samples, not an older policy")
+
+
+def judge_users(cells: xr.Dataset, claim: Claim) -> None:
+    """What users of libraries say of masks, each in its own setting."""
+    comparisons = {
+        "(prime-rl 1930) Unlike DPPO, we mask independently of the advantage sign, as it is more suitable "
+        "for async RL.": ("IPO", "DPPO, variation", ("older",), ENGINES),
+        "(prime-rl 2187, a month later) DPPO+KL outperforms IPO.": (
+            "DPPO, variation", "IPO", ("older",), ENGINES,
+        ),
+        "(prime-rl 1030, which replaces clipping with masking) An excessively high ratio signals a trainer "
+        "inference mismatch which should be treated similar to an error.": (
+            "mask, token", "TIS, token", ENGINES, ("older",),
+        ),
+    }  # fmt: skip
+    for says, (better, worse, asked, beside) in comparisons.items():
+        row = claim.also(says)
+        name = f"share of tables on which {better} errs less than {worse}"
+        row.refutes(name, ahead(cells, better, worse, asked))
+        for kind, number in ahead(cells, better, worse, beside).items():
+            row.qualifies(f"{name}: {kind}", number, only=f"without the kind {kind!r}")
+    kept = cells.kept.mean("table").sel(kind="fixed")
+    row = claim.also(
+        "(TRL 4891) Product ratios favor shorter sequences in masking decisions; the geometric mean measures "
+        "the average per-token divergence, independent of length."
+    )
+    for noise in cells.noise.values:
+        short, long = (kept.sel(noise=noise, horizon=T) for T in (HORIZONS[0], HORIZONS[-1]))
+        change = long - short
+        product = Number(float(change.sel(row="mask, sequence")), 0.0, relation="at most")
+        row.refutes(f"noise {noise:g}: kept at T = 6 less at T = 1, product", product)
+        mean_ = Number(float(change.sel(row="mask, geometric mean")), 0.0, LENGTH)
+        row.refutes(f"noise {noise:g}: kept at T = 6 less at T = 1, geometric mean", mean_)
+        row.finds(
+            f"The geometric mean favors long answers instead: at noise {noise:g} its mask keeps "
+            f"{float(short.sel(row='mask, geometric mean')):.0%} of the answers of one token and "
+            f"{float(long.sel(row='mask, geometric mean')):.0%} of those of six, as noise averages out.",
+            when=mean_.value > LENGTH,
+        )
+    row = claim.also(
+        "(prime-rl 2458) Tokens outside the band dominate the squared log-ratio and contribute the bulk of "
+        "the KL."
+    )
+    lost = cells.lost.sel(row="IPO").mean("table")
+    dropped = 1 - cells.kept.sel(row="IPO").mean("table")
+    for kind, noise in itertools.product((*ENGINES, "older"), cells.noise.values):
+        here = lost.sel(kind=kind, noise=noise, horizon=HORIZONS[-1])
+        if float(dropped.sel(kind=kind, noise=noise, horizon=HORIZONS[-1])) >= 0.01:
+            number = Number(float(here), 0.5, relation="at least")
+            row.refutes(f"{kind}, noise {noise:g}, T = 6: share of (log π/q)² on tokens IPO drops", number)
+
+
+def judge_bands(ratio: xr.DataArray, claim: Claim) -> None:
+    """KPop's band beside IPO's, in ratios."""
+    row = claim.also(
+        "(prime-rl 3283) Compared to IPO's absolute probability-difference band, the binary-KL band adapts "
+        "to token probability: wide in ratio terms for rare tokens, tight for confident ones."
+    )
+    rare, sure = (ratio.sel(rate=rate) for rate in (0.001, 0.99))
+    wide = Number(float(rare.sel(mask="KPop") / rare.sel(mask="IPO")), 1.0, relation="at least")
+    row.refutes("greatest ratio kept at a probability of .001, KPop's over IPO's", wide)
+    tight = Number(float(sure.sel(mask="KPop") / sure.sel(mask="IPO")), 1.0, relation="at most")
+    row.refutes("greatest ratio kept at a probability of .99, KPop's over IPO's", tight)
+    row.finds(
+        f"For rare tokens IPO's band is the wider one, in ratio: up to {float(rare.sel(mask='IPO')):.0f} "
+        f"times at a probability of .001, KPop's up to {float(rare.sel(mask='KPop')):.0f} times.",
+        when=wide.holds is False,
+    )
+
+
+def judge_frontier(cells: xr.Dataset, claim: Claim) -> None:
+    """Who is dominated everywhere, in words."""
+    row = claim.ours("None of these corrections is dominated everywhere, by one other, in bias and variance.")
+    for kind in KINDS[:-1]:
+        at = pooled(cells.sel(kind=kind, noise=NOISE[1:], horizon=HORIZONS[1:]))
+        losers = dominated(at)
+        row.refutes(f"{kind}: rows dominated at every noise from 0.2 and T from 2", Number(len(losers), 0.0))
+        words = ", ".join(f"{loser} by {winner}" for loser, winner in losers.items())
+        row.finds(f"{kind.capitalize()}: dominated everywhere are {words}.", when=bool(losers))
+    small = pooled(cells.sel(kind="bfloat16", noise=NOISE[0]))
+    apart = abs(small / small.sel(row="none") - 1).sel(what="variance").max()
+    row.reports("bfloat16: greatest relative difference of variance from no correction", Number(float(apart)))
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """Bias against variance of every row, at one noise and length, for three kinds."""
+    figure.set_size_inches(7, 4.4)
+    kinds = {"fixed": "fixed noise", "fresh": "fresh noise", "older": "an older policy"}
+    panels = plotting.panels(figure, 1, 3, sharey=True)
+    families = ("none", "weights", "TIS", "mask", "trust region")
+    cells = data["atlas"].sel(noise=0.4, horizon=6)
+    scale = float((data["atlas"].variance.sel(row="none")).sel(noise=0.1, horizon=6, kind="bfloat16").mean())
+    for axes, (kind, title) in zip(panels, kinds.items(), strict=True):
+        for place, row in enumerate(ROWS):
+            here = cells.sel(kind=kind, row=row).mean("table")
+            family = _family(row)
+            x, y = float(here.variance) / scale, np.sqrt(max(float(here.bias), 1e-9) / scale)
+            axes.plot(x, y, ".", color=plotting.COLORS[families.index(family)], ms=4)
+            axes.annotate(str(place + 1), (x, y), (2, 2), textcoords="offset points", fontsize=7)
+        axes.set(xscale="log", title=title, xlabel="variance")
+    panels[0].set_ylabel("bias / noise of a group")
+    for place, row in enumerate(ROWS):
+        color = plotting.COLORS[families.index(_family(row))]
+        panels[0].plot([], [], ".", color=color, label=f"{place + 1} {row}")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=7.5)
+    figure.suptitle("Bias and variance of one update, by correction (noise 0.4, T = 6)")
+
+
+def _family(row: str) -> str:
+    for family in ("none", "weights", "TIS", "mask"):
+        if family in row:
+            return family
+    return "mask" if row in ("IcePop", "IPO", "KPop") else "trust region"
