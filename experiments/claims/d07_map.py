@@ -8,10 +8,11 @@ are the same in every cell (common random numbers). Bias and variance are exact,
 
 Refuted if for some row and kind the 99.9 % interval of J at the end less that without a correction, over
 questions, all rows together, lies above 0.01. Qualified if a correction ends behind by as much. Control:
-with the same engine all rows are one run. The row on dominance: refuted if no correction is beaten by one
-other everywhere, which has no more bias, variance or lost reward under any kind, and less of one under some: more
-and less by 1 % of the gradient's norm, 1 % of the policy's own variance, 0.005 of reward. The row on DPPO's abstract: refuted if
-J over training is behind that with PPO's clip by 0.005 under some kind, or ahead by it under none.
+with the same engine all rows are one run. The row on dominance: refuted if no correction is beaten everywhere
+by one other, which has no more bias, variance or lost reward under any kind and less of one under some; more
+and less mean by 1 % of the gradient's norm, 1 % of the policy's own variance, 0.005 of reward. The row on
+DPPO's abstract: refuted if J over training is behind that with PPO's clip by 0.005 under some kind, or ahead
+by it under none.
 """
 
 import itertools
@@ -124,7 +125,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
 
 
 def beaten(update: xr.Dataset, lost: xr.DataArray) -> dict[str, list[str]]:
-    """Rows to which another never loses by a margin, in bias, variance or reward, and from which it wins once."""
+    """Rows to which another never loses by a margin, in bias, variance or reward, and wins once."""
     margins = {"bias": 0.01, "variance": 0.01, "lost": LESS}
     table = xr.concat(
         [update.bias, update.variance, lost], xr.Variable("what", list(margins)), coords="minimal"
