@@ -93,14 +93,14 @@ def draws_of_states(root: int, states: int) -> xr.DataArray:
         rare, common = q < RARE, q >= COMMON
         masses = {
             "stopped": out,
+            "within": ~beyond,
             "rare within": rare & ~beyond,
             "rare within, stopped": rare & ~beyond & out,
-            "common within": common & ~beyond,
-            "common within, stopped": common & ~beyond & out,
+            "rare beyond": rare & beyond,
+            "rare beyond, stopped": rare & beyond & out,
+            "rare beyond, stopped by DPPO": rare & beyond & moved,
             "common beyond": common & beyond,
             "common beyond, stopped": common & beyond & out,
-            "rare beyond": rare & beyond,
-            "rare beyond, stopped by DPPO": rare & beyond & moved,
         }
         found.append([np.sum(q * m, 0).reshape(BATCHES, -1).mean(1) for m in masses.values()])
     shape = (len(ENGINES) + 1, len(NOISE), len(masses), BATCHES)

@@ -147,10 +147,13 @@ METHOD = Method(
 def held(mismatch: Mismatch, logits: np.ndarray, *, root: int, draw: int) -> np.ndarray:
     """The engine's logits [rows, V, R] for the policy's, each run with noise of its own."""
     runs = logits.shape[-1]
-    seeds = jnp.arange(draw * runs, (draw + 1) * runs, dtype=jnp.uint32)
-    return np.asarray(
-        mismatch(jnp.asarray(logits)[None], jnp.uint32(root), seeds, jnp.zeros((), jnp.uint32))
-    )[0]
+    seeds = np.arange(draw * runs, (draw + 1) * runs, dtype=np.uint32)
+    return np.asarray(_held(mismatch, logits[None], np.uint32(root), seeds))[0]
+
+
+@jax.jit
+def _held(mismatch: Mismatch, params: Array, root: Array, seeds: Array) -> Array:
+    return mismatch(params, root, seeds, jnp.zeros((), jnp.uint32))
 
 
 @jax.jit
