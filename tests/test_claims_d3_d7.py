@@ -286,22 +286,21 @@ def test_dominated_everywhere_is_by_one_other_and_in_every_setting():
     assert mismatch_atlas.dominated(lost) == {}
 
 
-def mapped(**ends: float) -> dict[str, xr.Dataset]:
-    """D7's data: every row ends at .9, DPPO learns faster under fixed noise; ``ends`` by row, fixed noise."""
+def mapped(**levels: float) -> dict[str, xr.Dataset]:
+    """D7's data: every row trains at .9, PPO's clip below under fixed noise; ``levels`` by row there."""
     rng = np.random.default_rng(0)
     axes = {"kind": list(ENGINES), "row": ROWS}
     base = xr.DataArray(np.full((len(ENGINES), len(ROWS)), 0.9), axes, tuple(axes))
-    end = base.expand_dims(table=24).copy()
-    for row, value in ends.items():
-        end.loc[{"row": row, "kind": "fixed"}] = value + 0.001 * rng.normal(size=24)
     whole = base.expand_dims(table=24).copy()
-    whole.loc[{"row": ["DPPO, variation", "DPPO, binary KL"], "kind": "fixed"}] = 0.95
+    whole.loc[{"row": "PPO's clip", "kind": "fixed"}] = 0.893
+    for row, value in levels.items():
+        whole.loc[{"row": row, "kind": "fixed"}] = value + 0.001 * rng.normal(size=24)
     update = xr.Dataset({"bias": base * 0 + 1, "variance": base * 0 + 1})
-    return {"update": update, "training": xr.Dataset({"end": end, "whole": whole})}
+    return {"update": update, "training": xr.Dataset({"whole": whole})}
 
 
 @pytest.mark.parametrize(
-    ("ends", "verdict"),
+    ("levels", "verdict"),
     [
         ({}, "reproduced"),
         ({"IcePop": 0.92}, "refuted"),
@@ -309,15 +308,15 @@ def mapped(**ends: float) -> dict[str, xr.Dataset]:
         ({"none": 0.88}, "refuted"),
     ],
 )
-def test_d7_falls_with_one_correction_under_one_kind(ends, verdict):
+def test_d7_falls_with_one_correction_under_one_kind(levels, verdict):
     claim = Claim("D7", "It gains nothing.")
-    d07_map.check(mapped(**ends), claim)
+    d07_map.check(mapped(**levels), claim)
     assert claim.verdict().verdict == verdict
 
 
 def test_d7_s_control_is_one_run():
     data = mapped()
-    data["training"]["end"].loc[{"kind": "same", "row": "IPO"}] += 0.01
+    data["training"]["whole"].loc[{"kind": "same", "row": "IPO"}] += 0.01
     claim = Claim("D7", "It gains nothing.")
     d07_map.check(data, claim)
     assert claim.verdict().verdict == "not testable here"
@@ -330,8 +329,9 @@ def test_d7_names_who_is_dominated():
     d07_map.check(data, claim)
     row = claim.rows[0].verdict()
     assert row.verdict == "reproduced"
-    assert row.found.startswith("Dominated everywhere: KPop by none,")
-    data["update"]["variance"].loc[{"row": "KPop", "kind": "fixed"}] = 0.9
+    assert "KPop by none, token weights," in row.found
+    assert "none by" not in row.found
+    data["update"]["variance"].loc[{"row": ["KPop", "PPO's clip"], "kind": "fixed"}] = 0.9
     claim = Claim("D7", "It gains nothing.")
     d07_map.check(data, claim)
     assert claim.rows[0].verdict().verdict == "refuted"
@@ -339,7 +339,7 @@ def test_d7_names_who_is_dominated():
 
 @pytest.mark.parametrize(
     ("kind", "value", "verdict"),
-    [("fixed", 0.95, "reproduced"), ("fixed", 0.9, "refuted"), ("expert", 0.85, "refuted")],
+    [("fixed", 0.9, "reproduced"), ("fixed", 0.895, "refuted"), ("expert", 0.89, "refuted")],
 )
 def test_d7_on_the_abstract_s_last_sentence(kind, value, verdict):
     data = mapped()

@@ -48,12 +48,17 @@ def sampled(given: trees.Problem, kind: str, size: float, *, root: int, draw: in
 
 
 def atlas(root: int, size: Any) -> xr.Dataset:
-    """Squared bias and variance of every row over kind, noise, T and table; shares kept, and lost."""
-    cells = {}
+    """Squared bias and variance of every row over kind, noise, T and table; shares kept, and lost.
+
+    ``square`` and ``own`` are ‖f∇J‖² and the variance of the policy's own groups, means over tables.
+    """
+    cells, scales = {}, []
     for T in HORIZONS:
         space = Sequences(vocab=3, horizon=int(T))
         given = trees.problem(root, space, tables=size.tables, kind="binary", spread=SPREAD)
         target = mismatches.aim(given, group_size=GROUP)
+        own = mismatches.one_update(given, given.logits, group_size=GROUP).variance[0]
+        scales.append([np.sum(target**2, (0, 1)).mean(), own.mean()])
         for kind, scale in itertools.product(("fixed", "expert", "older", "bfloat16"), NOISE):
             if kind == "bfloat16" and scale != NOISE[0]:
                 continue
@@ -71,7 +76,9 @@ def atlas(root: int, size: Any) -> xr.Dataset:
     axes = {"kind": list(KINDS), "noise": NOISE, "horizon": HORIZONS, "row": ROWS}
     names = (*axes, "what", "table")
     table = xr.DataArray(np.moveaxis(np.array(found), 3, 4), axes, names)
-    return table.assign_coords(what=["bias", "variance", "kept", "lost"]).to_dataset("what")
+    table = table.assign_coords(what=["bias", "variance", "kept", "lost"]).to_dataset("what")
+    square, own = np.array(scales).T
+    return table.assign(square=("horizon", square), own=("horizon", own))
 
 
 def _cell(error: mismatches.Errors, updates: list[Update]) -> np.ndarray:
