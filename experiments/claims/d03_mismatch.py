@@ -297,42 +297,37 @@ def judge_frontier(cells: xr.Dataset, claim: Claim) -> None:
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """Bias against variance of every row, at one noise and length, for three kinds."""
-    figure.set_size_inches(7, 4.4)
-    kinds = {"fixed": "fixed noise", "fresh": "fresh noise", "older": "an older policy"}
-    panels = plotting.panels(figure, 1, 3, sharey=True)
-    cells = data["atlas"].sel(noise=0.4, horizon=6)
-    bias = np.sqrt(cells.bias.mean("table").clip(0) / cells.square)
-    variance = cells.variance.mean("table") / cells.own
-    top = float(bias.max())
-    for axes, (kind, title) in zip(panels, kinds.items(), strict=True):
-        x, y = (each.sel(kind=kind).values for each in (variance, bias))
-        axes.scatter(x, y, c=[_color(row) for row in ROWS], s=14, zorder=3)
-        for members in _together(np.log(x / x.min()) / np.log(x.max() / x.min()), y / top):
-            words = ", ".join(str(place + 1) for place in members)
-            at = (x[members].max(), y[members].max())
-            axes.annotate(words, at, (3, 3), textcoords="offset points", fontsize=7.5)
-        axes.set(xscale="log", title=title, xlabel="variance / on-policy", xlim=(None, 1.15 * x.max()))
-        axes.xaxis.set_major_locator(ticker.FixedLocator([0.7, 1, 1.5, 2, 3, 5]))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.xaxis.set_major_formatter("{x:g}")
-    panels[0].set_ylabel("bias / |gradient|")
-    for place, row in enumerate(ROWS):
-        panels[0].plot([], [], "o", color=_color(row), ms=4, label=f"{place + 1} {row}")
-    figure.legend(loc="outside lower center", ncols=4, fontsize=7.5)
-    figure.suptitle("Bias and variance of one update, by correction (noise 0.4, T = 6)")
-
-
-def _together(x: np.ndarray, y: np.ndarray) -> list[list[int]]:
-    """Points whose labels would overlap, from places in [0, 1]."""
-    groups: list[list[int]] = []
-    for place in np.argsort(x):
-        near = [g for g in groups if abs(x[g[-1]] - x[place]) < 0.06 and abs(y[g[-1]] - y[place]) < 0.04]
-        if near:
-            near[0].append(int(place))
-        else:
-            groups.append([int(place)])
-    return [sorted(group) for group in groups]
+    """Where the rare draws lie that the clip stops; bias and variance of every row under fixed noise."""
+    figure.set_size_inches(7, 3.9)
+    left, right = plotting.panels(figure, 1, 2, width_ratios=(1, 1.25))
+    mass = data["states"].mass.sum("batch")
+    within = mass.sel(what="rare within, stopped")
+    share = within / (within + mass.sel(what="rare beyond, stopped"))
+    names = {"fixed": "noise", "expert": "another expert", "older": "an older policy"}
+    for place, (kind, label) in enumerate(names.items()):
+        left.plot(share.noise, share.sel(kind=kind), "o-", ms=4, color=plotting.COLORS[place], label=label)
+    left.axhline(0.5, color="black", lw=0.8)
+    left.set(
+        xscale="log", xlabel="size of the mismatch (logits)", title="rare tokens that a clip of 0.2 stops"
+    )
+    left.set(ylabel="share in states that moved less than it allows", ylim=(-0.03, 1.03))
+    left.xaxis.set_major_locator(ticker.FixedLocator(NOISE.tolist()))
+    left.xaxis.set_minor_locator(ticker.NullLocator())
+    left.xaxis.set_major_formatter("{x:g}")
+    left.legend()
+    cells = data["atlas"].sel(noise=0.4, horizon=6, kind="fixed")
+    bias = np.sqrt(cells.bias.mean("table") / cells.square).values
+    variance = (cells.variance.mean("table") / cells.own).values
+    right.scatter(variance, bias, c=[_color(row) for row in ROWS], s=16, zorder=3)
+    order = np.lexsort((-variance, bias))
+    for height, place in zip(np.linspace(0.0, 1.0, len(order)), order, strict=True):
+        right.annotate(
+            ROWS[place], (variance[place], bias[place]), (1.06, height), textcoords="axes fraction",
+            fontsize=7.5, va="center", annotation_clip=False, color=_color(ROWS[place]),
+            arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6},
+        )  # fmt: skip
+    right.set(xlabel="variance / on-policy", ylabel="bias / |gradient|")
+    right.set_title("one update, noise of 0.4, T = 6")
 
 
 def _color(row: str) -> str:

@@ -39,6 +39,8 @@ CAP = 2.0
 """Of truncated weights and of masks, at every level, so that levels can be compared."""
 REGION = 0.1
 """Of trust regions, in probability or in nats: what prime-rl takes (pull requests 3236, 2798 and 3283)."""
+RATE = 0.02
+"""Of AdamW, at which runs without mismatch climb from .5 to .9 in a hundred iterations."""
 Correction = Callable[[Evaluation], Array]
 
 
@@ -267,13 +269,13 @@ def errors(updates: list[Update], target: np.ndarray) -> tuple[Errors, Errors]:
     return stays, Errors(_square(middle - target) - scatter / len(updates), within + scatter)
 
 
-def config_of(given: Problem, mismatch: Mismatch, *, group_size: int, rate: float = 1.0) -> gj.Config:
+def config_of(given: Problem, mismatch: Mismatch, *, group_size: int) -> gj.Config:
     """Training on all tables at once, each a question with a tree of its own, as if it were alone."""
     return gj.Config(
         policy=gj.TreePolicy(space=given.space, logits=given.logits.transpose(2, 0, 1)),
         task=gj.SequenceTable(space=given.space, table=given.table.T),
         method=METHOD,
-        optimizer=gj.SGD(learning_rate=rate),
+        optimizer=gj.AdamW(learning_rate=RATE, weight_decay=0.0),
         loop=gj.Loop(group_size=group_size),
         behavior=gj.Behavior(mismatch=mismatch),
         expectation=gj.Sampled(),
