@@ -35,7 +35,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from matplotlib import ticker
 
 from experiments.harness.numbers import Number, mean, worst
 from experiments.harness.scripts import sizes
@@ -80,7 +79,8 @@ def every_group(root: int) -> dict[str, float]:
     gaps = {"mean": 0.0, "variance": 0.0}
     for row in range(len(ROWS)):
         law = gradient_law(
-            put(config, "method.corrections.0.row", jnp.asarray(float(row))), config.policy.logits
+            put(config, "method.corrections.0.row", jnp.asarray(float(row))),
+            np.asarray(one.logits).transpose(2, 0, 1),
         )
         away = np.abs(np.asarray(law.mean) - exact.mean[row].ravel()).max()
         gaps["mean"] = max(gaps["mean"], float(away))
@@ -124,7 +124,7 @@ def widest(statistic: Statistic, rate: float) -> float:
     q = np.full_like(new, rate)
     logs = [jnp.log(each)[None, None] for each in (q, new)]
     blank = jnp.ones_like(logs[0])
-    rollout = Rollout(np.zeros(1), blank, blank, blank[:, :, :1], blank[:, :, 0], *logs, logs[1])
+    rollout = Rollout(jnp.zeros(1), blank, blank, blank[:, :, :1], blank[:, :, 0], logs[0], logs[1], logs[1])
     return float(new[np.asarray(statistic(rollout))[0, 0] <= REGION].max(initial=rate) / rate)
 
 
@@ -311,9 +311,8 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         xscale="log", xlabel="size of the mismatch (logits)", title="rare tokens that a clip of 0.2 stops"
     )
     left.set(ylabel="share in states that moved less than it allows", ylim=(-0.03, 1.03))
-    left.xaxis.set_major_locator(ticker.FixedLocator(NOISE.tolist()))
-    left.xaxis.set_minor_locator(ticker.NullLocator())
-    left.xaxis.set_major_formatter("{x:g}")
+    left.minorticks_off()
+    left.set_xticks(NOISE, [f"{size:g}" for size in NOISE])
     left.legend()
     cells = data["atlas"].sel(noise=0.4, horizon=6, kind="fixed")
     bias = np.sqrt(cells.bias.mean("table") / cells.square).values
@@ -324,7 +323,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         right.annotate(
             ROWS[place], (variance[place], bias[place]), (1.06, height), textcoords="axes fraction",
             fontsize=7.5, va="center", annotation_clip=False, color=_color(ROWS[place]),
-            arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6},
+            arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6, "relpos": (0, 0.5)},
         )  # fmt: skip
     right.set(xlabel="variance / on-policy", ylabel="bias / |gradient|")
     right.set_title("one update, noise of 0.4, T = 6")

@@ -75,8 +75,8 @@ def atlas(root: int, size: Any) -> xr.Dataset:
     ]
     axes = {"kind": list(KINDS), "noise": NOISE, "horizon": HORIZONS, "row": ROWS}
     names = (*axes, "what", "table")
-    table = xr.DataArray(np.moveaxis(np.array(found), 3, 4), axes, names)
-    table = table.assign_coords(what=["bias", "variance", "kept", "lost"]).to_dataset("what")
+    each = xr.DataArray(np.moveaxis(np.array(found), 3, 4), axes, names)
+    table = each.assign_coords(what=["bias", "variance", "kept", "lost"]).to_dataset("what")
     square, own = np.array(scales).T
     return table.assign(square=("horizon", square), own=("horizon", own))
 
@@ -148,7 +148,7 @@ def dominated(at: xr.DataArray) -> dict[str, str]:
     Less by over 1 % of what the worst row has in this setting.
     """
     scale = NEAR * at.max("row")
-    found = {}
+    found: dict[str, str] = {}
     for row, other in itertools.permutations(at.row.values, 2):
         gap = (at.sel(row=row) - at.sel(row=other)) / scale
         if bool((gap >= -1e-9).all()) and bool((gap.max("what") > 1).all()):

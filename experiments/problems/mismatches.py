@@ -114,7 +114,7 @@ class Chosen:
 
     def __call__(self, at: Evaluation) -> Array:
         factors = [correction(at) for correction in CORRECTIONS.values()]
-        return sum(jnp.where(self.row == place, each, 0) for place, each in enumerate(factors))
+        return jnp.select([self.row == place for place in range(len(factors))], factors)
 
 
 ENGINES: dict[str, Mismatch] = {
@@ -134,7 +134,7 @@ class OneOf:
 
     def __call__(self, params: Params, root: Array, seed: Array, step: Array, /) -> Params:
         found = [one(params, root, seed, step) for one in ENGINES.values()]
-        return sum(jnp.where(self.kind == place, each, 0) for place, each in enumerate(found))
+        return jnp.select([self.kind == place for place in range(len(found))], found)
 
 
 METHOD = Method(
