@@ -33,17 +33,17 @@ def by_hand(new, q, won):
         "none": ones,
         "token weights": r,
         "sequence weights": w * ones,
-        "TIS, token": np.minimum(r, 2),
-        "TIS, sequence": min(w, 2) * ones,
-        "TIS, geometric mean": min(g, 2) * ones,
-        "mask, token": np.where(r <= 2, r, 0),
-        "mask, sequence": (w if w <= 2 else 0) * ones,
-        "mask, geometric mean": r if 0.5 <= g <= 2 else 0 * r,
+        "token TIS": np.minimum(r, 2),
+        "sequence TIS": min(w, 2) * ones,
+        "geometric TIS": min(g, 2) * ones,
+        "token mask": np.where(r <= 2, r, 0),
+        "sequence mask": (w if w <= 2 else 0) * ones,
+        "geometric mask": r if 0.5 <= g <= 2 else 0 * r,
         "IcePop": np.where((r >= 0.2) & (r <= 5), r, 0),
         "PPO's clip": clip,
         "CISPO": np.minimum(r, 1.2),
-        "DPPO, variation": np.where(toward <= 0.1, np.minimum(r, 20), 0),
-        "DPPO, binary KL": np.where((toward <= 0) | (binary_kl(q, new) <= 0.1), np.minimum(r, 20), 0),
+        "DPPO (TV)": np.where(toward <= 0.1, np.minimum(r, 20), 0),
+        "DPPO (KL)": np.where((toward <= 0) | (binary_kl(q, new) <= 0.1), np.minimum(r, 20), 0),
         "IPO": np.where(abs(new - q) <= 0.1, r, 0),
         "KPop": np.where(np.maximum(binary_kl(q, new), binary_kl(new, q)) <= 0.1, r, 0),
     }
@@ -237,8 +237,8 @@ def ruled() -> xr.Dataset:
     """Every sentence holds but the one that DPPO is ahead of IPO."""
     data = cells()
     data["bias"].loc[{"row": "IPO"}] = 0.5
-    data["bias"].loc[{"row": "mask, token"}] = 0.5
-    data["kept"].loc[{"row": "mask, sequence", "horizon": 6}] = 0.5
+    data["bias"].loc[{"row": "token mask"}] = 0.5
+    data["kept"].loc[{"row": "sequence mask", "horizon": 6}] = 0.5
     return data
 
 
@@ -255,10 +255,10 @@ def test_users_sentences_hold_or_fall():
     [
         ("bias", {"kind": "older", "noise": 0.4, "row": "IPO"}, 2.0, "(prime-rl 1930)", "refuted"),
         ("bias", {"kind": "fixed", "noise": 0.4, "row": "IPO"}, 2.0, "(prime-rl 1930)", "qualified"),
-        ("bias", {"kind": "expert", "horizon": 4, "row": "mask, token"}, 2.0, "(prime-rl 1030)", "refuted"),
-        ("bias", {"kind": "older", "horizon": 4, "row": "mask, token"}, 2.0, "(prime-rl 1030)", "qualified"),
-        ("kept", {"horizon": 1, "row": "mask, geometric mean"}, 0.9, "(TRL 4891)", "refuted"),
-        ("kept", {"horizon": 1, "row": "mask, sequence"}, 0.4, "(TRL 4891)", "refuted"),
+        ("bias", {"kind": "expert", "horizon": 4, "row": "token mask"}, 2.0, "(prime-rl 1030)", "refuted"),
+        ("bias", {"kind": "older", "horizon": 4, "row": "token mask"}, 2.0, "(prime-rl 1030)", "qualified"),
+        ("kept", {"horizon": 1, "row": "geometric mask"}, 0.9, "(TRL 4891)", "refuted"),
+        ("kept", {"horizon": 1, "row": "sequence mask"}, 0.4, "(TRL 4891)", "refuted"),
         ("lost", {"kind": "expert", "horizon": 6, "row": "IPO"}, 0.4, "(prime-rl 2458)", "refuted"),
     ],
 )  # fmt: skip
@@ -343,7 +343,7 @@ def test_d7_names_who_is_dominated():
 )
 def test_d7_on_the_abstract_s_last_sentence(kind, value, verdict):
     data = mapped()
-    data["training"]["whole"].loc[{"row": "DPPO, variation", "kind": kind}] = value
+    data["training"]["whole"].loc[{"row": "DPPO (TV)", "kind": kind}] = value
     claim = Claim("D7", "It gains nothing.")
     d07_map.check(data, claim)
     assert claim.rows[1].verdict().verdict == verdict

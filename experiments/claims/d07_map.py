@@ -170,7 +170,7 @@ def judge_dppo(whole: xr.DataArray, claim: Claim) -> None:
         "(DPPO, arXiv:2602.04879, abstract) DPPO achieves superior training stability and efficiency "
         "compared to existing methods."
     )
-    for name in ("DPPO, variation", "DPPO, binary KL"):
+    for name in ("DPPO (TV)", "DPPO (KL)"):
         gain = whole.sel(row=name, drop=True) - whole.sel(row="PPO's clip", drop=True)
         numbers = {kind: mean(gain.sel(kind=kind), expected=-LESS, relation="at least") for kind in KINDS}
         row.refutes(f"{name}: J over training less that with PPO's clip", numbers)
