@@ -21,11 +21,11 @@ refuted if at some noise a geometric mean within [1/2, 2] keeps another share of
 1, by 0.05, or the product more. The KL: refuted if IPO's mask of 0.1 drops a hundredth of the tokens and
 less than half of (log π/q)² with them. KPop's band: refuted if it is not the wider one beside IPO's, as a
 ratio, at a probability of 0.001, or not the tighter one at 0.99. Our row: refuted if under some kind another
-correction has, at every noise from 0.2 and T from 2, no more of bias and variance, and 1 % less of one. A
-trust region is meant to leave the gradient; what that is good for is not judged here but in training (the
-map and D4). Checks of the instrument, to 1e-10: mean and variance of every row from all groups of 3 by the
-library; sequence weights are unbiased up to f; E_q[w²] = (1 + χ²)^T; token weights follow the local
-surrogate (C1); without noise no row errs.
+correction has, at every noise from 0.2 and T from 2, no more bias nor variance, and less of one, by 1 % of
+that without a correction. A trust region is meant to leave the gradient; what that is good for is not judged
+here but in training (the map and D4). Checks of the instrument, to 1e-10: mean and variance of every row
+from all groups of 3 by the library; sequence weights are unbiased up to f; E_q[w²] = (1 + χ²)^T; token
+weights follow the local surrogate (C1); without noise no row errs.
 """
 
 import itertools
@@ -62,7 +62,7 @@ from grpo_jax.parts.sampler import Statistic, TotalVariation
 from grpo_jax.types import Rollout
 
 PRECISION = "float64"
-SIZES = sizes(tables=(16, 60, 200), draws=(2, 6, 12), states=(2000, 8000, 40000))
+SIZES = sizes(tables=(16, 120, 240), draws=(2, 6, 12), states=(2000, 8000, 40000))
 
 LENGTH = 0.05
 """Change of a kept share that counts as one."""
