@@ -32,7 +32,7 @@ from experiments.problems import mismatches, trees
 from experiments.problems.mismatches import ENGINES, ROWS
 from grpo_jax import plotting
 
-SIZES = sizes(tables=(16, 320, 960), iterations=(40, 100, 100), draws=(2, 4, 8))
+SIZES = sizes(tables=(96, 320, 960), iterations=(40, 100, 100), draws=(2, 4, 8))
 
 SPACE = gj.Sequences(vocab=3, horizon=4)
 GROUP, SPREAD = 8, 1.5
@@ -125,7 +125,8 @@ def told(update: xr.Dataset, lost: xr.DataArray, held: list[Number], claim: Clai
         f"more than {float(back):.3f}.",
         when=held,
     )
-    cost = (lost - lost.sel(row="none", drop=True)).sel(kind=KINDS).max("kind").sortby(-1 * lost.max("kind"))
+    cost = (lost - lost.sel(row="none", drop=True)).sel(kind=KINDS).max("kind")
+    cost = cost.sortby(cost, ascending=False)
     most = [f"{name} {float(cost.sel(row=name)):.3f}" for name in cost.row.values[:4]]
     claim.finds(f"Worse than doing nothing, by up to: {', '.join(most)}.", when=bool((cost[:4] > GAIN).all()))
     far = float(abs(update - update.sel(row="none", kind="same")).sel(kind="bfloat16").to_array().max())
