@@ -187,11 +187,17 @@ def judge_clip(mass: xr.DataArray, claim: Claim) -> None:
             values = list(shares.values())
             passed.append((1 - values[2].value, 1 - values[1].value))
             missed.append(1 - values[3].value)
-    far = {kind: right[kind, 0.4] for kind in mass.kind.values if (kind, 0.4) in right}
+    near = [1 - far for (kind, noise), far in right.items() if kind != "expert" and noise <= 0.2]
+    far = [far for (kind, noise), far in right.items() if kind != "expert" and noise >= 0.4]
     claim.finds(
-        f"A mismatch of 0.4 in logits moves most states further than the clip allows: {_range(far.values())} "
-        "of the rare tokens that it stops lie in such states, where it is right.",
-        when=bool(far) and min(far.values()) > 0.5,
+        f"Up to a mismatch of 0.2 in logits {_range(near)} of the rare tokens that the clip stops lie in "
+        "states that have moved less than it allows.",
+        when=bool(near) and min(near) > 0.5,
+    )
+    claim.finds(
+        f"From 0.4 on, where most states have moved further, {_range(far)} lie in such states: there it is "
+        "right about them.",
+        when=bool(far) and min(far) > 0.5,
     )
     row.finds(
         f"In states beyond δ the clip passes {_range(first for first, _ in passed)} of the common tokens and "
@@ -268,6 +274,12 @@ def judge_users(cells: xr.Dataset, claim: Claim) -> None:
         if float(dropped.sel(kind=kind, noise=noise, horizon=HORIZONS[-1])) >= 0.01:
             number = Number(float(here), 0.5, relation="at least")
             row.refutes(f"{kind}, noise {noise:g}, T = 6: share of (log π/q)² on tokens IPO drops", number)
+    at = lost.sel(kind="fixed", horizon=HORIZONS[-1])
+    row.finds(
+        f"The share grows with the mismatch: {float(at.sel(noise=0.2)):.0%} at a noise of 0.2 in logits, "
+        f"{float(at.sel(noise=0.8)):.0%} at 0.8.",
+        when=bool(at.sel(noise=0.2) < 0.5 < at.sel(noise=0.8)),
+    )
 
 
 def judge_bands(ratio: xr.DataArray, claim: Claim) -> None:

@@ -186,6 +186,12 @@ def judge_dppo(whole: xr.DataArray, claim: Claim) -> None:
             "behind no correction at all under fixed noise.",
             when=[ahead, behind],
         )
+        lead = max(KINDS, key=lambda kind: numbers[kind].value)
+        row.finds(
+            f"{name}: under no kind surely ahead of PPO's clip by {LESS:g} (most, under {WORDS[lead]}: "
+            f"{numbers[lead].value:.3f}).",
+            when=ahead.holds is not True,
+        )
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
