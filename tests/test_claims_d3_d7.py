@@ -12,7 +12,7 @@ from experiments.harness.verdict import Claim
 from experiments.problems import mismatch_atlas, mismatches, trees
 from experiments.problems.mismatches import ENGINES, ROWS
 from grpo_jax import Sequences
-from grpo_jax.parts.sampler import TotalVariation
+from grpo_jax.parts.sampler import BothBinaryKL, TotalVariation
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -149,7 +149,7 @@ def test_bands_of_masks():
     for rate in (0.001, 0.3):
         want = 1 + mismatches.REGION / rate
         assert d03_mismatch.widest(TotalVariation(), rate) == pytest.approx(want, rel=0.01)
-    new = 0.001 * d03_mismatch.widest(mismatches.EitherWay(), 0.001)
+    new = 0.001 * d03_mismatch.widest(BothBinaryKL(), 0.001)
     assert max(binary_kl(new, 0.001), binary_kl(0.001, new)) == pytest.approx(0.1, rel=0.01)
 
 

@@ -351,3 +351,20 @@ def test_the_sampler_as_denominator_corrects_only_where_it_is_said_to():
     np.testing.assert_allclose(ratio(rollout(), jnp.asarray(LOGP)), LOGP - DRAWN, rtol=1e-12)
     assert ratio.corrects_sampler
     assert not ratios.FromSampler(correction=False).corrects_sampler
+
+
+def test_a_divergence_is_never_below_zero_so_that_a_mask_from_zero_keeps_equal_policies():
+    """In float32, where rounding would."""
+    old = jnp.asarray(-np.random.default_rng(2).exponential(0.7, (1, 4, 500)) - 1e-3, jnp.float32)
+    gap = 1 + 1e-4 * jnp.asarray(np.random.default_rng(3).normal(size=old.shape), jnp.float32)
+    blank = jnp.zeros((1, 4), jnp.float32)
+    rollout = Rollout(
+        prompts=np.arange(1), tokens=jnp.zeros(old.shape, int), mask=jnp.ones(old.shape, jnp.float32),
+        rewards=blank[:, :, None], multiplicity=blank + 1, sampling_logp=old * gap, old_logp=old,
+        ref_logp=old,
+    )  # fmt: skip
+    at = Evaluation(rollout, old, jnp.zeros_like(old), blank[:, :, None])
+    for statistic in (sampler.BinaryKL(), sampler.BothBinaryKL()):
+        kept = sampler.SamplerMask(statistic=statistic, high=0.1)(at)
+        assert kept.dtype == jnp.float32
+        assert (np.asarray(kept) > 0).all()

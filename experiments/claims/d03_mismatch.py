@@ -54,11 +54,11 @@ from experiments.problems.mismatch_atlas import (
     pooled,
     sampled,
 )  # fmt: skip
-from experiments.problems.mismatches import REGION, ROWS, EitherWay
+from experiments.problems.mismatches import REGION, ROWS
 from grpo_jax import Sequences, plotting
 from grpo_jax.exact import gradient_law
 from grpo_jax.part import put
-from grpo_jax.parts.sampler import Statistic, TotalVariation
+from grpo_jax.parts.sampler import BothBinaryKL, Statistic, TotalVariation
 from grpo_jax.types import Rollout
 
 PRECISION = "float64"
@@ -131,7 +131,7 @@ def widest(statistic: Statistic, rate: float) -> float:
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """The atlas of one update, draws of single states, identities, and the bands of two masks."""
     gaps = every_group(seed)
-    bands = [[widest(s, p) for p in (0.001, 0.99)] for s in (EitherWay(), TotalVariation())]
+    bands = [[widest(s, p) for p in (0.001, 0.99)] for s in (BothBinaryKL(), TotalVariation())]
     return {
         "atlas": atlas(seed, size),
         "states": xr.Dataset({"mass": draws_of_states(seed, size.states)}),

@@ -27,7 +27,13 @@ from grpo_jax.methods import SHIFT
 from grpo_jax.part import number, part
 from grpo_jax.parts.gains import Clip, Gain, Linear, TruncatedScore
 from grpo_jax.parts.ratios import Ratio, Score, SequenceMean, Token, Trajectory
-from grpo_jax.parts.sampler import BinaryKL, MismatchRatio, SamplerMask, SamplerMismatch, TotalVariation
+from grpo_jax.parts.sampler import (
+    BothBinaryKL,
+    MismatchRatio,
+    SamplerMask,
+    SamplerMismatch,
+    TotalVariation,
+)
 from grpo_jax.parts.soft_gains import BinaryKLRegion, VariationRegion
 from grpo_jax.sequences import Sequences
 from grpo_jax.statistics import divide
@@ -60,18 +66,6 @@ class AgainstSampler:
         return divide(jax.grad(total)(jax.lax.stop_gradient(at.logp)), at.advantages)
 
 
-@part
-class EitherWay:
-    """The greater of D(p‖q) and D(q‖p) between a token's two outcomes (KPop)."""
-
-    statistic: BinaryKL = BinaryKL()
-
-    def __call__(self, rollout: Rollout) -> Array:
-        back = rollout._replace(sampling_logp=rollout.old_logp, old_logp=rollout.sampling_logp)
-        either = jnp.maximum(self.statistic(rollout), self.statistic(back))
-        return jnp.maximum(either, 0)  # rounding can leave a divergence of 0 below it, and outside a mask
-
-
 CORRECTIONS: dict[str, Correction] = {
     "none": SamplerMismatch(low=1.0, high=1.0),
     "token weights": SamplerMismatch(high=INF),
@@ -88,7 +82,7 @@ CORRECTIONS: dict[str, Correction] = {
     "DPPO (TV)": AgainstSampler(gain=VariationRegion(low=REGION, high=REGION)),
     "DPPO (KL)": AgainstSampler(gain=BinaryKLRegion(low=REGION, high=REGION)),
     "IPO": SamplerMask(statistic=TotalVariation(), high=REGION),
-    "KPop": SamplerMask(statistic=EitherWay(), high=REGION),
+    "KPop": SamplerMask(statistic=BothBinaryKL(), high=REGION),
 }
 """Masks by tokens and by the geometric mean keep token weights, the mask by sequences sequence weights."""
 ROWS = list(CORRECTIONS)

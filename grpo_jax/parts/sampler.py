@@ -78,8 +78,11 @@ def _probabilities(rollout: Rollout) -> tuple[Array, Array]:
 
 
 def _two_outcomes(p: Array, q: Array) -> Array:
-    """KL between "this token or any other" under p and under q."""
-    return p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q))
+    """KL between "this token or any other" under p and under q.
+
+    Rounding can leave a divergence of 0 just below it, where a mask that starts at 0 would drop the token.
+    """
+    return jnp.maximum(p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q)), 0)
 
 
 def _per_sequence(rollout: Rollout, value: Array) -> Array:
