@@ -99,8 +99,8 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     for records in ("processed", "raw"):
         config = samplers.training(given, decoding=Decoding(temperature=1.0), records=records)
         run = partial(samplers.swept, config, PATHS, **told)
-        once = run(few, axes={}, iterations=1, record=[], measure={"update": samplers.ascended})
-        updates[records] = once.update.isel(seed=0)
+        once = run(few, axes={}, iterations=1, record=[], measure={"ascended": samplers.ascended})
+        updates[records] = once.ascended.isel(seed=0)
     config = samplers.training(given, decoding=Decoding(temperature=1.0))
     axes = {"expectation.exact": {"exact": 1.0, "sampled": 0.0}, "learning_rate": RATES}
     runs = samplers.swept(
