@@ -266,7 +266,7 @@ def judge_training(training: xr.Dataset, claim: Claim) -> None:
         mean(fallen.mean(["top_p", "handling", "sampling"])),
     )
     row.finds(
-        f"On trees of {TRAINED} tokens {int(fallen.sum())} of {fallen.size} runs with biased ratios collapse.",
+        f"On trees of {TRAINED} tokens {int(fallen.sum())} of {fallen.size} runs with biased ratios do.",
         when=hardest(lost).holds is False,
     )
     other = claim.also('(twinkle 254.) "Reward is comparable with and without replay."')
