@@ -19,7 +19,7 @@ without noise, the library's update against enumeration in NumPy (1e-10), sample
 at top-p 1 every handling is the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -116,7 +116,7 @@ def lengths(seed: int, size: Any) -> xr.Dataset:
     return xr.Dataset({name: ((*axes, "table"), part) for name, part in parts.items()}, axes)
 
 
-def handled(level: float) -> dict[str, tuple[float, ...]]:
+def handled(level: float) -> Mapping[str, tuple[float, ...]]:
     """Every handling as values of PATHS."""
     found = {name: (level, 1.0, *numbers) for name, numbers in HANDLINGS.items()}
     return found | {REPLAY: (level, level, *samplers.NONE)}
@@ -138,7 +138,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
         record=[], record_start=True, record_every=5,
         measure={"plain": samplers.plain, "decoded": samplers.decoded, "outside": samplers.outside},
     )  # fmt: skip
-    told = {"handling": "no correction", "iteration": 1, "drop": True}
+    told: dict[str, Any] = {"handling": "no correction", "iteration": 1, "drop": True}
     return {
         "trees": by_enumeration(seed, size.trees, HORIZONS),
         "here": by_enumeration(seed, size.tables, [TRAINED]).isel(horizon=0, drop=True),
@@ -343,13 +343,15 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         left.plot(found.horizon, found[name].mean("table"), style, ms=3, color=color, label=label, zorder=3)
     left.legend(loc="lower left")
     left.set(xlabel="T (tokens)", ylabel="share of the gradient kept", ylim=(0.5, 1.02))
-    left.set_title("Top-p 0.9: sequence weights shrink it with T")
+    left.set_title("Sequence weights shrink it with T (top-p 0.9)")
     runs = data["training"].sel(handling="no correction", sampling="exact", drop=True)
-    lines = {
+    curves = {
         "as sampled": runs.decoded.sel(top_p=CUTS[0]),
         "softmax itself": runs.plain.sel(top_p=CUTS[0]),
         "trained without top-p": runs.plain.sel(top_p=1.0),
     }
-    told = xr.concat([line.drop_vars("top_p") for line in lines.values()], xr.Variable("policy", list(lines)))
+    told = xr.concat(
+        [line.drop_vars("top_p") for line in curves.values()], xr.Variable("policy", list(curves))
+    )
     plotting.curves(right, told, over="table", x="iteration", by="policy")
-    right.set(ylabel="J", title=f"Top-p {CUTS[0]}: the rest is not unlearnt")
+    right.set(ylabel="J", title=f"The rest is not unlearnt (top-p {CUTS[0]})")

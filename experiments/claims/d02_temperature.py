@@ -17,7 +17,6 @@ sampled training (groups of 8). Checks of our instrument: the library's updates 
 placebo: at τ = 1 all handlings are the same.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from grpo_jax.decoding import Decoding
 from grpo_jax.sequences import Sequences
 
 PRECISION = "float64"
-SIZES = sizes(trees=(64, 256, 512), tables=(16, 128, 512), iterations=(20, 50, 200))
+SIZES = sizes(trees=(64, 256, 512), tables=(16, 256, 512), iterations=(20, 50, 200))
 
 VOCAB, SPREAD = 5, 2.0
 TEMPERATURES = [0.6, 0.8, 1.25, 1.5]
@@ -95,12 +94,20 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     given = problem(seed, space, tables=size.tables, kind="graded", spread=SPREAD)
     settings = {tau: handled(tau) for tau in [*TEMPERATURES, 1.0]}
     few = {tau: settings[tau] for tau in TEMPERATURES}
-    told = {"name": "temperature", "root": seed}
+    told: dict[str, Any] = {"name": "temperature", "root": seed}
     updates = {}
     for records in ("processed", "raw"):
         config = samplers.training(given, decoding=Decoding(temperature=1.0), records=records)
-        run = partial(samplers.swept, config, PATHS, **told)
-        once = run(few, axes={}, iterations=1, record=[], measure={"ascended": samplers.ascended})
+        once = samplers.swept(
+            config,
+            PATHS,
+            few,
+            axes={},
+            iterations=1,
+            record=[],
+            measure={"ascended": samplers.ascended},
+            **told,
+        )
         updates[records] = once.ascended.isel(seed=0)
     settings = {tau: {n: v for n, v in every.items() if n != CONTROL} for tau, every in settings.items()}
     config = samplers.training(given, decoding=Decoding(temperature=1.0))
@@ -243,6 +250,16 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     left.set(xlabel="T (tokens)", ylabel="|sine| to ∇J_τ", title="On-policy for the hot policy at T = 1 only")
     end = at_best_rate(data["training"]).plain.sel(sampling="sampled", drop=True)
     end = (end - end.sel(temperature=1.0)).sortby("temperature")
-    plotting.curves(right, end, over="table", x="temperature", by="handling")
+    names = end.handling.values
+    for place, (name, color) in enumerate(zip(names, plotting.COLORS, strict=False)):
+        here = interval(end.sel(handling=name), over="table")
+        beside = here.temperature + 0.015 * (place - (len(names) - 1) / 2)
+        right.plot(beside, here.value, lw=0.8, color=color)
+        plotting.points(right, beside, here.value, here.low, here.high, color=color, label=name)
+    right.legend(loc="lower right")
     right.axhspan(-REWARD, REWARD, color="0.92", zorder=0)
-    right.set(xlabel="τ", ylabel="final J at 1, less that of τ = 1", title="What a temperature is worth")
+    right.set(
+        xlabel="τ",
+        ylabel="final J at 1, less that of τ = 1",
+        title="Cold samples cost more than hot ones gain",
+    )

@@ -101,7 +101,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     moved = abs(flat.most.isel(iteration=-1) - flat.most.isel(iteration=0))
     claim.requires("placebo, equal rewards: change of the likeliest answer", worst(moved, tolerance=1e-8))
     for update in UPDATES:
-        numbers = {}
+        numbers: dict[str, Number] = {}
         for name in SPACES:
             gain = data[name].gain.sel(update=update, baseline=slice(None, 0.0), drop=True)
             numbers |= prefixed(name, exact_numbers(gain) if update == "SGD" else mean_numbers(gain))
@@ -138,7 +138,7 @@ def mean_numbers(gain: xr.DataArray) -> dict[str, Number]:
     """Mean J over problems at the end, and at the iteration at which it is lowest after the start."""
     later = gain.isel(iteration=slice(1, None))
     lowest = later.isel(iteration=later.mean("table").argmin("iteration")).drop_vars("iteration")
-    told = {"expected": 0.0, "tolerance": SLACK, "relation": "at least", "over": "table"}
+    told: dict[str, Any] = {"expected": 0.0, "tolerance": SLACK, "relation": "at least", "over": "table"}
     end = gain.isel(iteration=-1, drop=True)
     return prefixed("on the way", each(lowest, **told)) | prefixed("end", each(end, **told))
 
@@ -149,7 +149,7 @@ def judge_signs(data: dict[str, xr.Dataset], claim: Claim) -> None:
         '(arXiv:2506.20520, abstract.) "Off-policy updates benefit from focusing more on positive rewards '
         'than on negative ones."'
     )
-    numbers = {}
+    numbers: dict[str, Number] = {}
     for name in SPACES:
         end = data[name].gain.isel(iteration=-1, drop=True)
         for value in (0.1, 0.5, 1.0):
@@ -194,7 +194,7 @@ def judge_collapse(data: dict[str, xr.Dataset], claim: Claim) -> None:
         "At V ≥ E_q r exact ascent collapses to one output, and so does GRPO without a ratio, whose group "
         "mean is V = E_q r."
     )
-    told = {"expected": SURE, "relation": "at least", "over": "table"}
+    told: dict[str, Any] = {"expected": SURE, "relation": "at least", "over": "table"}
     for name in SPACES:
         end = (
             data[name]
@@ -236,10 +236,12 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     figure.set_size_inches(7, 3.1)
     left, right = plotting.panels(figure, 1, 2)
     found = data["answers"].isel(iteration=-1).sel(kind="graded", drop=True)
-    for update, color in zip(UPDATES, plotting.COLORS, strict=False):
+    for place, (update, color) in enumerate(zip(UPDATES, plotting.COLORS, strict=False)):
         for axes, name in ((left, "gain"), (right, "most")):
             here = interval(found[name].sel(update=update), over="table")
-            plotting.points(axes, here.baseline, here.value, here.low, here.high, color=color, label=update)
+            beside = here.baseline + 0.035 * (place - 1)
+            axes.plot(beside, here.value, lw=0.8, color=color)
+            plotting.points(axes, beside, here.value, here.low, here.high, color=color, label=update)
     for axes in (left, right):
         axes.axvline(0, color="0.5", lw=0.8)
         axes.set(xlabel="V − E_q r, in σ")

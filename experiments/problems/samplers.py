@@ -79,6 +79,12 @@ def swept(
     return xr.concat(found, xr.Variable(name, list(settings)))
 
 
+def _undecoded(view: View) -> Any:
+    """The policy without sampling parameters."""
+    policy: Any = view.config.policy
+    return dataclasses.replace(policy, decoding=None)
+
+
 def _under(view: View, policy: Any) -> Array:
     return diagnostics.prompt_reward(policy, view.config.task, view.params, view.prompts)
 
@@ -86,7 +92,7 @@ def _under(view: View, policy: Any) -> Array:
 @gj.measure("context", about="J of the softmax itself, at temperature 1 and without filters")
 def plain(view: View) -> Array:
     """[context] what one deploys without sampling parameters."""
-    return _under(view, dataclasses.replace(view.config.policy, decoding=None))
+    return _under(view, _undecoded(view))
 
 
 @gj.measure("context", about="J of the policy as the sampler decodes it")
@@ -102,9 +108,8 @@ def outside(view: View) -> Array:
     """[context] 1 − P(K) under the softmax itself."""
     policy, behavior = view.config.policy, view.config.behavior
     assert behavior is not None
-    full = dataclasses.replace(policy, decoding=None)
     kept = diagnostics.log_support(behavior.sampler(policy), view.params, view.prompts) > -1e20
-    chance = jnp.exp(diagnostics.log_support(full, view.params, view.prompts))
+    chance = jnp.exp(diagnostics.log_support(_undecoded(view), view.params, view.prompts))
     return jnp.sum(jnp.where(kept, 0, chance), 1)
 
 
