@@ -33,7 +33,7 @@ from grpo_jax.decoding import Decoding
 from grpo_jax.sequences import Sequences
 
 PRECISION = "float64"
-SIZES = sizes(trees=(64, 256, 512), tables=(16, 256, 512), iterations=(20, 50, 200))
+SIZES = sizes(trees=(64, 256, 512), tables=(16, 160, 512), iterations=(20, 50, 200))
 
 VOCAB, SPREAD = 5, 2.0
 TEMPERATURES = [0.6, 0.8, 1.25, 1.5]
@@ -261,5 +261,5 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     right.set(
         xlabel="τ",
         ylabel="final J at 1, less that of τ = 1",
-        title="Cold samples cost more than hot ones gain",
+        title="What a temperature is worth",
     )
