@@ -1,5 +1,6 @@
 """Rules of the claims on who sampled, with numbers made up for the purpose: what should fail fails."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -13,7 +14,10 @@ from experiments.claims import d06_baseline as d6
 from experiments.formulas import sampler_bias as by_hand
 from experiments.harness.scripts import find_scripts
 from experiments.harness.verdict import Claim
-from experiments.problems import stale
+from experiments.problems import samplers, stale
+from experiments.problems.trees import Problem
+from grpo_jax import train
+from grpo_jax.decoding import Decoding
 from grpo_jax.sequences import Sequences
 from tests.filters import softmax, top_p
 
@@ -86,6 +90,23 @@ def test_the_sine_is_that_of_the_angle():
     one, other = np.zeros((1, 2, 3)), np.zeros((1, 2, 3))
     one[0, 0], other[0] = 2.0, [[1.0, 0.0, -3.0], [1.0, 1.0, 0.0]]
     np.testing.assert_allclose(by_hand.sine(one, other), [np.sqrt(0.5), 1, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("level", [0.6, 1.0])
+def test_whole_distributions_are_the_sampler_s(level):
+    """Every output as often as the truncated policy gives it, its log-probability what q reports."""
+    space = Sequences(vocab=3, horizon=2)
+    given = Problem(space, REWARDS, LOGITS)
+    config = samplers.training(given, decoding=Decoding(top_p=level))
+    config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, decoding=None))
+    rollout = config.expectation.collect(config, train.init(config)).rollout
+    want = by_hand.products(by_hand.truncated(PI, level)).T
+    np.testing.assert_allclose(rollout.multiplicity, want, atol=1e-14)
+    told = np.exp(np.asarray(rollout.sampling_logp).sum(2))
+    np.testing.assert_allclose(np.where(want > 0, told, 0), want, atol=1e-14)
+    np.testing.assert_allclose(
+        np.exp(np.asarray(rollout.old_logp).sum(2)), by_hand.products(PI).T, atol=1e-14
+    )
 
 
 # D1
@@ -298,7 +319,7 @@ def test_d6_s_sentences_can_hold():
     ("group", "name", "where", "to", "row", "verdict"),
     [
         ("trees", "gain", {"update": "SGD", "baseline": 0.0, "iteration": 5, "table": 2}, -0.1, 0, "refuted"),
-        ("answers", "gain", {"update": "SGD", "baseline": -4, "iteration": 9, "table": 0}, -0.1, 0, "refuted"),
+        ("answers", "gain", {"update": "SGD", "baseline": -4, "iteration": 9, "table": 0}, -1, 0, "refuted"),
         ("answers", "gain", {"update": "AdamW", "baseline": -1.0, "iteration": 9}, -0.1, 0, "qualified"),
         ("fresh", "gain", {"baseline": 1.0, "iteration": 9}, 0.9, 0, "not testable here"),
         ("flat", "most", {"iteration": 9}, 0.5, 0, "not testable here"),
