@@ -158,9 +158,11 @@ def judge_signs(data: dict[str, xr.Dataset], claim: Claim) -> None:
             numbers |= {f"{name}, |V| = {value:g} σ, {key}": number for key, number in found.items()}
     row.refutes("J at −V less J at +V", hardest(numbers))
     row.reports("J at −V less J at +V", numbers)
-    won, lost = (sum(number.holds is here for number in numbers.values()) for here in (True, False))
+    won = [name for name, number in numbers.items() if number.holds]
+    lost = sum(number.holds is False for number in numbers.values())
     row.finds(
-        f"Of {len(numbers)} settings {won} end with more than {GAIN} σ more at −V than at +V, {lost} do not."
+        f"Of {len(numbers)} settings {len(won)} end with more than {GAIN} σ more at −V than at +V, {lost} do "
+        f"not{': where it holds is ' + '; '.join(won) if won else ''}."
     )
 
 
@@ -246,5 +248,5 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         axes.axvline(0, color="0.5", lw=0.8)
         axes.set(xlabel="V − E_q r, in σ")
     left.legend()
-    left.set(ylabel="J above that of q, in σ", title="Every V improves on q …")
-    right.set(ylabel="likeliest answer", ylim=(0, 1.02), title="… from E_q r on it collapses")
+    left.set(ylabel="J above that of q, in σ", title="What a baseline gains on q …")
+    right.set(ylabel="likeliest answer", ylim=(0, 1.02), title="… and what it leaves of the others")
