@@ -161,8 +161,8 @@ def judge_signs(data: dict[str, xr.Dataset], claim: Claim) -> None:
     won = [name for name, number in numbers.items() if number.holds]
     lost = sum(number.holds is False for number in numbers.values())
     row.finds(
-        f"Of {len(numbers)} settings {len(won)} end with more than {GAIN} σ more at −V than at +V, {lost} do "
-        f"not{': where it holds is ' + '; '.join(won) if won else ''}."
+        f"{len(won)} of {len(numbers)} settings end with more than {GAIN} σ more at −V than at +V"
+        f"{' (' + '; '.join(won) + ')' if won else ''}; {lost} do not."
     )
 
 
