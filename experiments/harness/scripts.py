@@ -25,7 +25,7 @@ PAPERS = {
     "B": "Fontana et al., On the Hidden Objective Biases of Group-based Reinforcement Learning, "
     "arXiv:2601.05002",
     "C": "Pang, Luo & Jin, TIC-GRPO, arXiv:2508.02833",
-    "D": "Who sampled? Asked by users of the libraries, and papers beyond the three; sources with each claim",
+    "D": "Who sampled? Users of the libraries, and papers beyond the three; each claim names its own",
 }
 """What a letter stands for."""
 NAME = re.compile(r"([a-z])(\d+)_\w+")

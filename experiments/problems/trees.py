@@ -17,7 +17,7 @@ import xarray as xr
 import grpo_jax as gj
 from experiments.problems.weights import LengthPower
 from grpo_jax import diagnostics
-from grpo_jax.collectors import Counts
+from grpo_jax.collectors import Counts, sampler
 from grpo_jax.config import Batch, Config, Loop, TrainState
 from grpo_jax.exact import values as tree_values
 from grpo_jax.kernels import materialize
@@ -117,7 +117,7 @@ class Stepper:
 
 @part
 class Groups(Counts):
-    """Groups of G at ``exact`` 0; at 1 every output as often as π_old gives it, A = r − E_old[r].
+    """Groups of G at ``exact`` 0; at 1 every output as often as its sampler q gives it, A = r − E_q[r].
 
     The latter is the expected update in the limit of a large group. With shift-only advantages and two reward
     levels, or without a clip, groups of G have this expectation times 1 − 1/G.
@@ -128,7 +128,8 @@ class Groups(Counts):
     def collect(self, config: Config, state: TrainState) -> Batch:
         """The drawn histogram or the whole distribution, as multiplicities of the support."""
         drawn = super().collect(config, state).rollout
-        chance = jnp.exp(diagnostics.log_support(config.policy, state.old_params, drawn.prompts))
+        who = sampler(config, state)
+        chance = jnp.exp(diagnostics.log_support(who.policy, who.params, drawn.prompts))
         rollout = drawn._replace(multiplicity=jnp.where(self.exact > 0, chance, drawn.multiplicity))
         return Batch(rollout, materialize(advantages(config.method, rollout)))
 
