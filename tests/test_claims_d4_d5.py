@@ -39,7 +39,9 @@ def d4_data(*, ess=0.95, jump=0.9, step=0.6, one=0.2, decoupled=0.1, relaxed=0.9
     whole = noisy(relaxed, **grid)
     whole.loc[{"clip": "0.2"}] += tight - relaxed
     runs = xr.Dataset({"collapsed": collapsed, "whole": whole, "unshared": 0.0, "fresh_ess": fresh_ess})
-    return {"runs": runs, "warnings": xr.Dataset({"area": area, "within": area})}
+    warnings = {"area": area, "within": area.rename(quantity="inside")}
+    warnings["from_the_first"] = area.sel(quantity="ess", drop=True)
+    return {"runs": runs, "warnings": xr.Dataset(warnings)}
 
 
 def verdicts(module, data):
@@ -88,11 +90,12 @@ def test_a_moment_warns_of_a_fall_that_is_near_and_not_of_one_that_was():
     data = data.assign(expected_reward=one).assign_coords(lag=2, learning_rate=0.5)
     found = d4.warned(data)
     soon = found.soon.to_series()
-    assert list(soon.index) == list(range(1, d4.EARLY + 1))
-    assert (soon.loc[1:9] == 0).all()
+    assert list(soon.index) == list(range(2, d4.EARLY + 1))
+    assert len(d4.warned(data, first=0).iteration) == d4.EARLY
+    assert (soon.loc[2:9] == 0).all()
     assert (soon.loc[10:19] == 1).all()
     assert soon.loc[20:].isna().all()
-    assert (found.step.to_series().loc[1:19] == 1).all()
+    assert (found.step.to_series().loc[2:19] == 1).all()
 
 
 def test_what_warns_is_measured_against_the_sampler_whatever_the_objective():
