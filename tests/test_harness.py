@@ -368,3 +368,15 @@ def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):
 def test_requests_without_meaning_are_refused(ran, tmp_path, arguments):
     assert cli("--scripts", ran[0], "--out", tmp_path, *arguments) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ['{"claim": "B9", "verdict": "refuted"}', '{"claim": "B', "[]"])
+def test_a_record_of_another_version_or_cut_off_is_as_good_as_none(tmp_path, text):
+    """It neither stops the report of the others nor is taken for a result."""
+    for name, words in {"A2": json.dumps(OLD | {"claim": "A2"}), "B9": text}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(words)
+    assert run.read_record(tmp_path / "B9") is None
+    page = report.write_index(tmp_path).read_text()
+    assert 'id="A2"' in page
+    assert 'id="B9"' not in page

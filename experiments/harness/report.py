@@ -40,6 +40,8 @@ def write_index(out: Path) -> Path:
         crash = folder / "crash.txt"
         text = crash.read_text(encoding="utf-8") if crash.exists() else None
         record = read_record(folder)
+        if record is None and text is None:
+            continue  # of another version, or cut off: there is nothing to show until it runs again
         rows.append(_rows(folder.name, record, crashed=text is not None))
         sections.append(_section(folder, record, text))
     meanings = "".join(f"<li>{_badge(name)}: {_text(words)}</li>" for name, words in MEANING.items())

@@ -41,6 +41,10 @@ class Outcome:
     reason: str = ""
 
 
+RECORDED = {"claim", "about", "paper", "size", "seed", "rows", "seconds", "device", "versions", "commit"}
+"""What a record tells at least."""
+
+
 def refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
     """A smoke run never replaces a real one: raise `Refusal` before anything runs."""
     for job in jobs:
@@ -51,9 +55,12 @@ def refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a claim's last run, if there is one."""
-    path = folder / "record.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The record of a claim's last run, if there is one that can be read: whole, and of this version."""
+    try:
+        found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= RECORDED else None
 
 
 def finished(job: Job, out: Path, source: str) -> dict[str, Any] | None:
