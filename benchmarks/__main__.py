@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--general", action="store_true", help="noisy per-sample rewards instead")
     parser.add_argument("--scale", action="store_true", help="a million runs and the cost per run instead")
+    parser.add_argument("--engines", action="store_true", help="what a sampler of its own costs instead")
     return parser.parse_args()
 
 
@@ -37,10 +38,11 @@ def main() -> None:
     keep_compilations()
     wanted = arguments()
     wanted.out.mkdir(parents=True, exist_ok=True)
-    if wanted.general or wanted.scale:
-        other = importlib.import_module(f"benchmarks.{'general' if wanted.general else 'scale'}")
-        _save(wanted.out / f"{'general' if wanted.general else 'scale'}.json", other.main(wanted.rounds))
-        return
+    for name in ("general", "scale", "engines"):
+        if getattr(wanted, name):
+            found = importlib.import_module(f"benchmarks.{name}").main(wanted.rounds)
+            _save(wanted.out / f"{name}.json", found)
+            return
     modules = [importlib.import_module(f"benchmarks.implementations.{name}") for name in wanted.only]
     gaps = parity(modules)
     print("parity, float64:", ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()), flush=True)

@@ -152,11 +152,18 @@ def estimate(config: Config, shape: Layout, runs: int, *, iterations: int, numbe
     start = jax.eval_shape(config.policy.init, jax.random.key(0))
     drawn = prompt_count(config) * config.loop.group_size * config.policy.horizon
     state = drawn + sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start))
+    queue = 0
+    if config.behavior is not None and config.behavior.age is not None:
+        queue = (
+            2
+            * (config.behavior.age.depth + 1)
+            * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start))
+        )
     in_flight = (2 + shape.threads) * min(shape.runs, runs) * numbers
     return Estimate(
         updates=runs * iterations * config.loop.inner_steps * config.loop.minibatches,
         output=runs * numbers * item,
-        memory=item * (in_flight + ARRAYS * state * shape.chunk_size * shape.threads),
+        memory=item * (in_flight + (ARRAYS * state + queue) * shape.chunk_size * shape.threads),
     )
 
 
