@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -15,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 
@@ -26,7 +24,7 @@ from grpo_jax.part import describe, put_all
 from grpo_jax.records import recording
 from grpo_jax.runtime import keep_compilations
 from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size, swept_numbers
-from grpo_jax.sweeps.dataset import dataset, idle, own_dims, own_labels, own_shapes
+from grpo_jax.sweeps.dataset import dataset, idle
 from grpo_jax.sweeps.interrupt import Stop, interruptible
 from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, free_memory, layout
 from grpo_jax.sweeps.netcdf import check_storable
@@ -35,7 +33,6 @@ from grpo_jax.sweeps.progress import Progress
 from grpo_jax.sweeps.request import (
     check_count,
     check_grid,
-    check_names,
     checked_seeds,
     optional_whole,
     seed_count,
@@ -50,6 +47,7 @@ from grpo_jax.sweeps.tuning import (
     tuned,
     worth_tuning,
 )
+from grpo_jax.sweeps.work import Work, manifest
 from grpo_jax.train import warn_of_idle_corrections
 
 STREAM_BYTES = 2**28
@@ -131,7 +129,7 @@ def sweep(
         warn_of_idle_corrections(c)
     request = Request(iterations, plan)
     because = reason(varied[0], swept_numbers(run_axes[0]))
-    work = _Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, because)
+    work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, because)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     if folder is not None:
@@ -144,9 +142,9 @@ def sweep(
     differences = "\n".join(filter(None, (unlike(axis, run_axes[0]) for axis in variant_axes)))
     if differences:
         bar.say(f"these differ in more than their names\n{differences}")
-    manifest = _manifest(work, shape, programs)
+    made_of = manifest(work, shape, programs)
     with (
-        contextlib.nullcontext() if folder is None else Store(folder, manifest) as store,
+        contextlib.nullcontext() if folder is None else Store(folder, made_of) as store,
         interruptible(folder) as stop,
         contextlib.closing(bar),
     ):
@@ -167,9 +165,7 @@ def sweep(
     return store.open() if store and streamed else data
 
 
-def _attributes(
-    work: _Work, config: Config, shape: Layout, bar: Progress, differences: str
-) -> dict[str, Any]:
+def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differences: str) -> dict[str, Any]:
     """What the dataset says of its making."""
     first = work.configs[0]
     found = {
@@ -188,57 +184,8 @@ def _attributes(
     return found | ({"differences": differences} if differences else {})
 
 
-class _Work:
-    """What is to be computed: configurations by variant, grids and seeds, checked; shapes of the results."""
-
-    def __init__(
-        self,
-        configs: Sequence[Config],
-        axes: Sequence[list[Axis]],
-        variants: Sequence[Axis],
-        seeds: np.ndarray,
-        request: Request,
-        root: int,
-        because: str,
-    ) -> None:
-        self.configs, self.axes, self.seeds, self.request = configs, axes, seeds, request
-        self.root, self.because = root, because
-        plan = request.recording
-        shapes = [own_shapes(c, plan) for c in configs]
-        for name in shapes[0]:
-            if len({s[name] for s in shapes}) > 1:
-                raise ValueError(f"{name} has another shape in every variant; sweep them apart")
-        self.shapes = shapes[0]
-        self.labels = own_labels(configs[0], plan, self.shapes)
-        check_names(
-            [*variants, *axes[0]], {n: own_dims(n, made, self.shapes[n]) for n, made in plan.measures}
-        )
-        self.settings = size(axes[0])
-        self.runs = self.settings * len(seeds)
-
-    @property
-    def updates_a_run(self) -> int:
-        """Optimizer steps of one run."""
-        loop = self.configs[0].loop
-        return self.request.iterations * loop.inner_steps * loop.minibatches
-
-    @property
-    def numbers(self) -> int:
-        """Numbers that one run records."""
-        plan = self.request.recording
-        each = sum(int(np.prod(shape, dtype=int)) for shape in self.shapes.values())
-        return each * (len(plan.iterations(self.request.iterations)) if plan.average_from is None else 1)
-
-    def part(self, axes: Sequence[Axis], first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Index [axes, count] and seeds [count] of the runs from ``first`` on; the last run fills up."""
-        run = np.minimum(np.arange(first, first + count), self.runs - 1)
-        sizes = [axis.size for axis in axes]
-        place = np.unravel_index(run // len(self.seeds), sizes) if sizes else np.zeros((0, count))
-        return np.asarray(place, np.int32), self.seeds[run % len(self.seeds)]
-
-
 def _planned(
-    work: _Work, folder: Path | None, chunk_size: int | None, devices: int | None
+    work: Work, folder: Path | None, chunk_size: int | None, devices: int | None
 ) -> tuple[Layout, Estimate, bool]:
     """The layout, what the sweep will take, and whether its results go to disk as they come."""
     first, numbers, request = work.configs[0], work.numbers, work.request
@@ -279,7 +226,7 @@ def _chosen(config: Config, axes: Sequence[Axis]) -> Config:
 
 
 def _computed(
-    work: _Work,
+    work: Work,
     programs: Sequence[Program],
     store: Store | None,
     bar: Progress,
@@ -311,7 +258,7 @@ Part = tuple[int, int, dict[str, np.ndarray], bool]
 
 
 def _parts(
-    work: _Work, programs: Sequence[Program], store: Store | None, bar: Progress, stop: Stop
+    work: Work, programs: Sequence[Program], store: Store | None, bar: Progress, stop: Stop
 ) -> Iterator[Part]:
     """Every part in order; threads compute ahead. After a signal only the parts in flight still come."""
     shape = programs[0].shape
@@ -363,30 +310,3 @@ def _say_idle(data: xr.Dataset, names: Sequence[str]) -> None:
             "only after the first inner step on a batch)",
             stacklevel=3,
         )
-
-
-def _manifest(work: _Work, shape: Layout, programs: Sequence[Program]) -> dict[str, Any]:
-    """What the parts on disk belong to; a folder that holds another is refused with the difference."""
-
-    def digest(value: Any) -> str:
-        return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-    plan = work.request.recording
-    return {
-        "configurations": [digest(describe(c)) for c in work.configs],
-        "axes": [
-            {"name": a.name, "paths": a.paths, "values": digest([v.tolist() for v in a.values])}
-            for a in work.axes[0]
-        ],
-        "seeds": digest(work.seeds.tolist()),
-        "root": work.root,
-        "iterations": work.request.iterations,
-        "record_every": plan.every,
-        "record": [name for name, _ in plan.measures],
-        "average_from": plan.average_from,
-        "record_start": plan.start,
-        "chunk_size": shape.chunk_size,
-        "chunks": shape.chunks,
-        "programs": [p.hash for p in programs],
-        "precision": str(jax.dtypes.canonicalize_dtype(float)),
-    }
