@@ -48,12 +48,12 @@ def own_dims(name: str, measure: Measure, shape: tuple[int, ...]) -> tuple[str, 
 
 
 def own_labels(
-    config: Config, plan: Recording, shapes: Mapping[str, tuple[int, ...]]
+    configs: Sequence[Config], plan: Recording, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Dimension -> labels of its places, for the measures' own axes.
+    """Dimension -> labels of its places, for the measures' own axes, which all variants share.
 
-    Labels come from the measures; outputs are labelled by their tokens, everything else by its number.
-    ValueError where two measures disagree about an axis.
+    Labels come from the measures; outputs are labelled by their tokens if these are the same in every
+    variant, everything else by its number. ValueError where two measures disagree about an axis.
     """
     sizes: dict[str, tuple[int, str]] = {}
     labels: dict[str, np.ndarray] = {}
@@ -74,8 +74,14 @@ def own_labels(
                 labels[dim] = mine
     for dim, (size, _) in sizes.items():
         if dim not in labels:
-            labels[dim] = outputs(config, size) if dim == "output" else np.arange(size)
+            labels[dim] = _shared_outputs(configs, size) if dim == "output" else np.arange(size)
     return labels
+
+
+def _shared_outputs(configs: Sequence[Config], size: int) -> np.ndarray:
+    """The outputs' labels where all variants agree about them, else their numbers."""
+    first, *others = (outputs(config, size) for config in configs)
+    return first if all(np.array_equal(first, other) for other in others) else np.arange(size)
 
 
 def outputs(config: Config, size: int) -> np.ndarray:

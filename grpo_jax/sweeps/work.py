@@ -40,7 +40,7 @@ class Work:
             if len({s[name] for s in shapes}) > 1:
                 raise ValueError(f"{name} has another shape in every variant; sweep them apart")
         self.shapes = shapes[0]
-        self.labels = own_labels(configs[0], plan, self.shapes)
+        self.labels = own_labels(configs, plan, self.shapes)
         check_names(
             [*variants, *axes[0]], {n: own_dims(n, made, self.shapes[n]) for n, made in plan.measures}
         )
