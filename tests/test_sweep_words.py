@@ -1,10 +1,13 @@
 """What a sweep says of itself is true of every variant: labels, attributes, warnings, the closing line."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
 import grpo_jax as gj
 from grpo_jax.sequences import Sequences
+from grpo_jax.sweeps.layout import Layout, estimate, together
 
 QUIET = {"seeds": 2, "progress": False}
 CONFIG = gj.Config(
@@ -28,3 +31,28 @@ def test_outputs_are_labelled_by_tokens_only_where_all_variants_list_the_same():
     alike = gj.sweep(tree, variants={"group_size": [4, 5]}, **asked)
     tokens = {"<eos>", *(f"{i} {j}" for i in "01" for j in ("0", "1", "<eos>"))}
     assert set(alike.output.values) == tokens
+
+
+def test_updates_are_those_of_every_variant():
+    data = gj.sweep(CONFIG, variants={"inner_steps": [1, 4]}, iterations=3, **QUIET)
+    assert data.attrs["updates"] == 2 * 3 * (1 + 4)
+
+
+def test_the_estimate_and_the_line_at_the_end_speak_of_every_variant(capsys):
+    """Two groups of answers, noise or none: as many updates each, another expectation, another reason."""
+    variants = {"task.noise": {"none": None, "coin": gj.Bernoulli()}, "inner_steps": [1, 4]}
+    data = gj.sweep(CONFIG, variants=variants, seeds=2, iterations=3)
+    said = capsys.readouterr().err
+    assert f"{2 * 2 * 3 * (1 + 4)} updates" in said
+    assert data.attrs["expectation"] == "Counts in none/1, none/4; Sampled in coin/1, coin/4"
+    few, vary = "rewards depend on one of few actions alone", "rewards may vary for one and the same action"
+    assert data.attrs["because"] == f"{few} in none/1, none/4; {vary} in coin/1, coin/4"
+    assert f"Counts ({few}) in none/1, none/4; Sampled ({vary}) in coin/1, coin/4" in said
+
+
+def test_memory_is_that_of_the_largest_variant():
+    made = [dataclasses.replace(CONFIG, loop=gj.Loop(group_size=n)) for n in (2, 64)]
+    shape = Layout(chunk_size=8, chunks=1)
+    small, large = (estimate(c, shape, 8, iterations=5, numbers=3) for c in made)
+    assert together([small, large]).memory == large.memory > small.memory
+    assert together([small, large]).updates == 2 * 8 * 5

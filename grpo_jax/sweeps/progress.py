@@ -18,10 +18,11 @@ class Progress:
 
     runs: int
     iterations: int
-    updates_a_run: int
     spoken: bool
     computed: int = 0
     """Runs that were computed, not read back."""
+    updates: int = 0
+    """Optimizer steps that were taken."""
     compilations: int = 0
     compile_seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -42,24 +43,28 @@ class Progress:
         self.compile_seconds += compiling
         self.busy_seconds += running
 
-    def advance(self, runs: int, *, computed: bool) -> None:
-        """Some runs are done."""
-        self.computed += runs * computed
+    def advance(self, runs: int, *, updates: int) -> None:
+        """Some runs are done, in so many optimizer steps; in none where they were read back."""
+        self.computed += runs if updates else 0
+        self.updates += updates
         self._bar.update(runs)
 
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
 
-    @property
-    def updates(self) -> int:
-        """Optimizer steps that were taken."""
-        return self.computed * self.updates_a_run
-
     def say_closing(
-        self, made: Mapping[str, Any], *, seconds: float, broken: int, folder: Path | None
+        self, made: Mapping[str, Any], how: str, *, seconds: float, broken: int, folder: Path | None
     ) -> None:
-        """The closing line: how much, how long, how, where it is; ``made`` are the dataset's attributes."""
+        """The closing line: how much, how long, how, where it is.
+
+        Args:
+          made: the dataset's attributes.
+          how: what the expectations are, and why.
+          seconds: from the request to the result.
+          broken: runs that turned non-finite.
+          folder: where the results are.
+        """
         back, count, threads = self.runs - self.computed, self.compilations, made["threads"]
         wide = (
             f"{threads} thread{'s' * (threads > 1)}" if made["devices"] == 1 else f"{made['devices']} devices"
@@ -69,7 +74,7 @@ class Progress:
             f"{self.runs:,} runs x {self.iterations:,} iterations in {seconds:.2f} s",
             f"{count} program{'s' * (count != 1)} compiled{compiled}",
             f"{back:,} runs read back" if back else "",
-            f"{made['expectation']} ({made['because']})",
+            how,
             f"chunks of {made['chunk_size']} runs on {wide}",
             f"{broken:,} of {self.runs:,} runs turned non-finite" if broken else "",
             f"in {folder}" if folder else "",

@@ -26,7 +26,16 @@ from grpo_jax.runtime import keep_compilations
 from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size, swept_numbers
 from grpo_jax.sweeps.dataset import dataset, idle
 from grpo_jax.sweeps.interrupt import Stop, interruptible
-from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, free_memory, layout
+from grpo_jax.sweeps.layout import (
+    Estimate,
+    Layout,
+    check_fits,
+    estimate,
+    free_memory,
+    layout,
+    together,
+    updates,
+)
 from grpo_jax.sweeps.netcdf import check_storable
 from grpo_jax.sweeps.program import Program, Request, arguments, program_of
 from grpo_jax.sweeps.progress import Progress
@@ -128,8 +137,8 @@ def sweep(
     for c in varied:
         warn_of_idle_corrections(c)
     request = Request(iterations, plan)
-    because = reason(varied[0], swept_numbers(run_axes[0]))
-    work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, because)
+    reasons = [reason(c, swept_numbers(a)) for c, a in zip(varied, run_axes, strict=True)]
+    work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, reasons)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     if folder is not None:
@@ -137,7 +146,7 @@ def sweep(
     fresh = {p.hash: p for p in programs if p.compiled is None}
     wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
     told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
-    bar = Progress(work.runs * len(programs), iterations, work.updates_a_run, told)
+    bar = Progress(work.runs * len(programs), iterations, told)
     bar.say(wanted.sentence())
     differences = "\n".join(filter(None, (unlike(axis, run_axes[0]) for axis in variant_axes)))
     if differences:
@@ -161,18 +170,18 @@ def sweep(
     broken = int((~finite).sum())
     if not streamed and not broken:
         _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
-    bar.say_closing(data.attrs, seconds=time.perf_counter() - began, broken=broken, folder=folder)
+    how = work.by_variant([f"{e} ({b})" for e, b in zip(work.expectations, reasons, strict=True)])
+    bar.say_closing(data.attrs, how, seconds=time.perf_counter() - began, broken=broken, folder=folder)
     return store.open() if store and streamed else data
 
 
 def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differences: str) -> dict[str, Any]:
     """What the dataset says of its making."""
-    first = work.configs[0]
     found = {
         "config": json.dumps(describe(config)),
         "root": work.root,
-        "expectation": type(first.expectation).__name__,
-        "because": work.because,
+        "expectation": work.by_variant(work.expectations),
+        "because": work.by_variant(work.reasons),
         "chunk_size": shape.chunk_size,
         "devices": shape.devices,
         "threads": shape.threads,
@@ -194,8 +203,9 @@ def _planned(
     if held is not None:  # go on with the very same program
         shape = dataclasses.replace(shape, chunk_size=held[0], chunks=held[1])
         chunk_size = held[0]
-    total = work.runs * len(work.configs)
-    wanted = estimate(first, shape, total, iterations=request.iterations, numbers=numbers)
+    wanted = together(
+        estimate(c, shape, work.runs, iterations=request.iterations, numbers=numbers) for c in work.configs
+    )
     streamed = folder is not None and wanted.output > STREAM_BYTES
     check_fits(wanted, free_memory(), streamed=streamed)
     if folder is not None:
@@ -204,7 +214,7 @@ def _planned(
     if chunk_size is None and worth_tuning(first, wanted):
         found = tuned(first, work.axes[0], request, runs=work.runs, shape=shape)
         shape = layout(first, work.runs, numbers, about=found.chunk_size, devices=devices)
-        seconds = found.seconds * total * request.iterations
+        seconds = found.seconds * wanted.updates / updates(first, 1)
     return shape, dataclasses.replace(wanted, seconds=seconds), streamed
 
 
@@ -249,7 +259,8 @@ def _computed(
             held[name][..., first : first + count] = value
             if disk:
                 disk.release(held[name])
-        bar.advance(count, computed=computed)
+        steps = updates(work.configs[variant], work.request.iterations)
+        bar.advance(count, updates=count * steps if computed else 0)
     return whole
 
 

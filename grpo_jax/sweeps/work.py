@@ -30,10 +30,10 @@ class Work:
         seeds: np.ndarray,
         request: Request,
         root: int,
-        because: str,
+        reasons: Sequence[str],
     ) -> None:
         self.configs, self.axes, self.seeds, self.request = configs, axes, seeds, request
-        self.root, self.because = root, because
+        self.root, self.reasons = root, reasons
         plan = request.recording
         shapes = [own_shapes(c, plan) for c in configs]
         for name in shapes[0]:
@@ -44,14 +44,24 @@ class Work:
         check_names(
             [*variants, *axes[0]], {n: own_dims(n, made, self.shapes[n]) for n, made in plan.measures}
         )
+        self.variants = variants
         self.settings = size(axes[0])
         self.runs = self.settings * len(seeds)
 
     @property
-    def updates_a_run(self) -> int:
-        """Optimizer steps of one run."""
-        loop = self.configs[0].loop
-        return self.request.iterations * loop.inner_steps * loop.minibatches
+    def expectations(self) -> list[str]:
+        """Name of every variant's expectation."""
+        return [type(c.expectation).__name__ for c in self.configs]
+
+    def by_variant(self, texts: Sequence[str]) -> str:
+        """A text for every variant as one: itself where all share it, else "this in a, b; that in c"."""
+        users: dict[str, list[str]] = {}
+        for place, text in zip(np.ndindex(*(axis.size for axis in self.variants)), texts, strict=True):
+            at = zip(self.variants, place, strict=True)
+            users.setdefault(text, []).append("/".join(str(a.labels[a.name][i]) for a, i in at))
+        if len(users) == 1:
+            return texts[0]
+        return "; ".join(f"{text} in {', '.join(labels)}" for text, labels in users.items())
 
     @property
     def numbers(self) -> int:
