@@ -4,10 +4,13 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import grpo_jax as gj
 from grpo_jax.sequences import Sequences
+from grpo_jax.sweeps import layout
 from grpo_jax.sweeps.layout import Layout, estimate, together
+from grpo_jax.sweeps.progress import Progress
 
 QUIET = {"seeds": 2, "progress": False}
 CONFIG = gj.Config(
@@ -56,3 +59,28 @@ def test_memory_is_that_of_the_largest_variant():
     small, large = (estimate(c, shape, 8, iterations=5, numbers=3) for c in made)
     assert together([small, large]).memory == large.memory > small.memory
     assert together([small, large]).updates == 2 * 8 * 5
+
+
+@pytest.mark.parametrize(
+    ("ran", "seconds"),
+    [
+        ([], 0),
+        ([(5, 7)], 2),  # one part alone, however many threads there are
+        ([(5, 7), (5, 8)], 3),
+        ([(5, 7), (5.5, 6), (6, 9)], 4),  # three parts on two threads
+        ([(8, 9), (5, 7)], 3),  # a compilation between them
+    ],
+)
+def test_running_is_the_time_in_which_some_part_ran(ran, seconds):
+    bar = Progress(4, 1, False)
+    for running in ran:
+        bar.took(compiling=0.0, running=running)
+    assert bar.run_seconds == seconds
+
+
+@pytest.mark.parametrize(("seeds", "threads"), [(2, 1), (300, 3)])
+def test_threads_are_those_that_had_a_part(seeds, threads, monkeypatch, capsys):
+    monkeypatch.setattr(layout, "cores", lambda: 3)
+    data = gj.sweep(CONFIG, seeds=seeds, iterations=2)
+    assert data.attrs["threads"] == threads
+    assert f"runs on {threads} thread" in capsys.readouterr().err

@@ -25,10 +25,10 @@ class Progress:
     """Optimizer steps that were taken."""
     compilations: int = 0
     compile_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    """Of running programs, all threads together."""
 
     def __post_init__(self) -> None:
+        self.ran: list[tuple[float, float]] = []
+        """Start and end of every part that was computed."""
         self.started = time.perf_counter()
         self._bar = tqdm(total=self.runs, unit="run", disable=not self.spoken, file=sys.stderr)
 
@@ -37,17 +37,26 @@ class Progress:
         if self.spoken:
             tqdm.write(sentence, file=sys.stderr)
 
-    def took(self, *, compiling: float, running: float) -> None:
-        """What a part took; compiling is 0 where its program was there."""
+    def took(self, *, compiling: float, running: tuple[float, float]) -> None:
+        """What a part took, compiling 0 where its program was there; start and end of its running."""
         self.compilations += compiling > 0
         self.compile_seconds += compiling
-        self.busy_seconds += running
+        self.ran.append(running)
 
     def advance(self, runs: int, *, updates: int) -> None:
         """Some runs are done, in so many optimizer steps; in none where they were read back."""
         self.computed += runs if updates else 0
         self.updates += updates
         self._bar.update(runs)
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds in which some part was running."""
+        total, until = 0.0, 0.0
+        for start, end in sorted(self.ran):
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return total
 
     def close(self) -> None:
         """End the bar."""

@@ -184,10 +184,10 @@ def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differ
         "because": work.by_variant(work.reasons),
         "chunk_size": shape.chunk_size,
         "devices": shape.devices,
-        "threads": shape.threads,
+        "threads": max(1, min(shape.threads, len(bar.ran))),
         "compilations": bar.compilations,
         "compile_seconds": round(bar.compile_seconds, 3),
-        "run_seconds": round(bar.busy_seconds / shape.threads, 3),
+        "run_seconds": round(bar.run_seconds, 3),
         "updates": bar.updates,
     }
     return found | ({"differences": differences} if differences else {})
@@ -275,14 +275,14 @@ def _parts(
     shape = programs[0].shape
     given = [arguments(c, a, work.root) for c, a in zip(work.configs, work.axes, strict=True)]
 
-    def computed(variant: int, first: int) -> tuple[dict[str, np.ndarray], float, float]:
+    def computed(variant: int, first: int) -> Any:
         program = programs[variant]
         compiling = program.compile()
         if compiling:
             remember_compiling(program.hash, compiling)
         start = time.perf_counter()
         found = program(given[variant], *work.part(work.axes[variant], first, shape.runs))
-        running = time.perf_counter() - start
+        running = (start, time.perf_counter())
         return {name: value[..., : work.runs - first] for name, value in found.items()}, compiling, running
 
     todo = [(v, first) for v in range(len(programs)) for first in range(0, work.runs, shape.runs)]
