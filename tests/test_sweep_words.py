@@ -84,3 +84,21 @@ def test_threads_are_those_that_had_a_part(seeds, threads, monkeypatch, capsys):
     data = gj.sweep(CONFIG, seeds=seeds, iterations=2)
     assert data.attrs["threads"] == threads
     assert f"runs on {threads} thread" in capsys.readouterr().err
+
+
+def test_runs_that_differ_are_not_said_to_be_identical():
+    """After one iteration the policies differ; the rewards of their first batch, drawn before, do not."""
+    asked = {"record": ["reward"], "iterations": 1, **QUIET}
+    with pytest.warns(UserWarning, match="^everything recorded is identical along 'learning_rate'") as caught:
+        gj.sweep(CONFIG, {"learning_rate": [0.01, 0.5]}, **asked)
+    assert len(caught) == 1
+    asked["record"] = ["reward", "probabilities"]
+    data = gj.sweep(CONFIG, {"learning_rate": [0.01, 0.5]}, **asked)
+    assert float(abs(data.probabilities.diff("learning_rate")).max()) > 0.01
+
+
+def test_seeds_may_all_give_the_same():
+    """Without a draw every seed is one and the same run, which is what was asked for."""
+    exact = dataclasses.replace(CONFIG, expectation=gj.Exact())
+    data = gj.sweep(exact, iterations=2, **QUIET)
+    np.testing.assert_array_equal(data.expected_reward.diff("seed"), 0)

@@ -152,7 +152,7 @@ def attributes(about: str) -> dict[str, str]:
 
 
 def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
-    """The dimensions of several places along which every run is the same to the bit: they change nothing."""
+    """The dimensions of several places along which all that was recorded is the same to the bit."""
     return [name for name in names if data.sizes[name] > 1 and _alike(data, name)]
 
 

@@ -89,7 +89,8 @@ def sweep(
 
     A run's draws depend on (root, its seed, iteration) alone: settings share them (common random numbers),
     and a larger grid leaves the runs of a smaller one unchanged. Every core is used; a program is compiled
-    once a process and once a machine. A number that is swept and changes nothing is said with a warning.
+    once a process and once a machine. A number that is swept and changes nothing of what is
+    recorded is said with a warning.
 
     Args:
       config: the base configuration.
@@ -315,9 +316,9 @@ def _taken(variant: int, first: int, done: Any, bar: Progress) -> Part:
 
 
 def _say_idle(data: xr.Dataset, names: Sequence[str]) -> None:
-    for name in idle(data, [*names, "seed"]):
+    for name in idle(data, names):
         warnings.warn(
-            f"all runs are identical along {name!r}: what it varies changes nothing here (a clip, say, acts "
-            "only after the first inner step on a batch)",
+            f"everything recorded is identical along {name!r}: what it varies changes nothing of it (a clip, "
+            "say, acts only after the first inner step on a batch)",
             stacklevel=3,
         )
