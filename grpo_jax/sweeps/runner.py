@@ -23,7 +23,7 @@ from grpo_jax.exact.expectation import Exact, moves_cells
 from grpo_jax.part import describe, put_all
 from grpo_jax.records import recording
 from grpo_jax.runtime import keep_compilations
-from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size, swept_numbers
+from grpo_jax.sweeps.axes import Axis, check_alike, parse_axes, parse_variants, settings, size, swept_numbers
 from grpo_jax.sweeps.dataset import dataset, idle
 from grpo_jax.sweeps.interrupt import Stop, interruptible
 from grpo_jax.sweeps.layout import (
@@ -131,6 +131,7 @@ def sweep(
     )  # fmt: skip
     folder = None if out is None else prepare_folder(out)
     run_axes = [parse_axes(c, axes or {}) for c in varied]
+    check_alike(variant_axes, run_axes)
     check_count(size(run_axes[0]), count, free_memory())
     for c, a in zip(varied, run_axes, strict=True):
         check_grid(c, a, iterations)
