@@ -66,7 +66,7 @@ def _setting(name: str) -> Any:
 def compiler_options() -> dict[str, Any]:
     """What programs of small elementwise kernels want of the compiler, on the default backend; {} elsewhere.
 
-    On a CPU: ``kernels.settled`` keeps what it says, no splitting of one kernel over threads (the runs are
+    On a CPU: ``kernels.materialize`` keeps its barriers, no splitting of one kernel over threads (the runs are
     already spread over threads, and a kernel of microseconds loses more by the hand-over than it gains), and
     512-bit vectors where it has them. An option that this compiler does not know is left out.
     """

@@ -92,6 +92,10 @@ def sweep(
     once a process and once a machine. A number that is swept and changes nothing of what is
     recorded is said with a warning.
 
+    What a function of your own (a reward, a measure, a part) reads from outside, a global or a variable of an
+    enclosing function, is read when the program is made. To change it, define the function anew: the same
+    function object means the same program, whatever has become of what it reads.
+
     Args:
       config: the base configuration.
       axes: traced numbers: {path: values}; {(path, path): [(value, value), ...]} zips. Values of a table's
