@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 import grpo_jax as gj
 from grpo_jax.sequences import Sequences
@@ -102,3 +103,34 @@ def test_seeds_may_all_give_the_same():
     exact = dataclasses.replace(CONFIG, expectation=gj.Exact())
     data = gj.sweep(exact, iterations=2, **QUIET)
     np.testing.assert_array_equal(data.expected_reward.diff("seed"), 0)
+
+
+def test_prompts_are_numbered_only_where_they_are_the_contexts_in_order(tmp_path):
+    """A minibatch holds one of two contexts, shuffled: its place 0 may be either."""
+    table = [[1.0, 0.5, 0.0], [0.0, 0.2, 1.0]]
+    two = dataclasses.replace(
+        CONFIG,
+        policy=gj.ActionPolicy.uniform(contexts=2, actions=3),
+        task=gj.Questions(table=table),
+        expectation=gj.Sampled(),
+    )
+    asked = {"iterations": 2, "record": ["step_ratio"], **QUIET}
+    for loop, labelled in (
+        (gj.Loop(group_size=4), True),
+        (gj.Loop(group_size=4, minibatches=2), False),
+        (gj.Loop(group_size=4, prompts=2), False),
+    ):
+        data = gj.sweep(dataclasses.replace(two, loop=loop), **asked)
+        assert ("prompt" in data.coords) == labelled
+        assert "entry" in data.coords
+    folder = tmp_path / "mixed"
+    mixed = dataclasses.replace(two, loop=gj.Loop(group_size=4, minibatches=2))
+    xr.testing.assert_identical(
+        gj.sweep(mixed, out=folder, **asked).drop_attrs(), gj.load(folder).drop_attrs()
+    )
+
+
+def test_attributes_say_how_long_a_run_was_and_what_was_averaged():
+    data = gj.sweep(CONFIG, iterations=8, record_every=2, average_from=0.5, **QUIET)
+    assert [data.attrs[name] for name in ("iterations", "record_every", "average_from")] == [8, 2, 5]
+    assert "average_from" not in gj.sweep(CONFIG, iterations=8, **QUIET).attrs

@@ -11,7 +11,7 @@ import xarray as xr
 
 from grpo_jax import train
 from grpo_jax.config import Config
-from grpo_jax.measures import STEP, Measure
+from grpo_jax.measures import STEP, TOKENS, Measure
 from grpo_jax.records import Recording
 from grpo_jax.sweeps.axes import Axis
 from grpo_jax.types import OverSequences, support_of
@@ -53,10 +53,13 @@ def own_labels(
     """Dimension -> labels of its places, for the measures' own axes, which all variants share.
 
     Labels come from the measures; outputs are labelled by their tokens if these are the same in every
-    variant, everything else by its number. ValueError where two measures disagree about an axis.
+    variant, everything else by its number. Prompts that are no contexts in order, as they are drawn or
+    shuffled into minibatches, have no label. ValueError where two measures disagree about an axis.
     """
     sizes: dict[str, tuple[int, str]] = {}
     labels: dict[str, np.ndarray] = {}
+    by_step = any(measure.per == "step" for _, measure in plan.measures)
+    mixed = any(c.loop.prompts is not None or (by_step and c.loop.minibatches > 1) for c in configs)
     for name, measure in plan.measures:
         given = dict(measure.labels)
         for dim, size in zip(own_dims(name, measure, shapes[name]), shapes[name], strict=True):
@@ -73,7 +76,7 @@ def own_labels(
                     raise ValueError(f"the labels that {name!r} and {by!r} give the axis {dim!r} differ")
                 labels[dim] = mine
     for dim, (size, _) in sizes.items():
-        if dim not in labels:
+        if dim not in labels and not (mixed and dim == TOKENS[0]):
             labels[dim] = _shared_outputs(configs, size) if dim == "output" else np.arange(size)
     return labels
 

@@ -110,6 +110,7 @@ def sweep(
         labels their axes.
       average_from: record means over the recorded iterations from this one on (a whole number), or from this
         share of the run on (a fraction); nothing else is stored, and there is no dimension ``iteration``.
+        What is NaN at one of these iterations (the length of right answers where there are none) is NaN.
       record_start: record the state before the first step, too, as iteration 0.
       root: the seed root.
       out: a folder for the parts; a sweep that was interrupted there goes on where it stopped. Results
@@ -183,9 +184,12 @@ def sweep(
 
 def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differences: str) -> dict[str, Any]:
     """What the dataset says of its making."""
+    plan = work.request.recording
     found = {
         "config": json.dumps(describe(config)),
         "root": work.root,
+        "iterations": work.request.iterations,
+        "record_every": plan.every,
         "expectation": work.by_variant(work.expectations),
         "because": work.by_variant(work.reasons),
         "chunk_size": shape.chunk_size,
@@ -196,7 +200,8 @@ def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differ
         "run_seconds": round(bar.run_seconds, 3),
         "updates": bar.updates,
     }
-    return found | ({"differences": differences} if differences else {})
+    found |= {"differences": differences} if differences else {}
+    return found | ({} if plan.average_from is None else {"average_from": plan.average_from})
 
 
 def _planned(
