@@ -58,7 +58,7 @@ def own_labels(
     """
     sizes: dict[str, tuple[int, str]] = {}
     labels: dict[str, np.ndarray] = {}
-    by_step = any(measure.per == "step" for _, measure in plan.measures)
+    by_step = any(m.per == "step" and TOKENS[0] in (m.dims or ()) for _, m in plan.measures)
     mixed = any(c.loop.prompts is not None or (by_step and c.loop.minibatches > 1) for c in configs)
     for name, measure in plan.measures:
         given = dict(measure.labels)
