@@ -22,7 +22,8 @@ VLLM = ("min_p", "top_k", "top_p")
 """vLLM's V1 sampler (``SamplingParams``): temperature, min-p, top-k, top-p, each on what the last left."""
 TRANSFORMERS = ("top_k", "top_p", "min_p")
 """transformers' ``generate`` (``GenerationConfig``): temperature, top-k, top-p, min-p, each on what the last
-left. SGLang has this order, too; without FlashInfer it thresholds the tempered distribution: ``joint``."""
+left. SGLang has this order where FlashInfer draws with min-p; otherwise its filters all look at the tempered
+distribution (``filter_apply_order="joint"``): ``joint``."""
 
 
 @part

@@ -46,7 +46,37 @@ def method_of(case: dict[str, Any]) -> Method:
         return presets.verl(loss_mode=name, **options)
     if library == "openrlhf":
         return presets.openrlhf(policy_loss_type=name, **options)
+    if library == "prime-rl":
+        return prime_rl(case, name, options)
+    if library == "areal":
+        return areal(case, options)
     raise presets.NotModelled(f"{library} has no preset")
+
+
+def prime_rl(case: dict[str, Any], name: str, options: dict[str, Any]) -> Method:
+    """0.8.0 names losses and algorithms, 0.4.0 has one loss; ``teacher`` says that there is a teacher."""
+    missing = sorted(set(case["extra_inputs"]) - {"num_turns", "num_total_tokens"})
+    if missing or "routing" in options:
+        raise presets.NotModelled(f"a rollout has no {', '.join(missing) or 'routing'}")
+    penalty = options.get("length_penalty")
+    if penalty is not None and (
+        penalty.get("num_input_tokens_weight", 0.1) or penalty.get("num_turns_weight", 0.1)
+    ):
+        raise presets.NotModelled("a rollout is one turn on one prompt")
+    options.pop("teacher", None)
+    if name == "masked_is":
+        return presets.prime_rl(type=name, **options)
+    options.setdefault("algorithm", name if name in ("opd", "sft", "echo", "max_rl", "rae") else "grpo")
+    options.pop("decay", None)
+    return presets.prime_rl(**options)
+
+
+def areal(case: dict[str, Any], options: dict[str, Any]) -> Method:
+    """Its teachers are distillation; versions by token no rollout has."""
+    if "_teacher" in options:
+        raise presets.NotModelled("distillation from a teacher")
+    options.pop("_current_version", None)
+    return presets.areal(**options)
 
 
 def width_of(case: dict[str, Any]) -> int:

@@ -38,8 +38,42 @@ def test_defaults_give_a_finite_loss(library: str) -> None:
         ("trl", {"loss_type": "gmpo", "off_policy_mask_threshold": 0.1}, "GMPO trainer ignores"),
         ("verl", {"loss_mode": "clip_cov", "clip_cov_ratio": 0.1}, "clip_cov_ratio below 1"),
         ("verl", {"adv_estimator": "gae"}, "gae"),
-        ("verl", {"rollout_rs": "token_k1"}, "rollout_rs"),
+        (
+            "verl",
+            {"rollout_rs": "token_k1", "rollout_rs_threshold": 2.0, "loss_mode": "geo_mean"},
+            "rollout_rs is not modelled with loss_mode='geo_mean'",
+        ),
+        (
+            "verl",
+            {"rollout_rs": "token_k1", "rollout_rs_threshold": 2.0, "adv_estimator": "opo"},
+            "adv_estimator='opo'",
+        ),
         ("openrlhf", {"estimator": "gae"}, "critic"),
+        ("prime_rl", {"algorithm": "opd"}, "algorithm='opd' is not modelled; it is distillation"),
+        ("prime_rl", {"algorithm": "sft"}, "supervised"),
+        ("prime_rl", {"algorithm": "echo"}, "nobody sampled"),
+        ("prime_rl", {"algorithm": "rae"}, "baseline from batch to batch"),
+        ("prime_rl", {"algorithm": "hierarchical_grpo"}, "agents"),
+        (
+            "prime_rl",
+            {"type": "masked_is", "ratio_type": "sequence", "sequence_clip_high": 1e5},
+            "above e.10",
+        ),
+        ("areal", {"prox_logp_method": "loglinear"}, "no version of the weights by token"),
+        ("areal", {"use_cispo_loss": True}, "use_cispo_loss=True is not modelled"),
+        (
+            "areal",
+            {"use_decoupled_loss": True, "m2_threshold": 0.04, "rejection_sampling": {"level": "sequence"}},
+            "level='token' only",
+        ),
+        (
+            "areal",
+            {
+                "use_decoupled_loss": True,
+                "rejection_sampling": {"level": "sequence", "action": "clamp", "agg": "max"},
+            },
+            "not modelled with agg='max'",
+        ),
         ("liger", {"epsilon": 0.1}, "epsilon_low"),
         ("liger", {"loss_type": "luspo"}, "reads padding"),
         (
@@ -68,8 +102,26 @@ def test_what_is_not_modelled_is_named(library: str, options: dict, message: str
         ("trl", {"num_generations": 8}, r"Loop\(group_size=8\)"),
         ("trl", {"max_grad_norm": 1.0}, r"ClippedNorm\(inner=AdamW\(\), max_norm=1\.0\)"),
         ("trl", {"adam_beta2": 0.95}, r"AdamW\(b2=0\.95\)"),
-        ("trl", {"temperature": 0.7}, "only 1.0 is; it belongs to the sampler"),
-        ("verl", {"temperature": 0.7}, "temperature=0.7 is not modelled; it belongs to the sampler"),
+        ("trl", {"repetition_penalty": 1.1}, "only 1.0 is; it belongs to the sampler"),
+        ("openrlhf", {"min_p": 0.1}, "min_p=0.1 is not modelled; it belongs to the sampler"),
+        ("verl", {"rollout_rs": "token_k1"}, "needs rollout_rs_threshold"),
+        ("verl", {"rollout_rs": "token_k4", "rollout_rs_threshold": 2.0}, "did you mean token_k"),
+        ("verl", {"rollout_rs": "seq_max_k1", "rollout_rs_threshold": 2.0}, "did you mean seq_max_k"),
+        ("verl", {"rollout_rs": "token_k3", "rollout_rs_threshold": "0.5_2.0"}, "k1's may be lower_upper"),
+        ("verl", {"rollout_rs": "token_k3", "rollout_rs_threshold": "1,2"}, "2 entries for 1 options"),
+        ("prime_rl", {"loss": {"type": "ipo"}, "type": "kpop"}, "type is given twice"),
+        ("prime_rl", {"type": "icepob"}, "did you mean icepop"),
+        ("prime_rl", {"algorithm": "max_rl", "length_penalty": {}}, "takes no length_penalty"),
+        ("prime_rl", {"length_penalty": {"num_turn_weight": 0.1}}, "did you mean num_turns_weight"),
+        ("areal", {"use_sapo_loss": True, "use_decoupled_loss": True}, "use_decoupled_loss=False"),
+        ("areal", {"reward_norm": {"mean_level": "groups"}}, "reward_norm.mean_level.*did you mean group"),
+        ("areal", {"reward_norm": {"mean_levle": "group"}}, "areal.reward_norm: mean_levle.*mean_level"),
+        ("areal", {"overlong_reward_penalty": True}, "needs overlong_tokens"),
+        (
+            "areal",
+            {"use_decoupled_loss": True, "rejection_sampling": {"metric": "kl_k3", "action": "clamp"}},
+            "metric='ratio' only",
+        ),
         ("trl", {"num_iteration": 2}, "num_iteration is not modelled; did you mean num_iterations"),
         ("verl", {"ppo_epochs": 2}, r"ppo_epochs.*belongs to the loop: .*Loop\(inner_steps=2\)"),
         ("trl", {"loss_type": "drgrpo"}, "dr_grpo"),
@@ -118,6 +170,9 @@ def test_numbers_are_leaves_and_kinds_are_structure() -> None:
         ("verl", {"kl_loss_coef": 0.1, "use_kl_loss": True, "clip_ratio_high": 0.3}),
         ("openrlhf", {"kl_loss_coef": 0.1, "clip_eps_low": 0.3}),
         ("liger", {"beta": 0.1, "delta": 2.0}),
+        ("prime_rl", {"kl_tau": 0.1, "dppo_mask_low": 0.3, "adv_tau": 2.0}),
+        ("prime_rl", {"ipo_threshold": 0.3, "kl_tau": 0.0}),
+        ("areal", {"eps_clip": 0.3, "kl_ctl": 0.2, "reward_scaling": 2.0, "discount": 0.9}),
     ):
         traced = {k: v if isinstance(v, bool) else jnp.asarray(v) for k, v in options.items()}
         made = [presets.PRESETS[library](**o) for o in (options, traced)]
@@ -143,11 +198,17 @@ def test_names() -> None:
     assert presets.parse("openrlhf:gspo", dual_clip=2.0) == presets.openrlhf(
         policy_loss_type="gspo", dual_clip=2.0
     )
+    assert presets.parse("prime_rl:ipo,kl_tau=0") == presets.prime_rl(type="ipo", kl_tau=0)
+    assert presets.parse("areal,eps_clip=0.3") == presets.areal(eps_clip=0.3)
     assert presets.parse("dr_grpo") is methods.get("dr_grpo")
     with pytest.raises(ValueError, match="did you mean trl"):
         presets.parse("trll:dapo")
     with pytest.raises(ValueError, match="option=value"):
         presets.parse("trl:dapo,epsilon")
+    with pytest.raises(ValueError, match="areal has no losses by name"):
+        presets.parse("areal:grpo")
+    with pytest.raises(ValueError, match=r"says who samples.*presets\.sampling\('trl', \.\.\.\)"):
+        presets.parse("trl:dapo,top_p=0.9")
 
 
 def test_difference_is_found_where_it_is() -> None:

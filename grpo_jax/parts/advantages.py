@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from grpo_jax.part import number, part
 from grpo_jax.parts.shaping import lengths
-from grpo_jax.statistics import BATCH_AXES, GROUP_AXES, centred, divide, extent, present, spread
+from grpo_jax.statistics import BATCH_AXES, GROUP_AXES, centred, divide, extent, mean, present, spread
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
 
@@ -131,6 +131,17 @@ class GroupSpread:
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         return spread(rewards, rollout.multiplicity, GROUP_AXES, ddof=self.ddof)
+
+
+@part
+class GroupLevel:
+    """The group's mean reward in a spread's place, 0 where it is not positive: MaxRL (arXiv:2602.02710)."""
+
+    couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
+        return jnp.maximum(mean(rewards, rollout.multiplicity, GROUP_AXES), 0)
 
 
 @part

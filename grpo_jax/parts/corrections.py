@@ -43,6 +43,16 @@ class OffPolicyMask:
 
 
 @part
+class Factor:
+    """A constant factor on the gain, which leaves advantages and penalty alone (prime-rl's ``adv_tau``)."""
+
+    value: Number = number(1.0, low=0.0)
+
+    def __call__(self, at: Evaluation) -> Array:
+        return self.value * jnp.ones_like(at.logp)
+
+
+@part
 class Prune:
     """CPPO (arXiv:2503.22342): 1{|A_i| > threshold}."""
 

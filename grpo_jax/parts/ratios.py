@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.kernels import clamp
-from grpo_jax.part import number, part
+from grpo_jax.part import number, part, static
 from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Number, Rollout
 
@@ -86,10 +86,18 @@ class Trajectory:
 
 @part
 class FromSampler:
-    """An inner ratio whose denominator is the sampler instead of the old policy (OpenRLHF's GSPO)."""
+    """An inner ratio whose denominator is the sampler instead of the old policy (OpenRLHF's GSPO).
+
+    ``correction`` False says that this is the method's own ratio and corrects nothing: prime-rl, AReaL.
+    """
 
     inner: Ratio = SequenceMean()
-    corrects_sampler: ClassVar[bool] = True
+    correction: bool = static(True)
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """correction."""
+        return self.correction
 
     def __call__(self, rollout: Rollout, logp: Array) -> Array:
         return self.inner(rollout._replace(old_logp=rollout.sampling_logp), logp)

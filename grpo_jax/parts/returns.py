@@ -65,8 +65,8 @@ class Whitened:
 class ReturnToGo:
     """G_t = Σ_{u≥t} γ^{u−t} r_u, with an inner advantage (the reward itself) on the last valid token.
 
-    Every token also earns −kl_coef·D_u, D the divergence of π_old from π_ref. Masked tokens do not discount,
-    unless ``count_masked``. An empty output has return 0.
+    Every token also earns −kl_coef·D_u, D the divergence of π_old from π_ref (of the sampler, with
+    ``from_sampler``). Masked tokens do not discount, unless ``count_masked``. An empty output has return 0.
     """
 
     inner: Advantage = Normalized(center=NoBaseline(), scale=None)
@@ -74,6 +74,7 @@ class ReturnToGo:
     kl_coef: Number = number(0.0, low=0.0)
     divergence: Divergence = K1()
     count_masked: bool = static(False)
+    from_sampler: bool = static(False)
     reads_old_logp: ClassVar[bool] = True
 
     @property
@@ -82,7 +83,8 @@ class ReturnToGo:
         return self.kl_coef
 
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
-        old, valid = rollout.old_logp, rollout.mask > 0
+        old = rollout.sampling_logp if self.from_sampler else rollout.old_logp
+        valid = rollout.mask > 0
         kl = self.divergence(old, reference(rollout.ref_logp, self.kl_coef, old))
         position = jnp.cumsum(rollout.mask, TOKEN)
         last = valid & (position == jnp.max(position, TOKEN, keepdims=True))

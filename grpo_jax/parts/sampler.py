@@ -5,16 +5,21 @@ The mismatch is π_old/π_sampling, by token or by sequence, as one of the ratio
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
 
 from grpo_jax.kernels import exponential
-from grpo_jax.part import number, part, static
+from grpo_jax.part import nearest, number, part, static
 from grpo_jax.parts.corrections import Correction
+from grpo_jax.parts.penalties import K2, K3, Divergence
 from grpo_jax.parts.ratios import Ratio, Token
-from grpo_jax.statistics import divide
-from grpo_jax.types import Array, Evaluation, Number, Rollout
+from grpo_jax.parts.reductions import Reduction
+from grpo_jax.statistics import divide, mean
+from grpo_jax.types import Array, Coupling, Evaluation, Number, Rollout
+
+AGGREGATES = ("mean", "sum", "max", "min")
 
 
 class Statistic(Protocol):
@@ -53,11 +58,11 @@ class MismatchRatio:
 
 @part
 class SamplerMask:
-    """π_old/π_sampling where a statistic lies in [low, high], and 0 elsewhere (IcePop)."""
+    """π_old/π_sampling where a statistic lies in [low, high], and 0 elsewhere (IcePop, arXiv:2510.18855)."""
 
     ratio: Ratio = Token()
     statistic: Statistic = MismatchRatio()
-    low: Number = number(0.0, low=0.0)
+    low: Number = number(0.0, nonfinite=True)
     high: Number = number(2.0, low=0.0, nonfinite=True)
     corrects_sampler: ClassVar[bool] = True
 
@@ -72,6 +77,11 @@ def _probabilities(rollout: Rollout) -> tuple[Array, Array]:
     return sampler, jnp.clip(exponential(rollout.old_logp), 1e-6, 1 - 1e-6)
 
 
+def _two_outcomes(p: Array, q: Array) -> Array:
+    """KL between "this token or any other" under p and under q."""
+    return p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q))
+
+
 def _per_sequence(rollout: Rollout, value: Array) -> Array:
     total = jnp.sum(jnp.where(rollout.mask > 0, value, 0), 2, keepdims=True)
     return jnp.broadcast_to(divide(total, jnp.sum(rollout.mask, 2, keepdims=True)), value.shape)
@@ -81,15 +91,29 @@ def _per_sequence(rollout: Rollout, value: Array) -> Array:
 class BinaryKL:
     """The statistic p log(p/q) + (1 − p) log((1 − p)/(1 − q)), p the sampler's, q the old policy's.
 
-    Probabilities are kept within [1e-6, 1 − 1e-6]; ``per_sequence`` takes the mean over tokens.
+    Probabilities are kept within [1e-6, 1 − 1e-6]; ``per_sequence`` takes the mean over tokens, ``signed``
+    gives it the sign of q − p.
     """
 
     per_sequence: bool = static(False)
+    signed: bool = static(False)
 
     def __call__(self, rollout: Rollout) -> Array:
         p, q = _probabilities(rollout)
-        value = p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q))
+        value = _two_outcomes(p, q) * (jnp.sign(q - p) if self.signed else 1)
         return _per_sequence(rollout, value) if self.per_sequence else value
+
+
+@part
+class BothBinaryKL:
+    """KPop's statistic max{D(p‖q), D(q‖p)}, D as in ``BinaryKL``: ringtech.notion.site/kpop (2026).
+
+    It keeps a token where neither direction exceeds φ (0.1 there).
+    """
+
+    def __call__(self, rollout: Rollout) -> Array:
+        p, q = _probabilities(rollout)
+        return jnp.maximum(_two_outcomes(p, q), _two_outcomes(q, p))
 
 
 @part
@@ -101,6 +125,106 @@ class TotalVariation:
     def __call__(self, rollout: Rollout) -> Array:
         p, q = _probabilities(rollout)
         return _per_sequence(rollout, jnp.abs(p - q)) if self.per_sequence else jnp.abs(p - q)
+
+
+@part
+class Rise:
+    """The statistic π_old − π_sampling of the token, with its sign."""
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return exponential(rollout.old_logp) - exponential(rollout.sampling_logp)
+
+
+@part
+class MismatchDivergence:
+    """The statistic D(log π_old, log π_sampling) of a token, D one of k1, k2, k3 (AReaL).
+
+    ``reverse`` exchanges the two (verl).
+    """
+
+    divergence: Divergence = K3()
+    reverse: bool = static(False)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        pair = (rollout.old_logp, rollout.sampling_logp)
+        return self.divergence(*(pair[::-1] if self.reverse else pair))
+
+
+@part
+class OverSequence:
+    """An inner statistic's mean, sum, greatest or least value over a sequence, one for all its tokens."""
+
+    inner: Statistic = MismatchDivergence()
+    how: str = static("mean")
+
+    def check(self) -> None:
+        """``how`` is one of four."""
+        if self.how not in AGGREGATES:
+            raise ValueError(f"how is {self.how!r}; {nearest(self.how, AGGREGATES)}")
+
+    def __call__(self, rollout: Rollout) -> Array:
+        value, live = self.inner(rollout), rollout.mask > 0
+        if self.how == "mean":
+            return _per_sequence(rollout, value)
+        if self.how == "sum":
+            whole = jnp.sum(jnp.where(live, value, 0), 2, keepdims=True)
+        elif self.how == "max":
+            whole = jnp.max(jnp.where(live, value, -jnp.inf), 2, keepdims=True)
+        else:
+            whole = jnp.min(jnp.where(live, value, jnp.inf), 2, keepdims=True)
+        return jnp.broadcast_to(whole, value.shape)
+
+
+@part
+class TrustRegion:
+    """1 where a statistic of π_θ against the sampler lies in [low, high], else 0, at every inner step anew.
+
+    It takes ``SamplerMask``'s statistics with π_θ in the place of π_old. ``one_sided`` drops a token above
+    high only where A > 0 and below low only elsewhere, so that a token may always come back.
+
+    prime-rl's IPO is ``Rise`` within ±0.1; DPPO (arXiv:2602.04879) is ``Rise`` or the signed ``BinaryKL``,
+    one-sided; KPop is ``BothBinaryKL``; IcePop at θ (arXiv:2512.16144, equation (1)) is ``MismatchRatio``.
+    """
+
+    statistic: Statistic = Rise()
+    low: Number = number(-math.inf, nonfinite=True)
+    high: Number = number(math.inf, nonfinite=True)
+    one_sided: bool = static(False)
+
+    def __call__(self, at: Evaluation) -> Array:
+        value = self.statistic(at.rollout._replace(old_logp=at.logp))
+        above, below = value > self.high, value < self.low
+        out = jnp.where(at.advantages > 0, above, below) if self.one_sided else above | below
+        return jnp.where(out, 0.0, 1.0)
+
+
+@part
+class SamplerPenalty:
+    """coef·D(log π_θ, log π_sampling): a penalty that holds on to whoever sampled, not to the reference."""
+
+    divergence: Divergence = K2()
+    coef: Number = number(0.0, low=0.0)
+    reduce: Reduction | None = None
+
+    def __call__(self, at: Evaluation) -> Array:
+        return self.coef * self.divergence(at.logp, at.rollout.sampling_logp)
+
+
+@part
+class MeanOne:
+    """An inner correction divided by its mean over the batch's tokens, or over its sequences (verl)."""
+
+    inner: Correction = SamplerMismatch()
+    by_sequence: bool = static(False)
+    couples: ClassVar[Coupling] = Coupling.BATCH
+
+    def __call__(self, at: Evaluation) -> Array:
+        value, mask = self.inner(at), at.rollout.mask
+        weight = at.rollout.multiplicity[:, :, None] * mask
+        if self.by_sequence:
+            weight = divide(weight, jnp.sum(mask, 2, keepdims=True))
+        level = mean(value, weight, (0, 1, 2))
+        return jnp.where(level > 0, divide(value, level), value)
 
 
 @part

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from grpo_jax.part import number, part, static
 from grpo_jax.parts.penalties import K1, Divergence, reference
-from grpo_jax.statistics import GROUP_AXES, centred, divide, spread
+from grpo_jax.statistics import GROUP_AXES, centred, divide, extent, mean, spread
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
 
@@ -102,6 +102,35 @@ class ClampedReward:
 
     def __call__(self, rollout: Rollout) -> Array:
         return jnp.clip(self.inner(rollout), self.low, self.high)
+
+
+@part
+class Rescaled:
+    """(r_i + bias)·scale."""
+
+    inner: Shaping = Sum()
+    bias: Number = number(0.0)
+    scale: Number = number(1.0)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return (self.inner(rollout) + self.bias) * self.scale
+
+
+@part
+class LengthPenalty:
+    """prime-rl's length penalty: r_i − weight·r̄·|o_i|/max_j |o_j|, mean and greatest length of i's group."""
+
+    inner: Shaping = Sum()
+    weight: Number = number(0.25, low=0.0)
+    couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
+    reads_lengths: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout) -> Array:
+        rewards, length = self.inner(rollout), lengths(rollout)
+        _, longest = extent(length, rollout.multiplicity, GROUP_AXES)
+        level = mean(rewards, rollout.multiplicity, GROUP_AXES)
+        return rewards - self.weight * level * divide(length, longest)
 
 
 @part

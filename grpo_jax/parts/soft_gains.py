@@ -12,6 +12,7 @@ from grpo_jax.kernels import exponential
 from grpo_jax.part import number, part
 from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, ClipMask, Gain, clip_mask
+from grpo_jax.parts.penalties import reference
 from grpo_jax.statistics import divide, mean, present
 from grpo_jax.types import Array, Coupling, Evaluation, Number, Rollout
 
@@ -145,6 +146,33 @@ class BinaryKLRegion:
         inside = jnp.where(at.advantages > 0, rising, falling)
         weight = jnp.where(inside, jnp.minimum(exponential(at.log_ratio), self.cap), 0)
         return jax.lax.stop_gradient(weight) * at.advantages * at.logp
+
+
+@part
+class LeashedScore:
+    """prime-rl 0.4.0: J = sg[min(s, cap)·(scale·A − leash·x + pull·log(π_ref/π_θ))]·log π_θ(y_t|·).
+
+    x = log π_θ/π_sampling of the token, so that ``leash`` is a k1 penalty against the sampler, in REINFORCE's
+    form. ``pull`` is the same against the reference (the library's teacher).
+    """
+
+    cap: Number = number(math.inf, low=0.0, nonfinite=True)
+    scale: Number = number(1.0, low=0.0)
+    leash: Number = number(0.0, low=0.0)
+    pull: Number = number(0.0, low=0.0)
+
+    @property
+    def reference_coef(self) -> Number:
+        """pull."""
+        return self.pull
+
+    def __call__(self, at: Evaluation) -> Array:
+        away = self.leash * (at.logp - at.rollout.sampling_logp)
+        towards = self.pull * (reference(at.rollout.ref_logp, self.pull, at.logp) - at.logp)
+        weight = jnp.minimum(exponential(at.log_ratio), self.cap) * (
+            self.scale * at.advantages - away + towards
+        )
+        return jax.lax.stop_gradient(weight) * at.logp
 
 
 def covariance(rollout: Rollout, logp: Array, advantages: Array) -> Array:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.presets import trl
+from grpo_jax.presets.engines import Sampling
 from grpo_jax.presets.options import NotModelled, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
-NOT_MODELLED = {"temperature": 1.0, "use_ref_model": True, "compiled": True, "chunk_size": 1}
+NOT_MODELLED = {"use_ref_model": True, "compiled": True, "chunk_size": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,18 @@ class Options(trl.Options):
     use_bias_correction_kl: bool = False
 
 
+def options(**given: Any) -> Options:
+    """Liger's options as a record."""
+    return read("liger", Options, given, NOT_MODELLED | trl.NOT_MODELLED)
+
+
+def sampling(**given: Any) -> Sampling:
+    """As TRL's, which calls it."""
+    return trl.sampled(options(**given))
+
+
 @takes(Options)
-def liger(**options: Any) -> Method:
+def liger(**given: Any) -> Method:
     """The method that Liger-Kernel 0.8.5 computes: ``trl`` with an unweighted k3 by default.
 
     Its LUSPO averages over padded places unless the ratio is the sequence's and there is no penalty; only
@@ -34,7 +45,7 @@ def liger(**options: Any) -> Method:
     >>> liger(loss_type="grpo", beta=0.04).penalty.coef
     0.04
     """
-    o = read("liger", Options, options, NOT_MODELLED | trl.NOT_MODELLED)
+    o = options(**given)
     if o.epsilon is not None:
         raise NotModelled("liger: epsilon is not modelled; did you mean epsilon_low?")
     if o.importance_sampling_level == "sequence" and o.loss_type in ("cispo", "sapo", "vespo"):

@@ -39,6 +39,7 @@ from grpo_jax.parts.sampler import (
     TotalVariation,
 )
 from grpo_jax.parts.shaping import Overlong, Shaping, Sum
+from grpo_jax.presets.engines import Sampling, drawn
 from grpo_jax.presets.options import NotModelled, choose, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
@@ -61,6 +62,8 @@ FLAGS = {
     "reward.overlong_buffer_len": "overlong_buffer_len",
     "reward.overlong_penalty_factor": "overlong_penalty_factor",
     "rollout.max_new_tokens": "max_new_tokens",
+    "rollout.temperature": "temperature",
+    "rollout.top_p": "top_p",
 }
 """Command-line flag -> the name of the same value in OpenRLHF's own classes."""
 
@@ -68,7 +71,8 @@ FLAGS = {
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The names of OpenRLHF's classes. ``kl_loss_coef``, ``kl_reward_coef``: ``algo.kl.init_coef`` with and
-    without ``algo.kl.use_loss``."""
+    without ``algo.kl.use_loss``. ``temperature`` to ``top_k`` say who samples: ``presets.sampling`` reads
+    them."""
 
     policy_loss_type: str = "ppo"
     estimator: str = "group_norm"
@@ -90,17 +94,32 @@ class Options:
     overlong_buffer_len: Number | None = None
     overlong_penalty_factor: Number = 1.0
     max_new_tokens: Number | None = None
+    temperature: Number = 1.0
+    top_p: Number = 1.0
+    top_k: Number = -1
+
+
+def options(**given: Any) -> Options:
+    """OpenRLHF's options as a record."""
+    named = {FLAGS.get(name, name): value for name, value in given.items()}
+    return read("openrlhf", Options, named, NOT_MODELLED)
+
+
+def sampling(**given: Any) -> Sampling:
+    """vLLM, which reports raw log-probabilities (its default) unless a correction is on."""
+    o = options(**given)
+    records = "raw" if o.is_correction_level == "off" else "processed"
+    return drawn(o.temperature, top_k=o.top_k, top_p=o.top_p, records=records)
 
 
 @takes(Options)
-def openrlhf(**options: Any) -> Method:
+def openrlhf(**given: Any) -> Method:
     """The method that OpenRLHF 0.11.2 computes; names of its classes, or its command-line flags (``FLAGS``).
 
     >>> openrlhf(estimator="group_norm").advantage.inner.eps
     1e-09
     """
-    named = {FLAGS.get(name, name): value for name, value in options.items()}
-    o = read("openrlhf", Options, named, NOT_MODELLED)
+    o = options(**given)
     choose("openrlhf", "policy_loss_type", o.policy_loss_type, {"ppo": None, "gspo": None})
     gspo = o.policy_loss_type == "gspo"
     return Method(

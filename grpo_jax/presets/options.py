@@ -68,7 +68,7 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
 )
 """Option of a trainer that is no matter of the method -> what it is here."""
 SAMPLING = frozenset(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"))
-SAMPLER = "; it belongs to the sampler, which draws from the policy as it is"
+SAMPLER = "; it belongs to the sampler, and this library's is not modelled with it (presets.sampling)"
 
 
 def signature(kind: type) -> inspect.Signature:

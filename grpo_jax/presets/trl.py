@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_jax.decoding import TRANSFORMERS, VLLM
+from grpo_jax.part import nearest
 from grpo_jax.parts.advantages import (
     Advantage,
     BatchMean,
@@ -25,6 +27,7 @@ from grpo_jax.parts.returns import Standardized
 from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch
 from grpo_jax.parts.shaping import ClampedReward, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
 from grpo_jax.parts.soft_gains import GeometricMean, Sapo, Vespo
+from grpo_jax.presets.engines import Sampling, drawn
 from grpo_jax.presets.options import NotModelled, choose, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
@@ -38,17 +41,16 @@ NOT_MODELLED = {
     "mask_truncated_completions": False,
     "router_aux_loss_coef": 0.0,
     "use_liger_kernel": False,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": None,
     "repetition_penalty": 1.0,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """TRL's own names and defaults. ``beta`` and ``epsilon`` None: the default of the trainer in question."""
+    """TRL's own names and defaults. ``beta`` and ``epsilon`` None: the default of the trainer in question.
+
+    ``temperature`` to ``generation_kwargs`` say who samples: ``presets.sampling`` reads them.
+    """
 
     loss_type: str = "dapo"
     beta: Number | None = None
@@ -76,14 +78,50 @@ class Options:
     vllm_importance_sampling_clip_min: Number | None = None
     normalize_advantages: bool = False
     reward_clip_range: tuple[float, float] | None = None
+    temperature: Number = 1.0
+    top_p: Number = 1.0
+    top_k: Number = 0
+    min_p: Number | None = None
+    generation_kwargs: Mapping[str, Any] | None = None
+
+
+def options(**given: Any) -> Options:
+    """TRL's options as a record."""
+    return read("trl", Options, given, NOT_MODELLED)
+
+
+def sampled(o: Options) -> Sampling:
+    """vLLM with ``processed_logprobs`` where ``use_vllm``, transformers' generate otherwise.
+
+    ``generation_kwargs`` change the engine only: the trainer keeps its temperature.
+    """
+    drawing = {"temperature": o.temperature, "top_p": o.top_p, "top_k": o.top_k, "min_p": o.min_p}
+    for name, value in (o.generation_kwargs or {}).items():
+        if name not in drawing:
+            raise NotModelled(f"trl: generation_kwargs[{name!r}] is not modelled; {nearest(name, drawing)}")
+        drawing[name] = value
+    return drawn(
+        o.temperature,
+        engine=drawing["temperature"],
+        top_k=drawing["top_k"],
+        top_p=drawing["top_p"],
+        min_p=drawing["min_p"],
+        order=VLLM if o.use_vllm else TRANSFORMERS,
+    )
+
+
+def sampling(**given: Any) -> Sampling:
+    """Who samples."""
+    return sampled(options(**given))
 
 
 @takes(Options)
-def trl(**options: Any) -> Method:
+def trl(**given: Any) -> Method:
     """The method that TRL 1.16.0 computes with these options of its configuration classes.
 
     ``loss_type`` "rloo" and "gmpo" stand for the trainers of those names. ``use_vllm`` says that
-    ``rollout.sampling_logp`` are the inference engine's own.
+    ``rollout.sampling_logp`` are the inference engine's own; ``presets.sampling("trl", ...)`` takes the same
+    options and says who samples.
 
     Raises:
       NotModelled: for an option, or a value, that no part computes.
@@ -92,7 +130,7 @@ def trl(**options: Any) -> Method:
     >>> trl(loss_type="dapo", epsilon_high=0.28).gain.high
     0.28
     """
-    o = read("trl", Options, options, NOT_MODELLED)
+    o = options(**given)
     if o.loss_type == "rloo":
         return _rloo(o)
     if o.loss_type == "gmpo":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_jax.decoding import TRANSFORMERS, VLLM
 from grpo_jax.parts.advantages import (
     Advantage,
     BestOfGroup,
@@ -31,8 +33,18 @@ from grpo_jax.parts.penalties import (
 )
 from grpo_jax.parts.ratios import Ratio, SequenceMeanToken, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, NonEmpty, PerSequence, PerToken, Reduction, TokenSum
+from grpo_jax.parts.rejection import Every, RatioOfKept, ReductionOfKept, Rejection, Within
 from grpo_jax.parts.returns import PerNonzero, ReturnToGo, Whitened
-from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch, SequenceGeometricMean
+from grpo_jax.parts.sampler import (
+    MeanOne,
+    MismatchDivergence,
+    MismatchRatio,
+    OverSequence,
+    SamplerMask,
+    SamplerMismatch,
+    SequenceGeometricMean,
+    Statistic,
+)
 from grpo_jax.parts.shaping import KLInReward, NormalizedSum, Shaping, Sum
 from grpo_jax.parts.soft_gains import (
     BinaryKLRegion,
@@ -43,6 +55,7 @@ from grpo_jax.parts.soft_gains import (
     Sapo,
     VariationRegion,
 )
+from grpo_jax.presets.engines import Sampling, drawn, sglang
 from grpo_jax.presets.options import NotModelled, choose, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
@@ -50,19 +63,25 @@ from grpo_jax.types import Number
 ADDED = 1e-6
 """What verl adds to the group's standard deviation (ddof 1)."""
 
+BY_REWARD = ("grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "remax")
+"""Estimators whose advantages do not read the mask."""
+
 NOT_MODELLED = {
     "entropy_coeff": 0,
-    "rollout_is_batch_normalize": False,
-    "rollout_rs": None,
-    "rollout_rs_threshold": None,
     "lam": 1.0,
+    "do_sample": True,
+    "repetition_penalty": 1.0,
+    "ignore_eos": False,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """verl's own names and defaults: those of the actor, of its policy loss, of the algorithm and its rollout
-    correction. ``clip_ratio`` counts only where low or high are None, as in verl."""
+    correction. ``clip_ratio`` counts only where low or high are None, as in verl. ``temperature`` to
+    ``logprobs_mode`` are those of ``actor_rollout_ref.rollout`` (or with ``rollout.`` in front): they say who
+    samples, and ``presets.sampling`` reads them. ``calculate_log_probs`` keeps what the engine reports; the
+    record here always holds it."""
 
     loss_mode: str = "vanilla"
     adv_estimator: str = "grpo"
@@ -91,10 +110,40 @@ class Options:
     gdpo_reward_weights: Sequence[float] | None = None
     rollout_is: str | None = None
     rollout_is_threshold: Number | str = 2.0
+    rollout_is_batch_normalize: bool = False
+    rollout_rs: str | None = None
+    rollout_rs_threshold: float | str | None = None
+    temperature: Number = 1.0
+    top_p: Number = 1.0
+    top_k: Number = -1
+    name: str = "vllm"
+    logprobs_mode: str = "processed_logprobs"
+    calculate_log_probs: bool = False
+
+
+def options(**given: Any) -> Options:
+    """verl's options as a record."""
+    named = {name.removeprefix("actor_rollout_ref.").removeprefix("rollout."): v for name, v in given.items()}
+    return read("verl", Options, named, NOT_MODELLED)
+
+
+def sampling(**given: Any) -> Sampling:
+    """vLLM, SGLang or transformers ("hf") as the rollout engine; the actor scores at its temperature."""
+    o = options(**given)
+    if o.name == "sglang":
+        return sglang("verl", o.temperature, top_k=o.top_k, top_p=o.top_p)
+    modes = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
+    return drawn(
+        o.temperature,
+        top_k=o.top_k,
+        top_p=o.top_p,
+        order=choose("verl", "name", o.name, {"vllm": VLLM, "hf": TRANSFORMERS, "sglang": None}),
+        records=choose("verl", "logprobs_mode", o.logprobs_mode, modes),
+    )
 
 
 @takes(Options)
-def verl(**options: Any) -> Method:
+def verl(**given: Any) -> Method:
     """The method that verl 0.9.1 computes on one batch.
 
     Groups of one, which verl leaves unnormalised, get advantage 0 here.
@@ -102,7 +151,7 @@ def verl(**options: Any) -> Method:
     >>> verl(loss_mode="vanilla").gain.cap
     3.0
     """
-    o = read("verl", Options, options, NOT_MODELLED)
+    o = options(**given)
     return Method(
         shaping=shaping(o),
         advantage=advantage(o),
@@ -153,7 +202,8 @@ def advantage(o: Options) -> Advantage:
 def ratio(o: Options) -> Ratio:
     """Token ratios clamped to ±20 where verl clamps; GSPO's token form."""
     if o.loss_mode == "gspo":
-        return SequenceMeanToken(cap=10.0)
+        keep, whole = rejection(o), SequenceMeanToken(cap=10.0)
+        return whole if keep is None else RatioOfKept(keep=keep, inner=whole)
     return Token() if o.loss_mode in ("clip_cov", "kl_cov", "geo_mean", "gpg", "dro") else Token(clamp=20.0)
 
 
@@ -195,7 +245,53 @@ def corrections(o: Options) -> tuple[Correction, ...]:
     made: Correction = SamplerMismatch(ratio=unit, low=0.0, high=bounds[-1])
     if len(bounds) == 2:
         made = SamplerMask(ratio=unit, statistic=MismatchRatio(ratio=unit), low=bounds[0], high=bounds[1])
+    if o.rollout_is_batch_normalize:
+        made = MeanOne(inner=made, by_sequence=o.rollout_is == "sequence")
     return (SequenceGeometricMean(inner=made),) if o.loss_mode == "geo_mean" else (made,)
+
+
+def rejection(o: Options) -> Rejection | None:
+    """Rejected tokens leave the response mask, after the advantages: from verl's source, no recorded case.
+
+    k1 is −log(π_old/π_rollout), held between the logarithms of both thresholds, so that "lower_upper" bounds
+    π_rollout/π_old.
+    """
+    if o.rollout_rs is None:
+        return None
+    if o.loss_mode in ("geo_mean", "clip_cov", "kl_cov") or o.adv_estimator not in BY_REWARD:
+        raise NotModelled(
+            f"verl: rollout_rs is not modelled with loss_mode={o.loss_mode!r} and "
+            f"adv_estimator={o.adv_estimator!r}, which read the mask elsewhere, too"
+        )
+    if o.rollout_rs_threshold is None:
+        raise ValueError("verl: rollout_rs needs rollout_rs_threshold")
+    names = list(dict.fromkeys(name.strip() for name in o.rollout_rs.split(",")))
+    bounds = [bound.strip() for bound in str(o.rollout_rs_threshold).split(",")]
+    if len(bounds) not in (1, len(names)):
+        raise ValueError(f"verl: rollout_rs_threshold has {len(bounds)} entries for {len(names)} options")
+    rules = zip(names, bounds * len(names) if len(bounds) == 1 else bounds, strict=True)
+    return Every(rules=tuple(_rule(name, bound) for name, bound in rules))
+
+
+def _rule(name: str, bound: str) -> Rejection:
+    kinds: dict[str, Divergence] = {"k1": K1(), "k2": K2(), "k3": K3(clamp=20.0)}
+    units = ("token", "seq_sum", "seq_mean", "seq_max")
+    table = {f"{unit}_{kind}": (unit, kind) for unit in units for kind in kinds}
+    del table["seq_max_k1"]
+    unit, kind = choose("verl", "rollout_rs", name, table)
+    statistic: Statistic = MismatchDivergence(divergence=kinds[kind], reverse=True)
+    if unit != "token":
+        statistic = OverSequence(inner=statistic, how=unit.removeprefix("seq_"))
+    edges = [float(edge) for edge in bound.split("_", 1)]
+    if min(edges) <= 0 or (kind != "k1" and len(edges) == 2):
+        raise ValueError(
+            f"verl: rollout_rs_threshold={bound!r} for {name}; a threshold is positive, and k1's may be "
+            "lower_upper"
+        )
+    if kind != "k1":
+        return Within(statistic=statistic, low=-math.inf, high=edges[0])
+    low, high = edges if len(edges) == 2 else (1 / edges[0], edges[0])
+    return Within(statistic=statistic, low=math.log(low), high=math.log(high))
 
 
 def divergence(kind: str) -> Divergence:
@@ -213,7 +309,7 @@ def penalty(o: Options) -> Penalty:
 
 
 def aggregation(o: Options) -> Reduction:
-    """verl's agg_loss; sequences without a valid token do not count."""
+    """verl's agg_loss; sequences without a valid token do not count, nor do rejected tokens."""
     table: dict[str, Reduction] = {
         "token-mean": PerToken(),
         "token-sum": TokenSum(),
@@ -221,11 +317,16 @@ def aggregation(o: Options) -> Reduction:
         "seq-mean-token-sum-norm": NonEmpty(inner=Constant(length=o.loss_scale_factor)),
         "seq-mean-token-mean": NonEmpty(inner=PerSequence(eps=1e-8)),
     }
-    return choose("verl", "loss_agg_mode", o.loss_agg_mode, table)
+    return _kept(o, choose("verl", "loss_agg_mode", o.loss_agg_mode, table))
+
+
+def _kept(o: Options, inner: Reduction) -> Reduction:
+    keep = rejection(o)
+    return inner if keep is None else ReductionOfKept(keep=keep, inner=inner)
 
 
 def reduction(o: Options) -> Reduction:
     """geo_mean and sapo have their own and ignore ``loss_agg_mode``."""
     if o.loss_mode == "geo_mean":
         return PerSequence()
-    return NonEmpty(inner=PerSequence(eps=1e-8)) if o.loss_mode == "sapo" else aggregation(o)
+    return _kept(o, NonEmpty(inner=PerSequence(eps=1e-8))) if o.loss_mode == "sapo" else aggregation(o)
