@@ -66,9 +66,9 @@ def _setting(name: str) -> Any:
 def compiler_options() -> dict[str, Any]:
     """What programs of small elementwise kernels want of the compiler, on the default backend; {} elsewhere.
 
-    On a CPU: ``kernels.settled`` keeps what it says, no splitting of one kernel over threads (the runs are
-    already spread over threads, and a kernel of microseconds loses more by the hand-over than it gains), and
-    512-bit vectors where it has them. An option that this compiler does not know is left out.
+    On a CPU: the barriers of ``kernels.materialize`` stay, no splitting of one kernel over threads (the runs
+    are already spread over threads, and a kernel of microseconds loses more by the hand-over than it gains),
+    and 512-bit vectors where it has them. An option that this compiler does not know is left out.
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -398,7 +398,7 @@ SWEEPS = (
     ),
     Fault(
         "settings change fastest, seeds slowest",
-        "sweeps/runner.py",
+        "sweeps/work.py",
         "np.unravel_index(run // len(self.seeds), sizes)",
         "np.unravel_index(run % self.settings, sizes)",
         "test_sweep",
@@ -450,7 +450,7 @@ RESUME = (
     ),
     Fault(
         "the manifest forgets the seeds",
-        "sweeps/runner.py",
+        "sweeps/work.py",
         '"seeds": digest(work.seeds.tolist()),',
         "",
         "test_sweep",

@@ -64,6 +64,32 @@ def test_sweep_prints_a_row_per_setting_and_show_reads_it_back(monkeypatch, caps
     assert printed.out.strip() in shown.out
 
 
+def test_what_has_axes_of_its_own_is_shown_by_its_places(monkeypatch, capsys):
+    """Two contexts by name; of sixteen probabilities the first eight, and that there are more."""
+    words = ("--actions", "8", "--contexts", "2", "--seeds", "4", "--iterations", "2", "--record-every", "2")
+    code, printed = run(monkeypatch, capsys, "run", *words, "--record", "prompt_reward", "probabilities")
+    assert code == 0
+    _, heading, values, left_out = printed.out.strip().splitlines()
+    expected = [f"prompt_reward[{i}]" for i in range(2)]
+    assert heading.split()[:2] == expected
+    assert "probabilities[0, 7]" in heading
+    assert "probabilities[1, 0]" not in heading
+    assert len(values.split()) == 2 + 8
+    assert left_out == "probabilities has 16 places (context x output); the first 8 are shown"
+
+
+def test_a_summary_holds_the_numbers_of_the_dataset_and_says_what_was_averaged():
+    config = build(Setup(actions=3, contexts=2))
+    asked = {"seeds": 4, "iterations": 6, "progress": False, "record": ["prompt_reward"]}
+    data = gj.sweep(config, {"learning_rate": [0.1, 0.2]}, average_from=3, **asked)
+    first, heading, *rows = commands.summary(data).splitlines()
+    assert first == "averages over the iterations from 3 to 6, mean ± standard deviation over 4 seeds"
+    for row, rate in zip(rows, (0.1, 0.2), strict=True):
+        found = dict(zip(heading.split(), row.split(), strict=True))
+        values = data.prompt_reward.sel(learning_rate=rate, context=1).values
+        assert found["prompt_reward[1]"] == f"{values.mean():.4g}±{values.std():.2g}"
+
+
 def test_methods_lists_every_method_with_its_numbers(monkeypatch, capsys):
     code, printed = run(monkeypatch, capsys, "methods")
     assert code == 0

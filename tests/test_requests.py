@@ -43,6 +43,18 @@ def config(**changes):
     return dataclasses.replace(base, **changes)
 
 
+def test_a_name_that_means_another_number_in_another_variant_is_refused(door):
+    """grpo's only ``coef`` is its penalty's; where the KL is part of the reward, it is the return's."""
+    pair = {"direct": methods.grpo, "shaped": methods.grpo_kl_in_reward}
+    paths = {n: parse_axes(config(method=m), {"coef": [0.0, 0.5]})[0].paths for n, m in pair.items()}
+    assert paths["direct"] != paths["shaped"]
+    says = f"'coef' means {paths['direct'][0]} in direct and {paths['shaped'][0]} in shaped; sweep them apart"
+    with pytest.raises(ValueError, match=says):
+        gj.sweep(config(), {"coef": [0.0, 0.5]}, variants={"method": pair}, **SHORT)
+    with pytest.raises(Reached):
+        gj.sweep(config(), {"clip_high": [0.0, 0.5]}, variants={"method": pair}, **SHORT)
+
+
 # scalars of the request
 
 WRONG = [

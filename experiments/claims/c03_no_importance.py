@@ -92,7 +92,9 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     told = {"root": seed, "iterations": size.iterations}
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="all runs are identical")  # as they should be at μ = 1
+        warnings.filterwarnings(
+            "ignore", message="everything recorded is identical"
+        )  # as they should be at μ = 1
         once = trees.trained(given, METHODS, 8 * RATES["SGD"], optimizer="SGD", steps=1.0, **told)
     return {
         **{n: trees.by_setting(SETTINGS, given, METHODS, RATES[n], optimizer=n, **told) for n in RATES},

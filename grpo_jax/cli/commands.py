@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
+import math
 import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
 import tyro
 import xarray as xr
 
@@ -128,25 +131,59 @@ def _simulate(setup: Setup, train: Training, sweep: tuple[str, ...], structure: 
 
 
 def summary(data: xr.Dataset) -> str:
-    """Final values, mean ± standard deviation over seeds, a row per setting."""
-    last = data.isel(iteration=-1)
-    scalars = [name for name in last.data_vars if set(last[name].dims) <= set(_grid(data)) | {"seed"}]
+    """Final values (or averages), mean ± standard deviation over seeds, a row per setting.
+
+    What has axes of its own is a column for each of its first places; how many are left out is said.
+    """
+    averaged = "iteration" not in data.dims
+    last = data if averaged else data.isel(iteration=-1)
     bad = int((~last["finite"]).sum()) if "finite" in last else 0
-    shown = [str(name) for name in scalars if name != "finite"]
-    rows = [[*_grid(data), *shown]]
+    columns, left_out = _columns(last, _grid(data))
+    rows = [[*_grid(data), *columns]]
+    last = xr.Dataset(columns)
     settings = last.stack(setting=_grid(data)) if _grid(data) else last.expand_dims("setting")
     for i in range(settings.sizes["setting"]):
         one = settings.isel(setting=i)
         labels = [_show(one[dim].item()) for dim in _grid(data)]
-        rows.append(labels + [f"{one[n].mean().item():.4g}±{one[n].std().item():.2g}" for n in shown])
+        rows.append(labels + [f"{one[n].mean().item():.4g}±{one[n].std().item():.2g}" for n in columns])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        f"at iteration {int(data.iteration[-1])}, mean ± standard deviation over {data.sizes['seed']} seeds"
-    ]
+    made = data.attrs
+    when = (
+        f"averages over the iterations from {made['average_from']} to {made['iterations']}"
+        if averaged
+        else f"at iteration {int(data.iteration[-1])}"
+    )
+    lines = [f"{when}, mean ± standard deviation over {data.sizes['seed']} seeds"]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines += left_out
     if bad:
-        lines.append(f"{bad} of {last['finite'].size} runs turned non-finite")
+        lines.append(
+            f"{bad} of {data['finite'].isel(iteration=-1, missing_dims='ignore').size} runs turned non-finite"
+        )
     return "\n".join(lines)
+
+
+PLACES = 8
+"""Places of a measure that the summary shows at most."""
+
+
+def _columns(last: xr.Dataset, grid: list[str]) -> tuple[dict[str, xr.DataArray], list[str]]:
+    """Heading -> values of each setting and seed, and a line for each measure that is shown in part."""
+    columns: dict[str, xr.DataArray] = {}
+    left_out = []
+    for name, values in last.drop_vars("finite", errors="ignore").data_vars.items():
+        own = [d for d in values.dims if d not in (*grid, "seed")]
+        sizes = [values.sizes[d] for d in own]
+        places = list(itertools.islice(np.ndindex(*sizes), PLACES))
+        for place in places:
+            one = values.isel(dict(zip(own, place, strict=True)))
+            labels = [_show(values[d].values[i].item()) for d, i in zip(own, place, strict=True)]
+            heading = f"{name}[{', '.join(labels)}]" if own else str(name)
+            columns[heading] = one.drop_vars(own, errors="ignore")
+        if len(places) < math.prod(sizes):
+            size, axes_of = math.prod(sizes), " x ".join(map(str, own))
+            left_out.append(f"{name} has {size} places ({axes_of}); the first {PLACES} are shown")
+    return columns, left_out
 
 
 def _grid(data: xr.Dataset) -> list[str]:

@@ -17,7 +17,8 @@ from grpo_jax.sweeps.axes import ALIASES
 NAMES = {
     "learning_rate": "learning rate η",
     "kl_coef": "KL coefficient β",
-    "beta": "KL coefficient β",
+    "beta": "β",
+    "gain.beta": "quadratic penalty β",
     "clip_low": "lower clip ε",
     "clip_high": "upper clip ε",
     "group_size": "group size G",
@@ -25,9 +26,9 @@ NAMES = {
     "weight_decay": "weight decay λ",
     "b1": "β₁",
     "b2": "β₂",
-    "eps": "ε",
+    "eps": "stabiliser of the denominator",
 }
-"""Last part of a path -> what is written at an axis or over a legend."""
+"""Last part of a path, or its last two -> what is written at an axis or over a legend."""
 
 PATHS = {path: alias for alias, path in ALIASES.items()}
 CHARACTER = 0.54
@@ -41,11 +42,15 @@ def readable(name: str) -> str:
     ('learning rate η', 'upper clip ε', 'expected reward')
     >>> readable("clip_low+clip_high")
     'lower clip ε + upper clip ε'
+    >>> readable("method.gain.beta"), readable("method.advantage.eps"), readable("kl_coef")
+    ('quadratic penalty β', 'stabiliser of the denominator', 'KL coefficient β')
     """
     words = []
     for part in str(name).split("+"):
         short = PATHS.get(part, part)
-        words.append(NAMES.get(short.rsplit(".", 1)[-1], short.replace("_", " ").replace(".", " ")))
+        tails = [".".join(short.split(".")[-n:]) for n in (2, 1)]
+        known = [NAMES[tail] for tail in tails if tail in NAMES]
+        words.append(known[0] if known else short.replace("_", " ").replace(".", " "))
     return " + ".join(words)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.presets import trl
 from grpo_jax.presets.engines import Sampling
-from grpo_jax.presets.options import NotModelled, read, takes
+from grpo_jax.presets.options import NotModelled, choose, made, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
 NOT_MODELLED = {"use_ref_model": True, "compiled": True, "chunk_size": 1}
+
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+"""The losses that Liger has; TRL's trainers of other names have none there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ def liger(**given: Any) -> Method:
     0.04
     """
     o = options(**given)
+    choose("liger", "loss_type", o.loss_type, dict.fromkeys(LOSSES))
     if o.epsilon is not None:
         raise NotModelled("liger: epsilon is not modelled; did you mean epsilon_low?")
     if o.importance_sampling_level == "sequence" and o.loss_type in ("cispo", "sapo", "vespo"):
@@ -54,6 +57,5 @@ def liger(**given: Any) -> Method:
     unpadded = unpadded and not (trl.sampler(o) is not None and "token" in o.vllm_importance_sampling_mode)
     if o.loss_type == "luspo" and not unpadded:
         raise NotModelled("liger: luspo reads padding unless importance_sampling_level='sequence' and beta=0")
-    names = {field.name for field in dataclasses.fields(trl.Options)}
-    shared = {name: getattr(o, name) for name in names} | {"epsilon": o.epsilon_low}
-    return trl.trl(**shared)
+    names = {"epsilon": "epsilon_low"}
+    return made("liger", o, trl.method, elsewhere=trl.DRAWING, names=names)

@@ -40,7 +40,7 @@ from grpo_jax.parts.sampler import (
 )
 from grpo_jax.parts.shaping import Overlong, Shaping, Sum
 from grpo_jax.presets.engines import Sampling, drawn
-from grpo_jax.presets.options import NotModelled, choose, read, takes
+from grpo_jax.presets.options import NotModelled, choose, made, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
@@ -66,6 +66,9 @@ FLAGS = {
     "rollout.top_p": "top_p",
 }
 """Command-line flag -> the name of the same value in OpenRLHF's own classes."""
+
+DRAWING = frozenset(("temperature", "top_p", "top_k"))
+"""Options that ``sampling`` reads, whatever the method reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,11 @@ def openrlhf(**given: Any) -> Method:
     >>> openrlhf(estimator="group_norm").advantage.inner.eps
     1e-09
     """
-    o = options(**given)
+    return made("openrlhf", options(**given), method, elsewhere=DRAWING)
+
+
+def method(o: Options) -> Method:
+    """The method of these options."""
     choose("openrlhf", "policy_loss_type", o.policy_loss_type, {"ppo": None, "gspo": None})
     gspo = o.policy_loss_type == "gspo"
     return Method(
@@ -134,7 +141,7 @@ def openrlhf(**given: Any) -> Method:
             coef=o.kl_loss_coef,
             reduce=PerToken(),
         ),
-        reduction=reduction(o, o.token_level_loss and not gspo),
+        reduction=reduction(o, not gspo and o.token_level_loss),
     )
 
 
@@ -159,23 +166,25 @@ def advantage(o: Options) -> Advantage:
     }
     if o.estimator == "gae":
         raise NotModelled("openrlhf: estimator='gae' needs a critic, which is not modelled")
-    made: Advantage = choose("openrlhf", "estimator", o.estimator, table)
-    made = ClampedAdvantage(inner=made, low=o.reward_clip_range[0], high=o.reward_clip_range[1])
+    found: Advantage = choose("openrlhf", "estimator", o.estimator, table)
+    found = ClampedAdvantage(inner=found, low=o.reward_clip_range[0], high=o.reward_clip_range[1])
     in_reward = not (isinstance(o.kl_reward_coef, (int, float)) and o.kl_reward_coef == 0)
     if o.estimator == "reinforce" or in_reward:
         kl = ClampedDivergence(inner=estimator(o), limit=10.0)
         discount = o.gamma if o.estimator == "reinforce" else 1.0
-        made = ReturnToGo(
-            inner=made, discount=discount, kl_coef=o.kl_reward_coef, divergence=kl, count_masked=True
+        found = ReturnToGo(
+            inner=found, discount=discount, kl_coef=o.kl_reward_coef, divergence=kl, count_masked=True
         )
     if o.estimator in ("reinforce", "reinforce_baseline"):
-        made = Whitened(inner=made, ddof=0.0, eps=0.0, floor=1e-8, scaled=not o.no_std_norm)
-    return made
+        found = Whitened(inner=found, ddof=0.0, eps=0.0, floor=1e-8, scaled=not o.no_std_norm)
+    return found
 
 
 def sequence_ratio(o: Options) -> Ratio:
     """GSPO's ratio; under a correction its denominator is the sampler."""
-    return SequenceMean() if o.is_correction_level == "off" else FromSampler(inner=SequenceMean())
+    corrected = FromSampler(inner=SequenceMean())
+    levels: dict[str, Ratio] = {"off": SequenceMean(), "token": corrected, "seq": corrected}
+    return choose("openrlhf", "is_correction_level", o.is_correction_level, levels)
 
 
 def gain(o: Options) -> Gain:
@@ -189,9 +198,9 @@ def corrections(o: Options) -> tuple[Correction, ...]:
     """Train/rollout mismatch: clamp the token ratio, or drop units whose statistic leaves the band."""
     units = {"off": None, "token": False, "seq": True}
     unit = choose("openrlhf", "is_correction_level", o.is_correction_level, units)
-    choose("openrlhf", "is_correction_mode", o.is_correction_mode, {"mask": None, "clip": None})
     if unit is None:
         return ()
+    choose("openrlhf", "is_correction_mode", o.is_correction_mode, {"mask": None, "clip": None})
     band = tuple(o.is_correction_threshold)
     low, high = (0.0, *band) if len(band) == 1 else band
     if o.is_correction_mode == "clip":

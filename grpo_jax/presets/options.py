@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import jax
+import numpy as np
+
 from grpo_jax.part import nearest
+from grpo_jax.surrogate import Method
 
 O = TypeVar("O")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,6 +122,50 @@ def read(library: str, kind: type[O], options: Mapping[str, Any], not_modelled: 
             hint = near if near.startswith("did you mean") else nearest(name, known)
             raise NotModelled(f"{library}: {name} is not modelled; {hint}")
     return kind(**{name: value for name, value in options.items() if name in known})
+
+
+class _Watched:
+    """A record that remembers which of its fields were read; ``names`` are other names for fields."""
+
+    def __init__(self, record: Any, names: Mapping[str, str]) -> None:
+        self._record, self._names = record, names
+        self._read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        field = self._names.get(name, name)
+        self._read.add(field)
+        return getattr(self._record, field)
+
+
+def made(
+    library: str,
+    o: O,
+    build: Callable[[O], Method],
+    *,
+    elsewhere: frozenset[str],
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Method:
+    """``build(o)``; NotModelled for an option that is given and that ``build`` never reads.
+
+    What the library itself would ignore in silence is said here, so that no option is believed to act.
+
+    Args:
+      library: for the message.
+      o: the options; one that has its default counts as not given.
+      build: the method of these options, which reads an option only where it acts.
+      elsewhere: options that someone else reads: who samples.
+      names: name that ``build`` reads -> the library's own name of it.
+    """
+    watched = _Watched(o, names)
+    method = build(watched)  # type: ignore[arg-type]
+    for field in dataclasses.fields(o):  # type: ignore[arg-type]
+        value = getattr(o, field.name)
+        default = not isinstance(value, (jax.Array, np.ndarray)) and value == field.default
+        if not default and field.name not in watched._read and field.name not in elsewhere:
+            raise NotModelled(
+                f"{library}: {field.name}={value!r} changes nothing beside the other options; leave it out"
+            )
+    return method
 
 
 def choose(library: str, option: str, value: Any, table: Mapping[Any, Any]) -> Any:

@@ -28,7 +28,7 @@ from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch
 from grpo_jax.parts.shaping import ClampedReward, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
 from grpo_jax.parts.soft_gains import GeometricMean, Sapo, Vespo
 from grpo_jax.presets.engines import Sampling, drawn
-from grpo_jax.presets.options import NotModelled, choose, read, takes
+from grpo_jax.presets.options import NotModelled, choose, made, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
@@ -43,6 +43,9 @@ NOT_MODELLED = {
     "use_liger_kernel": False,
     "repetition_penalty": 1.0,
 }
+
+DRAWING = frozenset(("use_vllm", "temperature", "top_p", "top_k", "min_p", "generation_kwargs"))
+"""Options that ``sampling`` reads, whatever the method reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,11 @@ def trl(**given: Any) -> Method:
     >>> trl(loss_type="dapo", epsilon_high=0.28).gain.high
     0.28
     """
-    o = options(**given)
+    return made("trl", options(**given), method, elsewhere=DRAWING)
+
+
+def method(o: Options) -> Method:
+    """The method of these options."""
     if o.loss_type == "rloo":
         return _rloo(o)
     if o.loss_type == "gmpo":
@@ -172,15 +179,20 @@ def level(name: str) -> Ratio:
 
 def bounds(o: Options, default: float = 0.2) -> tuple[Number, Number]:
     """(epsilon, epsilon_high)."""
-    low = default if o.epsilon is None else o.epsilon
-    return low, low if o.epsilon_high is None else o.epsilon_high
+    return default if o.epsilon is None else o.epsilon, upper(o, default)
+
+
+def upper(o: Options, default: float = 0.2) -> Number:
+    """epsilon_high, or where it is None epsilon."""
+    if o.epsilon_high is not None:
+        return o.epsilon_high
+    return default if o.epsilon is None else o.epsilon
 
 
 def gain(o: Options) -> Gain:
     """The per-token loss of each loss type, with its sign turned."""
-    low, high = bounds(o)
     if o.loss_type == "cispo":
-        return TruncatedScore(low=1.0, high=high - 1)
+        return TruncatedScore(low=1.0, high=upper(o) - 1)
     if o.loss_type == "sapo":
         return Sapo(tau_pos=o.sapo_temperature_pos, tau_neg=o.sapo_temperature_neg)
     if o.loss_type == "vespo":
@@ -191,6 +203,7 @@ def gain(o: Options) -> Gain:
             lambda_neg=o.vespo_lambda_neg,
             sampler=sampler(o),
         )
+    low, high = bounds(o)
     if o.delta is not None:
         return TwoSided(low=low, high=high, delta=o.delta)
     return Clip(low=low, high=high)
@@ -240,7 +253,8 @@ def reduction(o: Options) -> Reduction:
     """The denominator of each loss type."""
     table: dict[str, Reduction] = dict.fromkeys(("grpo", "sapo"), PerSequence())
     table |= dict.fromkeys(("bnpo", "dapo", "cispo", "vespo"), PerToken())
-    table |= {"dr_grpo": Constant(length=o.max_completion_length), "luspo": Constant(length=1.0)}
+    length = o.max_completion_length if o.loss_type == "dr_grpo" else 1.0
+    table |= {"dr_grpo": Constant(length=length), "luspo": Constant(length=1.0)}
     return choose("trl", "loss_type", o.loss_type, table)
 
 

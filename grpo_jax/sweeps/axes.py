@@ -265,6 +265,21 @@ def _require_different(axes: list[Axis]) -> None:
             raise ValueError(f"{path!r} is swept twice; zip it with the other path instead")
 
 
+def check_alike(variants: Sequence[Axis], axes: Sequence[Sequence[Axis]]) -> None:
+    """ValueError where a swept name means another number in another variant; ``axes`` are each one's own."""
+    for place, own in zip(np.ndindex(*(v.size for v in variants)), axes, strict=True):
+        for axis, first in zip(own, axes[0], strict=True):
+            if axis.paths != first.paths:
+                here, there = (
+                    ", ".join(str(v.labels[v.name][i]) for v, i in zip(variants, at, strict=True))
+                    for at in (np.zeros(len(variants), int), place)
+                )
+                raise ValueError(
+                    f"{axis.name!r} means {', '.join(first.paths)} in {here} and {', '.join(axis.paths)} in "
+                    f"{there}; sweep them apart, or give variants that share the path"
+                )
+
+
 def swept_numbers(axes: Sequence[Axis]) -> Swept:
     """Of each traced axis, path -> its values [n, ...]: what checks that depend on numbers look at."""
     return [dict(zip(axis.paths, axis.values, strict=True)) for axis in axes]

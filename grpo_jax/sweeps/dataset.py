@@ -11,7 +11,7 @@ import xarray as xr
 
 from grpo_jax import train
 from grpo_jax.config import Config
-from grpo_jax.measures import STEP, Measure
+from grpo_jax.measures import STEP, TOKENS, Measure
 from grpo_jax.records import Recording
 from grpo_jax.sweeps.axes import Axis
 from grpo_jax.types import OverSequences, support_of
@@ -48,15 +48,18 @@ def own_dims(name: str, measure: Measure, shape: tuple[int, ...]) -> tuple[str, 
 
 
 def own_labels(
-    config: Config, plan: Recording, shapes: Mapping[str, tuple[int, ...]]
+    configs: Sequence[Config], plan: Recording, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Dimension -> labels of its places, for the measures' own axes.
+    """Dimension -> labels of its places, for the measures' own axes, which all variants share.
 
-    Labels come from the measures; outputs are labelled by their tokens, everything else by its number.
-    ValueError where two measures disagree about an axis.
+    Labels come from the measures; outputs are labelled by their tokens if these are the same in every
+    variant, everything else by its number. Prompts that are no contexts in order, as they are drawn or
+    shuffled into minibatches, have no label. ValueError where two measures disagree about an axis.
     """
     sizes: dict[str, tuple[int, str]] = {}
     labels: dict[str, np.ndarray] = {}
+    by_step = any(m.per == "step" and TOKENS[0] in (m.dims or ()) for _, m in plan.measures)
+    mixed = any(c.loop.prompts is not None or (by_step and c.loop.minibatches > 1) for c in configs)
     for name, measure in plan.measures:
         given = dict(measure.labels)
         for dim, size in zip(own_dims(name, measure, shapes[name]), shapes[name], strict=True):
@@ -73,9 +76,15 @@ def own_labels(
                     raise ValueError(f"the labels that {name!r} and {by!r} give the axis {dim!r} differ")
                 labels[dim] = mine
     for dim, (size, _) in sizes.items():
-        if dim not in labels:
-            labels[dim] = outputs(config, size) if dim == "output" else np.arange(size)
+        if dim not in labels and not (mixed and dim == TOKENS[0]):
+            labels[dim] = _shared_outputs(configs, size) if dim == "output" else np.arange(size)
     return labels
+
+
+def _shared_outputs(configs: Sequence[Config], size: int) -> np.ndarray:
+    """The outputs' labels where all variants agree about them, else their numbers."""
+    first, *others = (outputs(config, size) for config in configs)
+    return first if all(np.array_equal(first, other) for other in others) else np.arange(size)
 
 
 def outputs(config: Config, size: int) -> np.ndarray:
@@ -146,7 +155,7 @@ def attributes(about: str) -> dict[str, str]:
 
 
 def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
-    """The dimensions of several places along which every run is the same to the bit: they change nothing."""
+    """The dimensions of several places along which all that was recorded is the same to the bit."""
     return [name for name in names if data.sizes[name] > 1 and _alike(data, name)]
 
 

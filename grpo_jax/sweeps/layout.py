@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -161,9 +162,24 @@ def estimate(config: Config, shape: Layout, runs: int, *, iterations: int, numbe
         )
     in_flight = (2 + shape.threads) * min(shape.runs, runs) * numbers
     return Estimate(
-        updates=runs * iterations * config.loop.inner_steps * config.loop.minibatches,
+        updates=runs * updates(config, iterations),
         output=runs * numbers * item,
         memory=item * (in_flight + (ARRAYS * state + queue) * shape.chunk_size * shape.threads),
+    )
+
+
+def updates(config: Config, iterations: int) -> int:
+    """Optimizer steps of one run."""
+    return iterations * config.loop.inner_steps * config.loop.minibatches
+
+
+def together(each: Iterable[Estimate]) -> Estimate:
+    """What several variants take that are computed one after the other."""
+    each = list(each)
+    return Estimate(
+        updates=sum(e.updates for e in each),
+        output=sum(e.output for e in each),
+        memory=max(e.memory for e in each),
     )
 
 

@@ -18,16 +18,17 @@ class Progress:
 
     runs: int
     iterations: int
-    updates_a_run: int
     spoken: bool
     computed: int = 0
     """Runs that were computed, not read back."""
+    updates: int = 0
+    """Optimizer steps that were taken."""
     compilations: int = 0
     compile_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    """Of running programs, all threads together."""
 
     def __post_init__(self) -> None:
+        self.ran: list[tuple[float, float]] = []
+        """Start and end of every part that was computed."""
         self.started = time.perf_counter()
         self._bar = tqdm(total=self.runs, unit="run", disable=not self.spoken, file=sys.stderr)
 
@@ -36,30 +37,43 @@ class Progress:
         if self.spoken:
             tqdm.write(sentence, file=sys.stderr)
 
-    def took(self, *, compiling: float, running: float) -> None:
-        """What a part took; compiling is 0 where its program was there."""
+    def took(self, *, compiling: float, running: tuple[float, float]) -> None:
+        """What a part took, compiling 0 where its program was there; start and end of its running."""
         self.compilations += compiling > 0
         self.compile_seconds += compiling
-        self.busy_seconds += running
+        self.ran.append(running)
 
-    def advance(self, runs: int, *, computed: bool) -> None:
-        """Some runs are done."""
-        self.computed += runs * computed
+    def advance(self, runs: int, *, updates: int) -> None:
+        """Some runs are done, in so many optimizer steps; in none where they were read back."""
+        self.computed += runs if updates else 0
+        self.updates += updates
         self._bar.update(runs)
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds in which some part was running."""
+        total, until = 0.0, 0.0
+        for start, end in sorted(self.ran):
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return total
 
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
 
-    @property
-    def updates(self) -> int:
-        """Optimizer steps that were taken."""
-        return self.computed * self.updates_a_run
-
     def say_closing(
-        self, made: Mapping[str, Any], *, seconds: float, broken: int, folder: Path | None
+        self, made: Mapping[str, Any], how: str, *, seconds: float, broken: int, folder: Path | None
     ) -> None:
-        """The closing line: how much, how long, how, where it is; ``made`` are the dataset's attributes."""
+        """The closing line: how much, how long, how, where it is.
+
+        Args:
+          made: the dataset's attributes.
+          how: what the expectations are, and why.
+          seconds: from the request to the result.
+          broken: runs that turned non-finite.
+          folder: where the results are.
+        """
         back, count, threads = self.runs - self.computed, self.compilations, made["threads"]
         wide = (
             f"{threads} thread{'s' * (threads > 1)}" if made["devices"] == 1 else f"{made['devices']} devices"
@@ -69,7 +83,7 @@ class Progress:
             f"{self.runs:,} runs x {self.iterations:,} iterations in {seconds:.2f} s",
             f"{count} program{'s' * (count != 1)} compiled{compiled}",
             f"{back:,} runs read back" if back else "",
-            f"{made['expectation']} ({made['because']})",
+            how,
             f"chunks of {made['chunk_size']} runs on {wide}",
             f"{broken:,} of {self.runs:,} runs turned non-finite" if broken else "",
             f"in {folder}" if folder else "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -15,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 
@@ -25,17 +23,25 @@ from grpo_jax.exact.expectation import Exact, moves_cells
 from grpo_jax.part import describe, put_all
 from grpo_jax.records import recording
 from grpo_jax.runtime import keep_compilations
-from grpo_jax.sweeps.axes import Axis, parse_axes, parse_variants, settings, size, swept_numbers
-from grpo_jax.sweeps.dataset import dataset, idle, own_dims, own_labels, own_shapes
+from grpo_jax.sweeps.axes import Axis, check_alike, parse_axes, parse_variants, settings, size, swept_numbers
+from grpo_jax.sweeps.dataset import dataset, idle
 from grpo_jax.sweeps.interrupt import Stop, interruptible
-from grpo_jax.sweeps.layout import Estimate, Layout, check_fits, estimate, free_memory, layout
+from grpo_jax.sweeps.layout import (
+    Estimate,
+    Layout,
+    check_fits,
+    estimate,
+    free_memory,
+    layout,
+    together,
+    updates,
+)
 from grpo_jax.sweeps.netcdf import check_storable
 from grpo_jax.sweeps.program import Program, Request, arguments, program_of
 from grpo_jax.sweeps.progress import Progress
 from grpo_jax.sweeps.request import (
     check_count,
     check_grid,
-    check_names,
     checked_seeds,
     optional_whole,
     seed_count,
@@ -50,6 +56,7 @@ from grpo_jax.sweeps.tuning import (
     tuned,
     worth_tuning,
 )
+from grpo_jax.sweeps.work import Work, manifest
 from grpo_jax.train import warn_of_idle_corrections
 
 STREAM_BYTES = 2**28
@@ -82,7 +89,12 @@ def sweep(
 
     A run's draws depend on (root, its seed, iteration) alone: settings share them (common random numbers),
     and a larger grid leaves the runs of a smaller one unchanged. Every core is used; a program is compiled
-    once a process and once a machine. A number that is swept and changes nothing is said with a warning.
+    once a process and once a machine. A number that is swept and changes nothing of what is
+    recorded is said with a warning.
+
+    What a function of your own (a reward, a measure, a part) reads from outside, a global or a variable of an
+    enclosing function, is read when the program is made. To change it, define the function anew: the same
+    function object means the same program, whatever has become of what it reads.
 
     Args:
       config: the base configuration.
@@ -98,6 +110,7 @@ def sweep(
         labels their axes.
       average_from: record means over the recorded iterations from this one on (a whole number), or from this
         share of the run on (a fraction); nothing else is stored, and there is no dimension ``iteration``.
+        What is NaN at one of these iterations (the length of right answers where there are none) is NaN.
       record_start: record the state before the first step, too, as iteration 0.
       root: the seed root.
       out: a folder for the parts; a sweep that was interrupted there goes on where it stopped. Results
@@ -123,6 +136,7 @@ def sweep(
     )  # fmt: skip
     folder = None if out is None else prepare_folder(out)
     run_axes = [parse_axes(c, axes or {}) for c in varied]
+    check_alike(variant_axes, run_axes)
     check_count(size(run_axes[0]), count, free_memory())
     for c, a in zip(varied, run_axes, strict=True):
         check_grid(c, a, iterations)
@@ -130,8 +144,8 @@ def sweep(
     for c in varied:
         warn_of_idle_corrections(c)
     request = Request(iterations, plan)
-    because = reason(varied[0], swept_numbers(run_axes[0]))
-    work = _Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, because)
+    reasons = [reason(c, swept_numbers(a)) for c, a in zip(varied, run_axes, strict=True)]
+    work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, reasons)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
     if folder is not None:
@@ -139,14 +153,14 @@ def sweep(
     fresh = {p.hash: p for p in programs if p.compiled is None}
     wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
     told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
-    bar = Progress(work.runs * len(programs), iterations, work.updates_a_run, told)
+    bar = Progress(work.runs * len(programs), iterations, told)
     bar.say(wanted.sentence())
     differences = "\n".join(filter(None, (unlike(axis, run_axes[0]) for axis in variant_axes)))
     if differences:
         bar.say(f"these differ in more than their names\n{differences}")
-    manifest = _manifest(work, shape, programs)
+    made_of = manifest(work, shape, programs)
     with (
-        contextlib.nullcontext() if folder is None else Store(folder, manifest) as store,
+        contextlib.nullcontext() if folder is None else Store(folder, made_of) as store,
         interruptible(folder) as stop,
         contextlib.closing(bar),
     ):
@@ -163,82 +177,35 @@ def sweep(
     broken = int((~finite).sum())
     if not streamed and not broken:
         _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
-    bar.say_closing(data.attrs, seconds=time.perf_counter() - began, broken=broken, folder=folder)
+    how = work.by_variant([f"{e} ({b})" for e, b in zip(work.expectations, reasons, strict=True)])
+    bar.say_closing(data.attrs, how, seconds=time.perf_counter() - began, broken=broken, folder=folder)
     return store.open() if store and streamed else data
 
 
-def _attributes(
-    work: _Work, config: Config, shape: Layout, bar: Progress, differences: str
-) -> dict[str, Any]:
+def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differences: str) -> dict[str, Any]:
     """What the dataset says of its making."""
-    first = work.configs[0]
+    plan = work.request.recording
     found = {
         "config": json.dumps(describe(config)),
         "root": work.root,
-        "expectation": type(first.expectation).__name__,
-        "because": work.because,
+        "iterations": work.request.iterations,
+        "record_every": plan.every,
+        "expectation": work.by_variant(work.expectations),
+        "because": work.by_variant(work.reasons),
         "chunk_size": shape.chunk_size,
         "devices": shape.devices,
-        "threads": shape.threads,
+        "threads": max(1, min(shape.threads, len(bar.ran))),
         "compilations": bar.compilations,
         "compile_seconds": round(bar.compile_seconds, 3),
-        "run_seconds": round(bar.busy_seconds / shape.threads, 3),
+        "run_seconds": round(bar.run_seconds, 3),
         "updates": bar.updates,
     }
-    return found | ({"differences": differences} if differences else {})
-
-
-class _Work:
-    """What is to be computed: configurations by variant, grids and seeds, checked; shapes of the results."""
-
-    def __init__(
-        self,
-        configs: Sequence[Config],
-        axes: Sequence[list[Axis]],
-        variants: Sequence[Axis],
-        seeds: np.ndarray,
-        request: Request,
-        root: int,
-        because: str,
-    ) -> None:
-        self.configs, self.axes, self.seeds, self.request = configs, axes, seeds, request
-        self.root, self.because = root, because
-        plan = request.recording
-        shapes = [own_shapes(c, plan) for c in configs]
-        for name in shapes[0]:
-            if len({s[name] for s in shapes}) > 1:
-                raise ValueError(f"{name} has another shape in every variant; sweep them apart")
-        self.shapes = shapes[0]
-        self.labels = own_labels(configs[0], plan, self.shapes)
-        check_names(
-            [*variants, *axes[0]], {n: own_dims(n, made, self.shapes[n]) for n, made in plan.measures}
-        )
-        self.settings = size(axes[0])
-        self.runs = self.settings * len(seeds)
-
-    @property
-    def updates_a_run(self) -> int:
-        """Optimizer steps of one run."""
-        loop = self.configs[0].loop
-        return self.request.iterations * loop.inner_steps * loop.minibatches
-
-    @property
-    def numbers(self) -> int:
-        """Numbers that one run records."""
-        plan = self.request.recording
-        each = sum(int(np.prod(shape, dtype=int)) for shape in self.shapes.values())
-        return each * (len(plan.iterations(self.request.iterations)) if plan.average_from is None else 1)
-
-    def part(self, axes: Sequence[Axis], first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Index [axes, count] and seeds [count] of the runs from ``first`` on; the last run fills up."""
-        run = np.minimum(np.arange(first, first + count), self.runs - 1)
-        sizes = [axis.size for axis in axes]
-        place = np.unravel_index(run // len(self.seeds), sizes) if sizes else np.zeros((0, count))
-        return np.asarray(place, np.int32), self.seeds[run % len(self.seeds)]
+    found |= {"differences": differences} if differences else {}
+    return found | ({} if plan.average_from is None else {"average_from": plan.average_from})
 
 
 def _planned(
-    work: _Work, folder: Path | None, chunk_size: int | None, devices: int | None
+    work: Work, folder: Path | None, chunk_size: int | None, devices: int | None
 ) -> tuple[Layout, Estimate, bool]:
     """The layout, what the sweep will take, and whether its results go to disk as they come."""
     first, numbers, request = work.configs[0], work.numbers, work.request
@@ -247,8 +214,9 @@ def _planned(
     if held is not None:  # go on with the very same program
         shape = dataclasses.replace(shape, chunk_size=held[0], chunks=held[1])
         chunk_size = held[0]
-    total = work.runs * len(work.configs)
-    wanted = estimate(first, shape, total, iterations=request.iterations, numbers=numbers)
+    wanted = together(
+        estimate(c, shape, work.runs, iterations=request.iterations, numbers=numbers) for c in work.configs
+    )
     streamed = folder is not None and wanted.output > STREAM_BYTES
     check_fits(wanted, free_memory(), streamed=streamed)
     if folder is not None:
@@ -257,7 +225,7 @@ def _planned(
     if chunk_size is None and worth_tuning(first, wanted):
         found = tuned(first, work.axes[0], request, runs=work.runs, shape=shape)
         shape = layout(first, work.runs, numbers, about=found.chunk_size, devices=devices)
-        seconds = found.seconds * total * request.iterations
+        seconds = found.seconds * wanted.updates / updates(first, 1)
     return shape, dataclasses.replace(wanted, seconds=seconds), streamed
 
 
@@ -279,7 +247,7 @@ def _chosen(config: Config, axes: Sequence[Axis]) -> Config:
 
 
 def _computed(
-    work: _Work,
+    work: Work,
     programs: Sequence[Program],
     store: Store | None,
     bar: Progress,
@@ -302,7 +270,8 @@ def _computed(
             held[name][..., first : first + count] = value
             if disk:
                 disk.release(held[name])
-        bar.advance(count, computed=computed)
+        steps = updates(work.configs[variant], work.request.iterations)
+        bar.advance(count, updates=count * steps if computed else 0)
     return whole
 
 
@@ -311,20 +280,20 @@ Part = tuple[int, int, dict[str, np.ndarray], bool]
 
 
 def _parts(
-    work: _Work, programs: Sequence[Program], store: Store | None, bar: Progress, stop: Stop
+    work: Work, programs: Sequence[Program], store: Store | None, bar: Progress, stop: Stop
 ) -> Iterator[Part]:
     """Every part in order; threads compute ahead. After a signal only the parts in flight still come."""
     shape = programs[0].shape
     given = [arguments(c, a, work.root) for c, a in zip(work.configs, work.axes, strict=True)]
 
-    def computed(variant: int, first: int) -> tuple[dict[str, np.ndarray], float, float]:
+    def computed(variant: int, first: int) -> Any:
         program = programs[variant]
         compiling = program.compile()
         if compiling:
             remember_compiling(program.hash, compiling)
         start = time.perf_counter()
         found = program(given[variant], *work.part(work.axes[variant], first, shape.runs))
-        running = time.perf_counter() - start
+        running = (start, time.perf_counter())
         return {name: value[..., : work.runs - first] for name, value in found.items()}, compiling, running
 
     todo = [(v, first) for v in range(len(programs)) for first in range(0, work.runs, shape.runs)]
@@ -357,36 +326,9 @@ def _taken(variant: int, first: int, done: Any, bar: Progress) -> Part:
 
 
 def _say_idle(data: xr.Dataset, names: Sequence[str]) -> None:
-    for name in idle(data, [*names, "seed"]):
+    for name in idle(data, names):
         warnings.warn(
-            f"all runs are identical along {name!r}: what it varies changes nothing here (a clip, say, acts "
-            "only after the first inner step on a batch)",
+            f"everything recorded is identical along {name!r}: what it varies changes nothing of it (a clip, "
+            "say, acts only after the first inner step on a batch)",
             stacklevel=3,
         )
-
-
-def _manifest(work: _Work, shape: Layout, programs: Sequence[Program]) -> dict[str, Any]:
-    """What the parts on disk belong to; a folder that holds another is refused with the difference."""
-
-    def digest(value: Any) -> str:
-        return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-    plan = work.request.recording
-    return {
-        "configurations": [digest(describe(c)) for c in work.configs],
-        "axes": [
-            {"name": a.name, "paths": a.paths, "values": digest([v.tolist() for v in a.values])}
-            for a in work.axes[0]
-        ],
-        "seeds": digest(work.seeds.tolist()),
-        "root": work.root,
-        "iterations": work.request.iterations,
-        "record_every": plan.every,
-        "record": [name for name, _ in plan.measures],
-        "average_from": plan.average_from,
-        "record_start": plan.start,
-        "chunk_size": shape.chunk_size,
-        "chunks": shape.chunks,
-        "programs": [p.hash for p in programs],
-        "precision": str(jax.dtypes.canonicalize_dtype(float)),
-    }

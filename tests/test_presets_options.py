@@ -1,0 +1,102 @@
+"""No option is swallowed: beside every loss it changes the method or the sampler, or it is refused."""
+
+import dataclasses
+import importlib
+import itertools
+
+import pytest
+
+from grpo_jax import presets
+from grpo_jax.part import describe
+from grpo_jax.presets.options import NotModelled
+
+TRL = {
+    "beta": 0.3, "epsilon": 0.11, "epsilon_high": 5.5, "delta": 7.0, "importance_sampling_level": "sequence",
+    "use_bias_correction_kl": False, "scale_rewards": "batch", "reward_weights": (1.0, 2.0),
+    "multi_objective_aggregation": "normalize_then_sum", "max_completion_length": 99,
+    "sapo_temperature_pos": 1.7, "sapo_temperature_neg": 1.9, "vespo_k_pos": 1.1, "vespo_lambda_pos": 1.2,
+    "vespo_k_neg": 1.3, "vespo_lambda_neg": 1.4, "top_entropy_quantile": 0.4,
+    "off_policy_mask_threshold": 0.6, "use_vllm": True, "vllm_importance_sampling_correction": False,
+    "vllm_importance_sampling_mode": "token_mask", "vllm_importance_sampling_clip_max": 2.2,
+    "vllm_importance_sampling_clip_min": 0.4, "normalize_advantages": True, "reward_clip_range": (-1.0, 1.0),
+}  # fmt: skip
+LIGER = TRL | {"epsilon_low": 0.11, "use_bias_correction_kl": True}
+OPENRLHF = {
+    "clip_eps_low": 0.11, "clip_eps_high": 0.33, "dual_clip": 3.0, "token_level_loss": False, "gamma": 0.9,
+    "no_std_norm": True, "reward_clip_range": (-1.0, 1.0), "kl_loss_coef": 0.1, "kl_reward_coef": 0.2,
+    "kl_estimator": "k3", "unbiased_gradient": True, "is_correction_level": "token",
+    "is_correction_mode": "clip", "is_correction_gating": "tv", "is_correction_threshold": (0.7, 2.0),
+    "overlong_buffer_len": 4, "overlong_penalty_factor": 0.5, "max_new_tokens": 16,
+}  # fmt: skip
+ENGINE = {"temperature": 0.7, "top_p": 0.9, "top_k": 5}
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "rloo", "gmpo")
+VLLM = {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate"}
+FILTERS = {"min_p": 0.1, "temperature": 0.8}
+"""Beside the RLOO trainer ``use_vllm`` says but this: in which order they are applied."""
+ESTIMATORS = ("group_norm", "dr_grpo", "rloo", "reinforce", "reinforce_baseline", "flash_reinforce")
+FILLED = {"is_correction_level": "token", "overlong_buffer_len": 4, "max_new_tokens": 16}
+GIVEN = [
+    *(("trl", TRL | ENGINE, {"loss_type": loss} | more) for loss in LOSSES for more in (FILTERS, VLLM)),
+    *(("liger", LIGER | ENGINE, {"loss_type": loss} | more) for loss in LOSSES[:-2] for more in ({}, VLLM)),
+    ("liger", LIGER, {"loss_type": "luspo", "importance_sampling_level": "sequence", "beta": 0.0}),
+    *(
+        ("openrlhf", OPENRLHF | ENGINE, {"policy_loss_type": loss, "estimator": estimator} | more)
+        for loss, estimator, more in itertools.product(("ppo", "gspo"), ESTIMATORS, ({}, FILLED))
+    ),
+]
+
+
+def made(library, given):
+    """Method and sampler in words, or None where the options are refused."""
+    try:
+        return describe(presets.PRESETS[library](**given)), presets.sampling(library, **given)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize(("library", "options", "base"), GIVEN)
+def test_every_option_acts_or_is_refused(library, options, base):
+    start = made(library, base)
+    for name, value in options.items():
+        if name not in base:
+            found = made(library, base | {name: value})
+            assert found is None or found != start, name
+
+
+@pytest.mark.parametrize(("library", "tried"), [("trl", TRL), ("liger", LIGER), ("openrlhf", OPENRLHF)])
+def test_every_option_is_tried_above(library, tried):
+    module = importlib.import_module(f"grpo_jax.presets.{library}")
+    held = {field.name: field.default for field in dataclasses.fields(module.Options)}
+    chosen = {"loss_type", "policy_loss_type", "estimator", "min_p", "generation_kwargs", *ENGINE}
+    assert set(held) - chosen == set(tried)
+    assert all(held[name] != value for name, value in tried.items())
+
+
+@pytest.mark.parametrize(
+    ("library", "given", "named"),
+    [
+        ("trl", {"loss_type": "grpo", "sapo_temperature_pos": 2.0}, "sapo_temperature_pos=2.0"),
+        ("trl", {"loss_type": "rloo", "scale_rewards": "batch"}, "scale_rewards='batch'"),
+        ("trl", {"loss_type": "gmpo", "importance_sampling_level": "sequence"}, "importance_sampling_level="),
+        ("trl", {"loss_type": "cispo", "epsilon": 0.1, "epsilon_high": 5.0}, "epsilon=0.1"),
+        ("trl", {"vllm_importance_sampling_clip_max": 2.0}, "vllm_importance_sampling_clip_max=2.0"),
+        ("liger", {"loss_type": "sapo", "epsilon_low": 0.1}, "epsilon_low=0.1"),
+        ("openrlhf", {"is_correction_gating": "nonsense"}, "is_correction_gating='nonsense'"),
+        ("openrlhf", {"gamma": 0.9}, "gamma=0.9"),
+        ("openrlhf", {"policy_loss_type": "gspo", "token_level_loss": False}, "token_level_loss=False"),
+    ],
+)
+def test_what_changes_nothing_is_named(library, given, named):
+    with pytest.raises(NotModelled, match=f"^{library}: {named}.* changes nothing beside the other options"):
+        presets.PRESETS[library](**given)
+
+
+@pytest.mark.parametrize("loss", ["rloo", "gmpo"])
+def test_losses_that_liger_lacks_are_refused(loss):
+    with pytest.raises(ValueError, match=f"liger: loss_type='{loss}'"):
+        presets.PRESETS["liger"](loss_type=loss)
+
+
+def test_a_default_may_be_written_and_numbers_may_be_what_they_would_be_anyway():
+    plain = presets.PRESETS["trl"](loss_type="grpo")
+    assert presets.PRESETS["trl"](loss_type="grpo", beta=0.0, epsilon=0.2, sapo_temperature_pos=1.0) == plain
