@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,8 +48,6 @@ def actions(view):
 @pytest.fixture(scope="module")
 def every():
     """Everything of every iteration, in double precision."""
-    import jax
-
     with jax.enable_x64(True):
         return gj.sweep(
             CONFIG,
@@ -148,6 +147,22 @@ def test_averages_are_means_over_the_iterations_recorded(every):
     thinned = gj.sweep(CONFIG, average_from=5, record_every=3, record=["expected_reward"], **asked)
     mean = every.expected_reward.sel(iteration=[6, 9, 12]).mean("iteration")
     np.testing.assert_allclose(thinned.expected_reward, mean, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_average_of_a_constant_is_the_constant_however_long_the_run(x64):
+    """E[r] = .3 of a policy that stands still: in float32 a plain sum of 1e5 of them gives .30028."""
+    still = gj.Config(
+        policy=gj.ActionPolicy.from_probabilities([[0.3, 0.7]]),
+        task=gj.Questions(table=[[1.0, 0.0]]),
+        optimizer=gj.SGD(learning_rate=0.0),
+        loop=gj.Loop(group_size=2),
+    )
+    with jax.enable_x64(x64):
+        data = gj.sweep(
+            still, seeds=1, iterations=100_000, record=["expected_reward"], average_from=0, progress=False
+        )
+    np.testing.assert_allclose(data.expected_reward, 0.3, rtol=2e-7)
 
 
 def test_a_thinned_record_is_a_part_of_the_whole_one(every):
