@@ -118,7 +118,8 @@ def length_where(rollout: Rollout, *, right: bool) -> Array:
     return jnp.where(count > 0, tokens / jnp.where(count > 0, count, 1), jnp.nan)
 
 
-def _token_weight(rollout: Rollout) -> Array:
+def token_weight(rollout: Rollout) -> Array:
+    """[P, N, T] how many tokens of the batch an entry's token stands for: 0 where masked or absent."""
     return rollout.multiplicity[:, :, None] * rollout.mask
 
 
@@ -135,7 +136,7 @@ def ratio_statistics(method: Method, rollout: Rollout, logp: Array) -> RatioStat
     """Extremes and quantiles of the ratio after the last inner step."""
     rollout, logp = sanitized(rollout, logp)
     log_ratio = method.ratio(rollout, logp)
-    weight = _token_weight(rollout) + jnp.zeros_like(log_ratio)
+    weight = token_weight(rollout) + jnp.zeros_like(log_ratio)
     low = jnp.min(jnp.where(weight > 0, log_ratio, jnp.inf), (0, 1, 2))
     high = jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf), (0, 1, 2))
     quantiles = jnp.stack([quantile(log_ratio, weight, q, (0, 1, 2))[0, 0, 0] for q in QUANTILES])
@@ -161,7 +162,7 @@ def mismatch_statistics(rollout: Rollout) -> MismatchStatistics:
     """How far the sampler is from the policy that the ratio divides by, over the draws of a batch."""
     rollout, _ = sanitized(rollout, jnp.zeros(()))
     gap = jnp.where(rollout.mask > 0, rollout.old_logp - rollout.sampling_logp, 0)
-    weight = _token_weight(rollout) + jnp.zeros_like(gap)
+    weight = token_weight(rollout) + jnp.zeros_like(gap)
     entries = rollout.multiplicity + jnp.zeros_like(gap[:, :, 0])
     count = jnp.sum(entries, (0, 1))
     whole = jnp.sum(gap, 2)
@@ -189,7 +190,7 @@ def over_answers(rollout: Rollout, values: Array) -> Array:
 
 def over_tokens(rollout: Rollout, values: Array) -> Array:
     """Mean over the tokens of a batch of values [P, N, T(, R)]."""
-    weight = _token_weight(rollout) + jnp.zeros_like(values)
+    weight = token_weight(rollout) + jnp.zeros_like(values)
     return jnp.sum(_times(weight, values), (0, 1, 2)) / jnp.sum(weight, (0, 1, 2))
 
 
@@ -197,7 +198,7 @@ def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Ar
     """Share of tokens whose gain the clip holds constant, above and below."""
     rollout, logp = sanitized(rollout, logp)
     out = clip_mask(method.gain, method.ratio(rollout, logp), advantages)
-    weight = _token_weight(rollout)
+    weight = token_weight(rollout)
     mass = jnp.sum(weight, (0, 1, 2))
     high, low = (total(jnp.where(side, weight, 0), (0, 1, 2))[0, 0, 0] / mass for side in out)
     return high, low
