@@ -19,7 +19,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from grpo_jax.ages import Age, picked, require_whole
-from grpo_jax.decoding import FILTERS, Decoding
+from grpo_jax.decoding import Decoding
 from grpo_jax.part import number, part, static
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.types import Array, Number, Params
@@ -157,8 +157,7 @@ class Behavior:
     @property
     def filters(self) -> bool:
         """Whether some tokens are kept and others not."""
-        found = self.decoding
-        return found is not None and any(getattr(found, name) is not None for name in FILTERS)
+        return self.decoding is not None and self.decoding.filters
 
     def unfiltered(self, policy: Any) -> Any:
         """The policy as the engine decodes it without its filters."""

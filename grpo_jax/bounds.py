@@ -40,6 +40,16 @@ def whole(name: str, value: Any, low: int = 1) -> int:
     return int(value)
 
 
+def check_length(iterations: Any, record_every: Any) -> None:
+    """Raise unless ``iterations`` is a positive multiple of ``record_every``, both whole numbers."""
+    for name, value in (("iterations", iterations), ("record_every", record_every)):
+        whole(name, value, low=-(2**63))
+    if iterations < 1 or record_every < 1 or iterations % record_every:
+        raise ValueError(
+            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
+        )
+
+
 def check_bound(
     name: str,
     value: Any,

@@ -51,6 +51,11 @@ class Decoding:
         if sorted(self.order) != sorted(FILTERS):
             raise ValueError(f"order is {self.order}; it must name each of {', '.join(FILTERS)} once")
 
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are kept and others not."""
+        return any(getattr(self, name) is not None for name in FILTERS)
+
     def __call__(self, logits: Array, axis: int) -> Array:
         """log q along ``axis``; about ``NEVER`` where a token is not kept."""
         return log_softmax(jnp.where(self.kept(logits, axis), logits / self.temperature, NEVER), axis)
@@ -65,6 +70,11 @@ class Decoding:
                 seen = tempered if self.joint else log_softmax(jnp.where(kept, tempered, NEVER), axis)
                 kept = kept & _KEEPS[name](seen, threshold, axis)
         return kept
+
+
+def impossible(logp: Array) -> Array:
+    """Where a log-probability stands for probability 0: −∞, or a share of ``NEVER``."""
+    return logp < 1e-6 * NEVER
 
 
 def _ranks(logp: Array, axis: int) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.decoding import impossible
 from grpo_jax.kernels import exponential, total
 from grpo_jax.parts.gains import clip_mask
 from grpo_jax.statistics import GROUP_AXES, quantile, tied
@@ -69,8 +70,12 @@ def entropy(policy: Policy, params: Params, prompts: Array) -> Array:
 
 
 def kl(policy: Policy, params: Params, other: Params, prompts: Array) -> Array:
-    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts; NaN where one is."""
+    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts; NaN where one is.
+
+    Infinite where π_other gives probability 0 to what π_params may give.
+    """
     logp, reference = log_support(policy, params, prompts), log_support(policy, other, prompts)
+    reference = jnp.where(impossible(reference), -jnp.inf, reference)
     return _over_prompts(_times(jnp.exp(logp), logp - reference))
 
 
@@ -178,7 +183,7 @@ def mismatch_statistics(rollout: Rollout) -> MismatchStatistics:
         high=exponential(jnp.max(jnp.where(weight > 0, gap, -jnp.inf), (0, 1, 2))),
         sequence=over_entries(product),
         effective=over_entries(product) ** 2 / square,
-        kl=-over_entries(whole),
+        kl=-over_entries(jnp.where(impossible(whole), -jnp.inf, whole)),
     )
 
 
