@@ -69,6 +69,36 @@ def test_forbidden_tokens_are_never_kept(temperature):
     np.testing.assert_array_equal(kept[0], np.asarray(space.allowed)[space.depths])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("size", [2, 3, 5, 7, 10, 12, 20, 49, 100, 257])
+def test_top_p_keeps_j_of_k_equal_tokens(size, dtype):
+    """Uniform over K, top_p = j/K: j tokens reach it exactly, for large logits and any temperature too."""
+    places = np.arange(1, size + 1)
+    shares = Decoding(top_p=places / size)
+    for height, heat in ((0.0, 1.0), (40.0, 0.7), (-3.3, 3.0)):
+        logits = jnp.full((1, size, size), height, dtype)
+        kept = dataclasses.replace(shares, temperature=heat).kept(logits, 1)
+        np.testing.assert_array_equal(kept.sum((0, 1)), places)
+    # A little more needs one token more, a little less does not do with one less.
+    nudged = np.array([places[:-1] / size + 1e-2 / size, places[:-1] / size - 1e-2 / size])
+    for values, expected in zip(nudged, (places[:-1] + 1, places[:-1]), strict=True):
+        kept = Decoding(top_p=values).kept(jnp.zeros((1, size, size - 1), dtype), 1)
+        np.testing.assert_array_equal(kept.sum((0, 1)), expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_thresholds_that_are_met_exactly_are_met(dtype):
+    """Probabilities w/Σw of whole weights w: any partial sum as top_p, any quotient to the first as min_p."""
+    for weights in ([4, 2, 2, 2], [2, 1, 1], [6, 3, 1], [9, 7, 5, 3, 1], [5, 5, 5, 3, 2, 1, 1], [49, 7, 1]):
+        w = np.array(weights, float)
+        size = len(w)
+        logits = jnp.broadcast_to(jnp.asarray(np.log(w / w.sum()), dtype)[None, :, None], (1, size, size))
+        whole = Decoding(top_p=np.cumsum(w) / w.sum()).kept(logits, 1)
+        np.testing.assert_array_equal(whole.sum((0, 1)), np.arange(1, size + 1), err_msg=str(weights))
+        least = Decoding(min_p=w / w[0]).kept(logits, 1)
+        np.testing.assert_array_equal(least[0], w[:, None] >= w, err_msg=str(weights))
+
+
 def test_orders_differ_where_they_should():
     """.5 .3 .2 at top_p = .75 and min_p = .5: min-p first leaves two, whose mass .8 is renormalised."""
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
