@@ -40,7 +40,8 @@ class Noise:
     Args:
       scale: standard deviation.
       chance: share of states (rows of a table) where the noise is present: an expert that is routed otherwise
-        is noise at some states. Of a network: share of parameters.
+        is noise at some states. Of a network: share of the rows of its matrices (what one input is multiplied
+        by), and of the numbers of its vectors.
       fresh: drawn anew at every iteration; otherwise one draw for the whole run.
     """
 
@@ -173,6 +174,17 @@ class Behavior:
     def queued(self, params: Params) -> Params:
         """A queue that holds these parameters only; None where none is needed."""
         return None if self.age is None else self.age.queued(params)
+
+    def require_queue(self, queue: Params) -> None:
+        """ValueError for a state that does not hold the policies that ages ask for."""
+        if self.age is None:
+            return
+        held = 0 if queue is None else jax.tree.leaves(queue)[0].shape[0]
+        if held != self.age.depth + 1:
+            raise ValueError(
+                f"the state holds {held} old policies, and behavior.age needs {self.age.depth + 1}: it was "
+                "made for another configuration; begin with train.init(config, ...)"
+            )
 
     def params(self, state: Any) -> Params:
         """The engine's parameters, where all answers of a batch are of one age."""

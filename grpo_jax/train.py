@@ -86,6 +86,8 @@ def ready(config: Config, state: TrainState) -> Config:
     """The configuration checked and its expectation chosen: what every public call does first, once."""
     validate(config)
     check_runs(config, state.seed)
+    if config.behavior is not None:
+        config.behavior.require_queue(state.queue)
     return choose(config)
 
 

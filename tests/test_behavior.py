@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import grpo_jax as gj
-from grpo_jax import train
+from grpo_jax import biases, train
 from grpo_jax.config import check_behavior
 from grpo_jax.decoding import Decoding
 from grpo_jax.exact import expected_gradient
@@ -367,3 +367,17 @@ def test_networks_sample_as_their_table_would():
     drawable = np.asarray(theirs) > -1e29
     np.testing.assert_array_equal(np.asarray(ours) > -1e29, drawable)
     np.testing.assert_allclose(np.asarray(ours)[drawable], np.asarray(theirs)[drawable], atol=1e-12)
+
+
+def test_a_state_without_the_policies_that_ages_ask_for_is_refused():
+    base = problem(SCORE, expectation=gj.Counts())
+    aged, older = (
+        dataclasses.replace(base, behavior=gj.Behavior(age=gj.Age(lag=1, depth=depth))) for depth in (1, 3)
+    )
+    for config, made, words in ((aged, base, "holds 0 old policies"), (older, aged, "2 .*needs 4")):
+        for start in (train.init(made), train.init(made, np.arange(2))):
+            with pytest.raises(ValueError, match=words):
+                train.run(config, start, iterations=1)
+            with pytest.raises(ValueError, match=words):
+                biases.inner_path(config, start, steps=1)
+    train.run(aged, train.init(aged), iterations=1)
