@@ -59,9 +59,10 @@ def check_bound(
     open_low: bool = False,
     open_high: bool = False,
     nonfinite: bool = False,
+    integer: bool = False,
 ) -> None:
-    """Raise ValueError unless every entry of ``value`` is a number inside the bound."""
-    if isinstance(value, (int, float)) and -1e300 < value < 1e300 and low < value < high:
+    """Raise ValueError unless every entry of ``value`` is a number inside the bound, whole if ``integer``."""
+    if not integer and isinstance(value, (int, float)) and -1e300 < value < 1e300 and low < value < high:
         return
     try:
         array = np.asarray(value, dtype=float)
@@ -75,6 +76,9 @@ def check_bound(
     if bad.any():
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise ValueError(f"{name} is {array[bad].flat[0]:g}; allowed is {left}{low:g}, {high:g}{right}")
+    broken = array != np.round(array)
+    if integer and broken.any():
+        raise ValueError(f"{name} is {array[broken].flat[0]:g}; it must be a whole number")
 
 
 def check_precision(name: str, value: Any, rank: int = 0) -> None:

@@ -43,7 +43,7 @@ class Decoding:
     """
 
     temperature: Number = number(1.0, low=0.0, open_low=True)
-    top_k: Number | None = number(None, low=1.0)
+    top_k: Number | None = number(None, low=1.0, integer=True)
     top_p: Number | None = number(None, low=0.0, open_low=True, high=1.0)
     min_p: Number | None = number(None, low=0.0, high=1.0)
     order: tuple[str, ...] = static(VLLM)

@@ -92,7 +92,8 @@ def _times(probability: Array, value: Array) -> Array:
 def tied_share(rollout: Rollout) -> Array:
     """Share of groups whose rewards are all equal, so that every advantage is 0.
 
-    Its expectation for one prompt is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with P(1) = p.
+    An entry's reward is the plain sum of its rewards, whatever the method's shaping makes of them. For one
+    prompt the share's expectation is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with P(1) = p.
     """
     same = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)
     return jnp.mean(same.astype(rollout.rewards.dtype), (0, 1))

@@ -300,6 +300,9 @@ def test_every_number_of_a_behaviour_is_swept():
         assert abs(np.diff(data.expected_reward.values, axis=0)).max() > 1e-6, name
 
 
+TOP_K = problem(behavior=gj.Behavior(decoding=Decoding(top_k=2.0)))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -307,6 +310,12 @@ def test_every_number_of_a_behaviour_is_swept():
         (lambda: Decoding(top_p=0.0), "top_p"),
         (lambda: Decoding(top_p=1.1), "top_p"),
         (lambda: Decoding(top_k=0.0), "top_k"),
+        (lambda: Decoding(top_k=1.5), r"top_k is 1\.5; it must be a whole number"),
+        (lambda: Decoding(top_k=np.array([1.0, 2.5])), r"top_k is 2\.5"),
+        (
+            lambda: gj.sweep(TOP_K, {"top_k": [1.0, 1.5]}, seeds=1, iterations=1),
+            r"is 1\.5; it must be a whole",
+        ),
         (lambda: Decoding(order=("top_k", "top_p")), "each of"),
         (lambda: gj.Behavior(records="logits"), "processed"),
         (lambda: gj.Age(lag=3.0, depth=2), "give depth=3"),
