@@ -135,10 +135,13 @@ class Behavior:
                     f"kept; give age=Age(depth={deepest:g}), with lag=0 if the sampler's weights are new"
                 )
 
-    @property
-    def apart(self) -> bool:
-        """Whether q may be another than the old policy."""
-        return any(slot is not None for slot in (self.decoding, self.mismatch, self.age))
+    def apart(self, policy: Any) -> bool:
+        """Whether what it reports may be other log-probabilities than the old policy's.
+
+        So it is without any slot filled, too, where it reports those before the policy's own decoding.
+        """
+        undecoded = self.records == "raw" and getattr(policy, "decoding", None) is not None
+        return undecoded or any(slot is not None for slot in (self.decoding, self.mismatch, self.age))
 
     def sampler(self, policy: Any) -> Any:
         """The policy as the engine decodes it."""

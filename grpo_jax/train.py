@@ -94,7 +94,7 @@ def ready(config: Config, state: TrainState) -> Config:
 def warn_of_idle_corrections(config: Config, *, stacklevel: int = 3) -> None:
     """UserWarning for parts that correct for a sampler apart from π_old, which training does not have."""
     idle = idle_corrections(config.method)
-    if idle and (config.behavior is None or not config.behavior.apart):
+    if idle and (config.behavior is None or not config.behavior.apart(config.policy)):
         warnings.warn(
             f"{', '.join(idle)} corrects nothing here: the old policy samples, so that its ratio to the "
             "sampler is exactly 1",

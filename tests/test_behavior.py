@@ -353,7 +353,11 @@ def test_a_policy_that_cannot_be_decoded_is_refused():
 def test_a_correction_has_something_to_correct_only_if_another_samples():
     apart = problem(TOKEN, gj.Behavior(decoding=Decoding(top_p=0.9)), expectation=gj.Counts())
     train.run(apart, train.init(apart), iterations=1)
-    for behavior in (None, gj.Behavior(proximal=gj.Proximal(weight=0.0))):
+    heated = dataclasses.replace(apart.policy, decoding=Decoding(temperature=0.5))
+    raw = problem(TOKEN, gj.Behavior(records="raw"), expectation=gj.Counts(), policy=heated)
+    _, info = train.run(raw, train.init(raw), iterations=1, record=["mismatch_min", "mismatch_max"])
+    assert info["mismatch_min"] < 0.99
+    for behavior in (None, gj.Behavior(proximal=gj.Proximal(weight=0.0)), gj.Behavior(records="raw")):
         config = problem(TOKEN, behavior, expectation=gj.Counts())
         with pytest.warns(UserWarning, match="SamplerMismatch corrects nothing here"):
             train.run(config, train.init(config), iterations=1)
