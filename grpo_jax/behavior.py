@@ -19,7 +19,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from grpo_jax.ages import Age, picked, require_whole
-from grpo_jax.decoding import FILTERS, Decoding
+from grpo_jax.decoding import Decoding
 from grpo_jax.part import number, part, static
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.types import Array, Number, Params
@@ -40,7 +40,8 @@ class Noise:
     Args:
       scale: standard deviation.
       chance: share of states (rows of a table) where the noise is present: an expert that is routed otherwise
-        is noise at some states. Of a network: share of parameters.
+        is noise at some states. Of a network: share of the rows of its matrices (what one input is multiplied
+        by), and of the numbers of its vectors.
       fresh: drawn anew at every iteration; otherwise one draw for the whole run.
     """
 
@@ -134,10 +135,13 @@ class Behavior:
                     f"kept; give age=Age(depth={deepest:g}), with lag=0 if the sampler's weights are new"
                 )
 
-    @property
-    def apart(self) -> bool:
-        """Whether q may be another than the old policy."""
-        return any(slot is not None for slot in (self.decoding, self.mismatch, self.age))
+    def apart(self, policy: Any) -> bool:
+        """Whether what it reports may be other log-probabilities than the old policy's.
+
+        So it is without any slot filled, too, where it reports those before the policy's own decoding.
+        """
+        undecoded = self.records == "raw" and getattr(policy, "decoding", None) is not None
+        return undecoded or any(slot is not None for slot in (self.decoding, self.mismatch, self.age))
 
     def sampler(self, policy: Any) -> Any:
         """The policy as the engine decodes it."""
@@ -157,8 +161,7 @@ class Behavior:
     @property
     def filters(self) -> bool:
         """Whether some tokens are kept and others not."""
-        found = self.decoding
-        return found is not None and any(getattr(found, name) is not None for name in FILTERS)
+        return self.decoding is not None and self.decoding.filters
 
     def unfiltered(self, policy: Any) -> Any:
         """The policy as the engine decodes it without its filters."""
@@ -174,6 +177,17 @@ class Behavior:
     def queued(self, params: Params) -> Params:
         """A queue that holds these parameters only; None where none is needed."""
         return None if self.age is None else self.age.queued(params)
+
+    def require_queue(self, queue: Params) -> None:
+        """ValueError for a state that does not hold the policies that ages ask for."""
+        if self.age is None:
+            return
+        held = 0 if queue is None else jax.tree.leaves(queue)[0].shape[0]
+        if held != self.age.depth + 1:
+            raise ValueError(
+                f"the state holds {held} old policies, and behavior.age needs {self.age.depth + 1}: it was "
+                "made for another configuration; begin with train.init(config, ...)"
+            )
 
     def params(self, state: Any) -> Params:
         """The engine's parameters, where all answers of a batch are of one age."""

@@ -43,15 +43,18 @@ class InnerPath(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="steps")
 def inner_path(config: Config, state: TrainState, *, steps: int) -> tuple[Batch, InnerPath]:
-    """Collect one batch with the old policy and take ``steps`` optimizer steps on it, watching every one.
+    """Collect one batch with the old policy and watch every optimizer step of ``steps`` passes over it.
 
-    An iteration of ``train.run`` with ``inner_steps`` = steps and one minibatch.
+    An iteration of ``train.run`` with ``inner_steps`` = steps: a pass is one step, or as many as
+    ``loop.minibatches`` says.
 
     Returns:
       The batch, and the path; leaves of the path have the step as first axis. ValueError for ``Exact()``,
       which draws no batch.
     """
     config = choose(aligned(config) if state.seed.ndim else config)
+    if config.behavior is not None:
+        config.behavior.require_queue(state.queue)
     assert config.expectation is not None
     batch = config.expectation.collect(config, state)
 

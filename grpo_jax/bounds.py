@@ -40,6 +40,16 @@ def whole(name: str, value: Any, low: int = 1) -> int:
     return int(value)
 
 
+def check_length(iterations: Any, record_every: Any) -> None:
+    """Raise unless ``iterations`` is a positive multiple of ``record_every``, both whole numbers."""
+    for name, value in (("iterations", iterations), ("record_every", record_every)):
+        whole(name, value, low=-(2**63))
+    if iterations < 1 or record_every < 1 or iterations % record_every:
+        raise ValueError(
+            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
+        )
+
+
 def check_bound(
     name: str,
     value: Any,
@@ -49,9 +59,10 @@ def check_bound(
     open_low: bool = False,
     open_high: bool = False,
     nonfinite: bool = False,
+    integer: bool = False,
 ) -> None:
-    """Raise ValueError unless every entry of ``value`` is a number inside the bound."""
-    if isinstance(value, (int, float)) and -1e300 < value < 1e300 and low < value < high:
+    """Raise ValueError unless every entry of ``value`` is a number inside the bound, whole if ``integer``."""
+    if not integer and isinstance(value, (int, float)) and -1e300 < value < 1e300 and low < value < high:
         return
     try:
         array = np.asarray(value, dtype=float)
@@ -65,6 +76,9 @@ def check_bound(
     if bad.any():
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise ValueError(f"{name} is {array[bad].flat[0]:g}; allowed is {left}{low:g}, {high:g}{right}")
+    broken = array != np.round(array)
+    if integer and broken.any():
+        raise ValueError(f"{name} is {array[broken].flat[0]:g}; it must be a whole number")
 
 
 def check_precision(name: str, value: Any, rank: int = 0) -> None:

@@ -6,12 +6,22 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from grpo_jax import user_parts
-from grpo_jax.config import Batch, Config, Expectation, Origin, ResolvesCells, TrainState, prompt_count
+from grpo_jax.config import (
+    Batch,
+    Config,
+    Expectation,
+    Origin,
+    OwnStatistics,
+    ResolvesCells,
+    TrainState,
+    prompt_count,
+)
 from grpo_jax.diagnostics import all_prompts
 from grpo_jax.kernels import materialize
-from grpo_jax.part import Swept, at_hand, outside, part
+from grpo_jax.part import Swept, at_hand, declared, outside, part, subparts, substituted
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.sampling import (
     Listing,
@@ -37,6 +47,7 @@ from grpo_jax.types import (
     Params,
     Rollout,
     Scores,
+    SplitsRewards,
     require_means,
     require_support,
 )
@@ -194,15 +205,53 @@ def _forgetful(config: Config, swept: Swept, *, asked: bool) -> list[str]:
     return [] if heeds or (asked and heeds is None) else names
 
 
+def reward_count(config: Config) -> int:
+    """M, how many rewards the task gives each entry; by shapes alone, nothing is computed."""
+    if not outside(config.task):
+        return 1
+
+    def rewards(config: Config) -> Array:
+        first = {path: jnp.asarray(v)[..., 0] for path, v, rank in declared(config) if jnp.ndim(v) > rank}
+        config = substituted(config, first)
+        policy, task, count = config.policy, config.task, prompt_count(config)
+        prompts = all_prompts(policy) if config.loop.prompts is None else task.prompts(jnp.zeros(count))
+        params = policy.init(jax.random.key(0))
+        tokens, mask = policy.sample(params, prompts, jnp.zeros((count, 1, policy.horizon)))
+        return task.rewards(prompts, tokens, mask, jnp.zeros((count, 1)))
+
+    shape = jax.eval_shape(rewards, config).shape
+    return shape[2] if len(shape) > 2 else 1
+
+
+def _splitting(config: Config) -> list[str]:
+    """Parts that may tell an entry's several rewards apart, where the task gives several.
+
+    What is listed instead of sampled has its expected total only.
+    """
+    known = list(subparts(config.method))
+    split = [type(sub).__name__ for sub in known if isinstance(sub, SplitsRewards) and sub.splits_rewards]
+    said = {type(sub).__name__ for sub in known if isinstance(sub, SplitsRewards)}
+    found = [*split, *(name for name in outside(config.method) if name not in said)]
+    return list(dict.fromkeys(found)) if found and reward_count(config) > 1 else []
+
+
 def choose(config: Config, swept: Swept = ()) -> Config:
     """Fill in the expectation: counts where a reward depends on one of few actions alone, else samples.
 
     Samples, too, where a part from outside this package does not heed multiplicities, at the numbers that the
-    configuration has or a sweep puts in; ValueError where the expectation that is given needs them.
+    configuration has or a sweep puts in, or where a part reads several rewards of an entry one by one;
+    ValueError where the expectation that is given cannot serve such a part.
 
     A given expectation decides what it left open (``Exact`` its cells), where the numbers are known.
     """
     if config.expectation is not None:
+        by_total = isinstance(config.expectation, (Counts, OwnStatistics))
+        split = _splitting(config) if by_total else []
+        if split:
+            raise ValueError(
+                f"{', '.join(split)} reads the {reward_count(config)} rewards of an entry one by one, and "
+                f"{type(config.expectation).__name__}() knows their expected total only; use Sampled()"
+            )
         wrong = [] if isinstance(config.expectation, Sampled) else _forgetful(config, swept, asked=True)
         if wrong:
             raise ValueError(
@@ -226,6 +275,9 @@ def _uncountable(config: Config, swept: Swept) -> str | None:
         return "rewards may vary for one and the same action"
     if config.policy.actions > COUNTED:
         return f"more than {COUNTED} actions"
+    split = _splitting(config)
+    if split:
+        return f"{', '.join(split)} reads several rewards one by one"
     forgetful = _forgetful(config, swept, asked=False)
     return f"{', '.join(forgetful)} is not known to heed multiplicities" if forgetful else None
 

@@ -183,6 +183,7 @@ def validate(config: Config, swept: Swept = ()) -> None:
     _check_table(config)
     _check_numbers(config)
     _check_reference(config, swept)
+    _check_filters(config, swept)
     check_behavior(config, swept)
     user_parts.check_method(config.method, swept)
     user_parts.check_problem(config.policy, config.task, prompts=config.loop.prompts)
@@ -327,6 +328,20 @@ def _check_reference_zeros(config: Config, swept: Swept) -> None:
         )
 
 
+def _check_filters(config: Config, swept: Swept) -> None:
+    """A policy that filters tokens itself has zeros where others have none: so has π_ref."""
+    decoding = getattr(config.policy, "decoding", None)
+    if decoding is None or not decoding.filters:
+        return
+    always, read = _penalised(config.method, swept)
+    if always or any(on.any() for on in read.values()):
+        raise ValueError(
+            "policy.decoding has filters, so that the reference gives probability 0 to tokens that the "
+            "policy comes to keep: the penalty would be infinite; use coef 0, or filter the sampler's tokens "
+            "alone (behavior=Behavior(decoding=...))"
+        )
+
+
 def _zeros(config: Config, path: str, dimensions: Swept) -> tuple[np.ndarray | None, int | None]:
     """bool [n, entries], where the table at ``path`` is −inf, and the dimension that its settings lie along.
 
@@ -369,16 +384,6 @@ def check_runs(config: Config, seed: Array) -> None:
                 f"{path} has shape {jnp.shape(value)}; it takes {takes}, or runs as the last axis, "
                 f"as many as seeds (their shape is {runs})"
             )
-
-
-def check_length(iterations: Any, record_every: Any) -> None:
-    """Raise unless ``iterations`` is a positive multiple of ``record_every``, both whole numbers."""
-    for name, value in (("iterations", iterations), ("record_every", record_every)):
-        whole(name, value, low=-(2**63))
-    if iterations < 1 or record_every < 1 or iterations % record_every:
-        raise ValueError(
-            f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
-        )
 
 
 def check_root(root: Any) -> Any:

@@ -17,6 +17,8 @@ from grpo_jax.types import Array, Number
 
 NEVER = -1e30
 """The logit of a token that cannot be drawn."""
+TIES = 32
+"""Units of rounding by which a probability may miss a filter's threshold and still be equal to it."""
 FILTERS = ("top_k", "top_p", "min_p")
 VLLM = ("min_p", "top_k", "top_p")
 """vLLM's V1 sampler (``SamplingParams``): temperature, min-p, top-k, top-p, each on what the last left."""
@@ -35,13 +37,14 @@ class Decoding:
       top_k: keep the k most likely tokens; None keeps all.
       top_p: keep the fewest tokens whose probability reaches p, the one that crosses it included; None keeps
         all. Of equal tokens the first ones stay.
-      min_p: keep tokens with at least p times the probability of the likeliest; None keeps all.
+      min_p: keep tokens with at least p times the probability of the likeliest; None keeps all. For it and
+        for top_p, what is equal up to rounding is equal.
       order: the filters' order (``VLLM``, ``TRANSFORMERS``).
       joint: every filter looks at the tempered distribution, not at what the others left.
     """
 
     temperature: Number = number(1.0, low=0.0, open_low=True)
-    top_k: Number | None = number(None, low=1.0)
+    top_k: Number | None = number(None, low=1.0, integer=True)
     top_p: Number | None = number(None, low=0.0, open_low=True, high=1.0)
     min_p: Number | None = number(None, low=0.0, high=1.0)
     order: tuple[str, ...] = static(VLLM)
@@ -52,13 +55,19 @@ class Decoding:
         if sorted(self.order) != sorted(FILTERS):
             raise ValueError(f"order is {self.order}; it must name each of {', '.join(FILTERS)} once")
 
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are kept and others not."""
+        return any(getattr(self, name) is not None for name in FILTERS)
+
     def __call__(self, logits: Array, axis: int) -> Array:
         """log q along ``axis``; about ``NEVER`` where a token is not kept."""
         return log_softmax(jnp.where(self.kept(logits, axis), logits / self.temperature, NEVER), axis)
 
     def kept(self, logits: Array, axis: int) -> Array:
         """Which tokens can be drawn."""
-        tempered = log_softmax(logits / self.temperature, axis)
+        top = jnp.max(logits, axis, keepdims=True)  # a shift, so that large logits round no more than small
+        tempered = log_softmax((logits - top) / self.temperature, axis)
         kept = logits > NEVER / 2
         for name in self.order:
             threshold = getattr(self, name)
@@ -66,6 +75,11 @@ class Decoding:
                 seen = tempered if self.joint else log_softmax(jnp.where(kept, tempered, NEVER), axis)
                 kept = kept & _KEEPS[name](seen, threshold, axis)
         return kept
+
+
+def impossible(logp: Array) -> Array:
+    """Where a log-probability stands for probability 0: −∞, or a share of ``NEVER``."""
+    return logp < 1e-6 * NEVER
 
 
 def _ranks(logp: Array, axis: int) -> tuple[Array, Array]:
@@ -83,11 +97,19 @@ def _top_p(logp: Array, p: Any, axis: int) -> Array:
     sorted_ = jnp.exp(jnp.take_along_axis(logp, order, axis))
     before = jnp.cumsum(sorted_, axis) - sorted_
     # A p of 1 keeps all: the sum before a rare token may be 1 by rounding.
-    return (jnp.take_along_axis(before, ranks, axis) < p) | (jnp.asarray(p) >= 1)
+    return (jnp.take_along_axis(before, ranks, axis) < _less(p, logp)) | (jnp.asarray(p) >= 1)
 
 
 def _min_p(logp: Array, p: Any, axis: int) -> Array:
-    return jnp.exp(logp - jnp.max(logp, axis, keepdims=True)) >= p
+    return jnp.exp(logp - jnp.max(logp, axis, keepdims=True)) >= _less(p, logp)
+
+
+def _less(p: Any, logp: Array) -> Array:
+    """p less what rounding may take from a probability, a sum or a quotient that is equal to it.
+
+    Without it a tie, such as top_p = 1/2 among equal tokens, is decided by rounding.
+    """
+    return jnp.asarray(p) * (1 - TIES * jnp.finfo(logp.dtype).eps)
 
 
 _KEEPS = {"top_k": _top_k, "top_p": _top_p, "min_p": _min_p}

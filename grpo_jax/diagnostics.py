@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.decoding import impossible
 from grpo_jax.kernels import exponential, total
 from grpo_jax.parts.gains import clip_mask
 from grpo_jax.statistics import GROUP_AXES, quantile, tied
@@ -69,8 +70,12 @@ def entropy(policy: Policy, params: Params, prompts: Array) -> Array:
 
 
 def kl(policy: Policy, params: Params, other: Params, prompts: Array) -> Array:
-    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts; NaN where one is."""
+    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts; NaN where one is.
+
+    Infinite where π_other gives probability 0 to what π_params may give.
+    """
     logp, reference = log_support(policy, params, prompts), log_support(policy, other, prompts)
+    reference = jnp.where(impossible(reference), -jnp.inf, reference)
     return _over_prompts(_times(jnp.exp(logp), logp - reference))
 
 
@@ -87,7 +92,8 @@ def _times(probability: Array, value: Array) -> Array:
 def tied_share(rollout: Rollout) -> Array:
     """Share of groups whose rewards are all equal, so that every advantage is 0.
 
-    Its expectation for one prompt is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with P(1) = p.
+    An entry's reward is the plain sum of its rewards, whatever the method's shaping makes of them. For one
+    prompt the share's expectation is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with P(1) = p.
     """
     same = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)
     return jnp.mean(same.astype(rollout.rewards.dtype), (0, 1))
@@ -118,7 +124,8 @@ def length_where(rollout: Rollout, *, right: bool) -> Array:
     return jnp.where(count > 0, tokens / jnp.where(count > 0, count, 1), jnp.nan)
 
 
-def _token_weight(rollout: Rollout) -> Array:
+def token_weight(rollout: Rollout) -> Array:
+    """[P, N, T] how many tokens of the batch an entry's token stands for: 0 where masked or absent."""
     return rollout.multiplicity[:, :, None] * rollout.mask
 
 
@@ -135,7 +142,7 @@ def ratio_statistics(method: Method, rollout: Rollout, logp: Array) -> RatioStat
     """Extremes and quantiles of the ratio after the last inner step."""
     rollout, logp = sanitized(rollout, logp)
     log_ratio = method.ratio(rollout, logp)
-    weight = _token_weight(rollout) + jnp.zeros_like(log_ratio)
+    weight = token_weight(rollout) + jnp.zeros_like(log_ratio)
     low = jnp.min(jnp.where(weight > 0, log_ratio, jnp.inf), (0, 1, 2))
     high = jnp.max(jnp.where(weight > 0, log_ratio, -jnp.inf), (0, 1, 2))
     quantiles = jnp.stack([quantile(log_ratio, weight, q, (0, 1, 2))[0, 0, 0] for q in QUANTILES])
@@ -161,7 +168,7 @@ def mismatch_statistics(rollout: Rollout) -> MismatchStatistics:
     """How far the sampler is from the policy that the ratio divides by, over the draws of a batch."""
     rollout, _ = sanitized(rollout, jnp.zeros(()))
     gap = jnp.where(rollout.mask > 0, rollout.old_logp - rollout.sampling_logp, 0)
-    weight = _token_weight(rollout) + jnp.zeros_like(gap)
+    weight = token_weight(rollout) + jnp.zeros_like(gap)
     entries = rollout.multiplicity + jnp.zeros_like(gap[:, :, 0])
     count = jnp.sum(entries, (0, 1))
     whole = jnp.sum(gap, 2)
@@ -177,7 +184,7 @@ def mismatch_statistics(rollout: Rollout) -> MismatchStatistics:
         high=exponential(jnp.max(jnp.where(weight > 0, gap, -jnp.inf), (0, 1, 2))),
         sequence=over_entries(product),
         effective=over_entries(product) ** 2 / square,
-        kl=-over_entries(whole),
+        kl=-over_entries(jnp.where(impossible(whole), -jnp.inf, whole)),
     )
 
 
@@ -189,7 +196,7 @@ def over_answers(rollout: Rollout, values: Array) -> Array:
 
 def over_tokens(rollout: Rollout, values: Array) -> Array:
     """Mean over the tokens of a batch of values [P, N, T(, R)]."""
-    weight = _token_weight(rollout) + jnp.zeros_like(values)
+    weight = token_weight(rollout) + jnp.zeros_like(values)
     return jnp.sum(_times(weight, values), (0, 1, 2)) / jnp.sum(weight, (0, 1, 2))
 
 
@@ -197,7 +204,7 @@ def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Ar
     """Share of tokens whose gain the clip holds constant, above and below."""
     rollout, logp = sanitized(rollout, logp)
     out = clip_mask(method.gain, method.ratio(rollout, logp), advantages)
-    weight = _token_weight(rollout)
+    weight = token_weight(rollout)
     mass = jnp.sum(weight, (0, 1, 2))
     high, low = (total(jnp.where(side, weight, 0), (0, 1, 2))[0, 0, 0] / mass for side in out)
     return high, low

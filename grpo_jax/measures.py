@@ -60,6 +60,11 @@ class StepView(NamedTuple):
         return self.config.method.ratio(rollout, logp)
 
     @property
+    def token_weight(self) -> Array:
+        """[P, N, T(, R or 1)] how many tokens of the batch each one stands for: 0 where there is none."""
+        return diagnostics.token_weight(self.batch.rollout)
+
+    @property
     def clip_mask(self) -> ClipMask:
         """Where the clip holds a token's gain; ValueError where groups are summed over, not drawn."""
         if isinstance(self.config.expectation, OwnStatistics):
@@ -245,13 +250,18 @@ def _finite(view: View) -> Array:
     return diagnostics.finite(view.state.params, runs=view.runs, start=start)
 
 
+def _live(view: StepView, values: Array) -> Array:
+    """[P, N, T] values, NaN where no token of the batch is: masked, or of an output that was not drawn."""
+    return jnp.where(view.token_weight > 0, values, jnp.nan)
+
+
 def _ratio_now(view: StepView) -> Array:
-    return exponential(view.log_ratio)
+    return _live(view, exponential(view.log_ratio))
 
 
 def _held(view: StepView) -> Array:
     mask = view.clip_mask
-    return mask.high.astype(float) - mask.low.astype(float)
+    return _live(view, mask.high.astype(float) - mask.low.astype(float))
 
 
 def _iteration(
@@ -311,14 +321,20 @@ DIAGNOSTICS: dict[str, Measure] = {
     },
     "step_ratio": Measure(
         _ratio_now,
-        ("prompt", "entry", "token"),
-        about="ratio where each step's gradient was taken",
+        TOKENS,
+        about="ratio where each step's gradient was taken; NaN where no token is",
         per="step",
     ),
     "step_clip_mask": Measure(
         _held,
-        ("prompt", "entry", "token"),
-        about="1 held above, -1 held below by the clip, else 0",
+        TOKENS,
+        about="1 held above, -1 held below by the clip, else 0; NaN where no token is",
+        per="step",
+    ),
+    "step_weight": Measure(
+        lambda v: v.token_weight,
+        TOKENS,
+        about="how many tokens of the batch each place stands for: 0 where none is, counts under Counts()",
         per="step",
     ),
     "ratio_min": _iteration(lambda v: _ratio(v).low, "least ratio after the last inner step"),

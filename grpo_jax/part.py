@@ -35,13 +35,17 @@ def number(
     open_low: bool = False,
     open_high: bool = False,
     nonfinite: bool = False,
+    integer: bool = False,
     rank: int = 0,
 ) -> Any:
     """A traced leaf that must lie in [low, high] without its open ends and, unless ``nonfinite``, be finite.
 
-    ``rank`` is its number of axes before runs: 0 a number, 2 a table.
+    ``rank`` is its number of axes before runs: 0 a number, 2 a table. ``integer``: only whole numbers count.
     """
-    bound = {"low": low, "high": high, "open_low": open_low, "open_high": open_high, "nonfinite": nonfinite}
+    bound = {
+        "low": low, "high": high, "open_low": open_low, "open_high": open_high, "nonfinite": nonfinite,
+        "integer": integer,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata={"bound": bound, "rank": rank})
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.config import Config, check_length
+from grpo_jax.bounds import check_length
+from grpo_jax.config import Config
 from grpo_jax.measures import DEFAULT, DIAGNOSTICS, Measure
 from grpo_jax.part import nearest
 from grpo_jax.types import HasMeans, support_of

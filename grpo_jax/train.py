@@ -15,7 +15,7 @@ import numpy as np
 from grpo_jax import optimizers, runtime
 from grpo_jax.collectors import choose
 from grpo_jax.config import Batch, Config, TrainState, check_root, check_runs, validate
-from grpo_jax.kernels import materialize
+from grpo_jax.kernels import LongSum, materialize
 from grpo_jax.measures import Measure, StepView, View
 from grpo_jax.part import aligned
 from grpo_jax.records import Recording, recording
@@ -86,13 +86,15 @@ def ready(config: Config, state: TrainState) -> Config:
     """The configuration checked and its expectation chosen: what every public call does first, once."""
     validate(config)
     check_runs(config, state.seed)
+    if config.behavior is not None:
+        config.behavior.require_queue(state.queue)
     return choose(config)
 
 
 def warn_of_idle_corrections(config: Config, *, stacklevel: int = 3) -> None:
     """UserWarning for parts that correct for a sampler apart from π_old, which training does not have."""
     idle = idle_corrections(config.method)
-    if idle and (config.behavior is None or not config.behavior.apart):
+    if idle and (config.behavior is None or not config.behavior.apart(config.policy)):
         warnings.warn(
             f"{', '.join(idle)} corrects nothing here: the old policy samples, so that its ratio to the "
             "sampler is exactly 1",
@@ -246,18 +248,18 @@ def _through(
     state: TrainState,
     count: int,
     plan: Recording,
-    info: Info,
+    info: Any,
     recorded_at: Callable[[Array], Array],
-    merge: Callable[[Info, Info], Info],
-) -> tuple[TrainState, Info]:
+    merge: Callable[[Any, Info], Any],
+) -> tuple[TrainState, Any]:
     """``count`` iterations; what is measured where ``recorded_at`` says so is merged into ``info``."""
 
-    def body(i: Array, carry: tuple[TrainState, Info]) -> tuple[TrainState, Info]:
+    def body(i: Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
         state, info = carry
         recorded = recorded_at(i)
         state, batch, steps = _iterate(config, state, plan, recorded)
 
-        def taken() -> Info:
+        def taken() -> Any:
             return merge(info, measured(config, state, batch, steps, plan))
 
         return state, jax.lax.cond(recorded, taken, lambda: info)
@@ -270,17 +272,17 @@ def _averaged(config: Config, state: TrainState, iterations: int, plan: Recordin
     first, every = plan.average_from or 0, plan.every
     means = {name for name, measure in plan.measures if measure.averaged}
     blank = _zeros(_shapes(config, state, plan)[0])
-    sums = {name: value.astype(float) if name in means else value for name, value in blank.items()}
+    sums = {name: LongSum.empty(value) if name in means else value for name, value in blank.items()}
 
-    def add(old: Info, new: Info) -> Info:
-        return {name: old[name] + new[name] if name in means else new[name] for name in old}
+    def add(old: Any, new: Info) -> Any:
+        return {name: old[name].add(new[name]) if name in means else new[name] for name in old}
 
     def recorded_at(i: Array) -> Array:
         return (i + 1 >= first) & ((i + 1) % every == 0)
 
     after, sums = _through(config, state, iterations, plan, sums, recorded_at, add)
     count = int(np.sum(plan.iterations(iterations) >= first))
-    return after, {name: value / count if name in means else value for name, value in sums.items()}
+    return after, {name: s.value / count if name in means else s for name, s in sums.items()}
 
 
 def _at_start(config: Config, state: TrainState, plan: Recording) -> Info:

@@ -236,6 +236,16 @@ class ReadsOldLogp(Protocol):
 
 
 @runtime_checkable
+class SplitsRewards(Protocol):
+    """A part that says whether it reads an entry's M rewards one by one, rather than their sum.
+
+    One of this package that says nothing reads the sum; one from outside may do either.
+    """
+
+    splits_rewards: ClassVar[bool]
+
+
+@runtime_checkable
 class NeedsGroup(Protocol):
     """A part without meaning in groups smaller than ``least_group``."""
 

@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 
 from grpo_jax import methods, train
-from grpo_jax.collectors import Counts, Sampled
+from grpo_jax.collectors import Counts, Sampled, choose, reason
 from grpo_jax.config import Config, Loop, validate
+from grpo_jax.exact import Exact, expected_gradient
 from grpo_jax.methods import METHODS
 from grpo_jax.optimizers import SGD
-from grpo_jax.part import put_all
+from grpo_jax.part import number, part, put_all
 from grpo_jax.parts.corrections import OffPolicyMask
 from grpo_jax.parts.ratios import FromSampler
 from grpo_jax.parts.sampler import SamplerMask, SamplerMismatch, SequenceGeometricMean
+from grpo_jax.parts.shaping import ClampedReward, NormalizedSum, WeightedSum
 from grpo_jax.parts.soft_gains import Vespo
 from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
 from grpo_jax.presets import PRESETS
-from grpo_jax.sequences import Sequences
+from grpo_jax.sequences import Sequences, at_prompts, lookup
 from grpo_jax.surrogate import idle_corrections
 from grpo_jax.tasks import Questions, SequenceReward, SequenceTable
+from grpo_jax.types import Levels
 
 RNG = np.random.default_rng(11)
 
@@ -158,3 +161,86 @@ def test_a_neural_policy_trains_under_vmap_as_run_by_run():
         alone = one(rates[r], seeds[r])[1]["expected_reward"]
         np.testing.assert_allclose(info["expected_reward"][:, r], alone, rtol=1e-4)
     assert info["expected_reward"][-1, 0] > info["expected_reward"][0, 0] + 0.05
+
+
+@part
+class TwoRewards:
+    """One reward from each of two tables, without noise."""
+
+    first: Any = number(rank=2)
+    second: Any = number(rank=2)
+    noise: Any = None
+
+    def prompts(self, uniforms):
+        return jnp.zeros(uniforms.shape, int)
+
+    def rewards(self, prompts, tokens, mask, uniforms):
+        both = (at_prompts(jnp.asarray(table, float), prompts) for table in (self.first, self.second))
+        return jnp.stack([lookup(table, tokens[:, :, 0]) for table in both], 2)
+
+    def means(self, prompts, tokens, mask):
+        return jnp.sum(self.rewards(prompts, jnp.asarray(tokens), mask, None), 2)
+
+    def levels(self, prompts, tokens, mask):
+        values = self.means(prompts, tokens, mask)[:, :, None]
+        return Levels(values=values, probabilities=jnp.ones_like(values))
+
+
+TWO = {
+    "policy": ActionPolicy.uniform(contexts=1, actions=3),
+    "task": TwoRewards(first=np.array([[1.0, 0, 0]]), second=np.array([[0.0, 0, 10]])),
+}
+
+
+@part
+class FirstReward:
+    """A shaping from outside, which may read any of the rewards."""
+
+    def __call__(self, rollout):
+        return rollout.rewards[:, :, 0]
+
+
+SPLITTING = {
+    "WeightedSum": WeightedSum(weights=(3.0, 1.0)),
+    "NormalizedSum": NormalizedSum(),
+    "NormalizedSum inside": ClampedReward(inner=NormalizedSum()),
+    "FirstReward": FirstReward(),
+}
+
+
+@pytest.mark.parametrize("shaping", SPLITTING.values(), ids=SPLITTING)
+@pytest.mark.usefixtures("x64")
+def test_rewards_that_are_read_one_by_one_are_sampled(shaping):
+    method = dataclasses.replace(methods.dr_grpo, shaping=shaping)
+    config = configured(**TWO, method=method)
+    assert choose(config).expectation == Sampled()
+    assert "one by one" in reason(config)
+    params = [
+        train.run(one, train.init(one, np.arange(3)), iterations=4)[0].params
+        for one in (config, dataclasses.replace(config, expectation=Sampled()))
+    ]
+    np.testing.assert_array_equal(*params)
+    for total in (Counts(), Exact()):
+        with pytest.raises(ValueError, match="reads the 2 rewards of an entry one by one"):
+            choose(dataclasses.replace(config, expectation=total))
+    with pytest.raises(ValueError, match="one by one"):
+        expected_gradient(config, np.zeros((1, 3)))
+
+
+@pytest.mark.usefixtures("x64")
+def test_rewards_that_are_summed_are_counted_as_they_are_sampled():
+    """A count, and the exact gradient Σ_o p(o)(r(o) − J)(e_o − p)·(1 − 1/G) of the totals 1, 0, 10."""
+    config = configured(**TWO, method=methods.dr_grpo)
+    assert choose(config).expectation == Counts()
+    (sampled, slope), (counted, counted_slope) = gradients(config)
+    np.testing.assert_allclose(counted, sampled, rtol=1e-12)
+    np.testing.assert_allclose(counted_slope, slope, atol=1e-14)
+    centred = np.array([1.0, 0, 10]) - 11 / 3
+    expected = centred / 3 * (1 - 1 / config.loop.group_size)
+    np.testing.assert_allclose(expected_gradient(config, np.zeros((1, 3)))[0], expected, atol=1e-12)
+
+
+def test_one_reward_is_counted_under_any_shaping():
+    """So it is with a table and runs of its own for a policy of this package."""
+    method = dataclasses.replace(methods.dr_grpo, shaping=NormalizedSum())
+    assert choose(configured(method=method)).expectation == Counts()

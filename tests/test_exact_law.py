@@ -173,6 +173,30 @@ def test_too_many_joint_groups():
         step_law(config, logits_of(NOW), **at)
 
 
+def test_the_reference_is_the_configuration_s_unless_another_is_given():
+    """What ``reference`` gives is by hand above; here the same table stands in the configuration."""
+    config, at = two_contexts(TABLES["unequal"], 2)
+    held = dataclasses.replace(config, reference=np.asarray(at["reference"]))
+    reads = dataclasses.replace(methods.grpo_kl_in_reward.shaping, coef=3.0)
+    now, old = logits_of(NOW), at["old"]
+    for compute in (expected_objective, expected_gradient, gradient_law, step_law):
+        found, given, other = (
+            jax.tree.leaves(compute(made, now, **points))[0]
+            for made, points in ((held, {"old": old}), (config, at), (held, at | {"reference": old}))
+        )
+        np.testing.assert_array_equal(found, given)
+        assert not np.allclose(found, other, rtol=1e-6)
+    shaped = dataclasses.replace(held, method=dataclasses.replace(held.method, shaping=reads))
+    whole = logits_of([[0.5, 0.2, 0.3], [0.6, 0.1, 0.3]])
+    found = expected_preference(shaped, whole)
+    np.testing.assert_array_equal(found, expected_preference(shaped, whole, reference=at["reference"]))
+    assert np.abs(found - expected_preference(shaped, whole, reference=whole)).max() > 1e-3
+    runs = jnp.stack([old, now], -1)
+    many = expected_gradient(held, runs)
+    for r in range(2):
+        np.testing.assert_allclose(many[..., r], expected_gradient(held, runs[..., r]), atol=1e-15)
+
+
 def test_preferences_of_unequal_contexts():
     """What another context cannot draw, or which cells it lacks, is none of a prompt's business."""
     for name, table in TABLES.items():

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from grpo_jax import methods
 from grpo_jax.config import Config, Loop
+from grpo_jax.decoding import Decoding
 from grpo_jax.exact import expected_gradient
 from grpo_jax.exact import values as tree_values
 from grpo_jax.parts import reductions, shaping
@@ -107,9 +108,17 @@ def test_visits_values_and_lengths_equal_brute_force():
     np.testing.assert_allclose(found["values"][0], values, atol=1e-14)
 
 
-def test_policy_gradient_theorem_and_curvature():
+DECODINGS = {
+    "softmax": None,
+    "temperature": Decoding(temperature=1.7),
+    "temperature and filters": Decoding(temperature=0.6, top_k=2.0, min_p=0.2),
+}
+
+
+@pytest.mark.parametrize("decoding", DECODINGS.values(), ids=DECODINGS)
+def test_policy_gradient_theorem_and_curvature(decoding):
     policy, task, params = made(1, contexts=2)
-    policy = TreePolicy(space=SPACE, logits=params)
+    policy = TreePolicy(space=SPACE, logits=params, decoding=decoding)
     found = measured(policy, task, params, ("gradient", "local", "hessian", "curvature", "blocks"))
     np.testing.assert_allclose(found["local"], found["gradient"], atol=1e-15)
     hessian = np.asarray(found["hessian"])
@@ -126,12 +135,16 @@ def test_policy_gradient_theorem_and_curvature():
 
 def test_runs_stand_last():
     policies, tasks, params = zip(*[made(s, contexts=2) for s in range(3)], strict=True)
-    together = TreePolicy(space=SPACE, logits=np.stack([p.logits for p in policies], -1))
+    heat = np.array([0.5, 1.5, 1.0])
+    together = TreePolicy(
+        space=SPACE, logits=np.stack([p.logits for p in policies], -1), decoding=Decoding(temperature=heat)
+    )
+    alone = dataclasses.replace(policies[1], decoding=Decoding(temperature=heat[1]))
     task = SequenceTable(space=SPACE, table=np.stack([t.table for t in tasks], -1))
     theta = np.stack(params, -1)
     names = ("values", "visits", "curvature", "gradient", "local", "lengths")
     many = measured(together, task, theta, names)
-    for name, value in measured(policies[1], tasks[1], params[1], names).items():
+    for name, value in measured(alone, tasks[1], params[1], names).items():
         np.testing.assert_allclose(many[name][..., 1], value, atol=1e-15, err_msg=name)
 
 

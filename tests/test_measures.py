@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
 import grpo_jax as gj
-from grpo_jax import train
+from grpo_jax import measures, train
 from grpo_jax.sweeps import runner
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -47,8 +48,6 @@ def actions(view):
 @pytest.fixture(scope="module")
 def every():
     """Everything of every iteration, in double precision."""
-    import jax
-
     with jax.enable_x64(True):
         return gj.sweep(
             CONFIG,
@@ -104,6 +103,66 @@ def test_ratios_and_clip_masks_along_the_inner_steps(every):
     assert not above[:, :, :, 0].any()
 
 
+SPACE = gj.Sequences(vocab=3, horizon=4, eos=2)
+SETTINGS = {
+    "actions": {
+        "policy": gj.ActionPolicy.uniform(contexts=1, actions=8),
+        "task": gj.Questions(table=np.arange(8.0)[None]),
+        "optimizer": gj.SGD(learning_rate=3.0),
+    },
+    "tree": {
+        "policy": gj.TreePolicy.uniform(SPACE),
+        "task": gj.SequenceReward(function=lambda prompts, tokens, mask: jnp.sum(mask, 2)),
+        "optimizer": gj.SGD(learning_rate=1.0),
+    },
+}
+
+
+@pytest.mark.parametrize("expectation", [gj.Sampled(), gj.Counts()], ids=["samples", "counts"])
+@pytest.mark.parametrize(
+    ("setting", "method"),
+    [("actions", "dr_grpo"), ("tree", "dr_grpo"), ("tree", "gspo"), ("tree", "tic_grpo")],
+)
+def test_ratios_are_there_where_a_token_is(setting, method, expectation):
+    """Weighted shares of the clip mask are the clip fractions; what is masked or was not drawn is NaN."""
+    config = gj.Config(
+        method=dataclasses.replace(
+            getattr(gj.methods, method), gain=gj.parts.gains.Clip(high=0.05, low=0.05)
+        ),
+        loop=gj.Loop(group_size=4, inner_steps=2),
+        expectation=expectation,
+        **SETTINGS[setting],
+    )
+
+    @gj.measure(*measures.TOKENS, per="step")
+    def live(view):
+        rollout = view.batch.rollout
+        drawn = rollout.multiplicity[:, :, None]
+        return rollout.mask * drawn + 0 * view.logp
+
+    names = [
+        "step_ratio",
+        "step_clip_mask",
+        "step_weight",
+        "step_clip_fraction_high",
+        "step_clip_fraction_low",
+    ]
+    data = gj.sweep(config, seeds=16, iterations=2, record=names, measure={"live": live}, progress=False)
+    weight, held = data.step_weight.values, data.step_clip_mask.values
+    np.testing.assert_array_equal(weight, data.live.values)
+    for values in (data.step_ratio.values, held):
+        np.testing.assert_array_equal(np.isnan(values), weight == 0)
+    assert (weight == 0).any() == (setting == "tree" or expectation == gj.Counts())
+    tokens = weight.sum((-1, -2, -3))
+    for side, fraction in ((1, data.step_clip_fraction_high), (-1, data.step_clip_fraction_low)):
+        share = (weight * (held == side)).sum((-1, -2, -3)) / tokens
+        np.testing.assert_allclose(share, fraction.values, atol=1e-14)
+    assert (held == 1).any()
+    ratio = data.step_ratio.values
+    np.testing.assert_array_equal(ratio[held == 1] > 1.05, True)
+    np.testing.assert_array_equal(ratio[:, :, 0][weight[:, :, 0] > 0], 1)
+
+
 def test_a_mean_over_steps_is_the_mean_of_the_steps(every):
     np.testing.assert_allclose(
         every.surrogate, every.step_surrogate.mean("inner_step"), rtol=1e-12, atol=1e-15
@@ -148,6 +207,22 @@ def test_averages_are_means_over_the_iterations_recorded(every):
     thinned = gj.sweep(CONFIG, average_from=5, record_every=3, record=["expected_reward"], **asked)
     mean = every.expected_reward.sel(iteration=[6, 9, 12]).mean("iteration")
     np.testing.assert_allclose(thinned.expected_reward, mean, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_average_of_a_constant_is_the_constant_however_long_the_run(x64):
+    """E[r] = .3 of a policy that stands still: in float32 a plain sum of 1e5 of them gives .30028."""
+    still = gj.Config(
+        policy=gj.ActionPolicy.from_probabilities([[0.3, 0.7]]),
+        task=gj.Questions(table=[[1.0, 0.0]]),
+        optimizer=gj.SGD(learning_rate=0.0),
+        loop=gj.Loop(group_size=2),
+    )
+    with jax.enable_x64(x64):
+        data = gj.sweep(
+            still, seeds=1, iterations=100_000, record=["expected_reward"], average_from=0, progress=False
+        )
+    np.testing.assert_allclose(data.expected_reward, 0.3, rtol=2e-7)
 
 
 def test_a_thinned_record_is_a_part_of_the_whole_one(every):

@@ -55,9 +55,12 @@ def expected_objective(
         ``Exact(cells=...)``.
       params: θ.
       old: θ_old; None is θ, held fixed.
-      reference: θ_ref; None is θ_old.
+      reference: θ_ref; None is ``config.reference``, and θ_old where that is None, too.
+
+    A sampler's ``Noise`` is held at one draw, that of seed and root 0 at step 0: the expectation is over
+    groups, given that draw.
     """
-    return _objective(decided(config), *points(params, old, reference))
+    return _objective(decided(config), *points(config, params, old, reference))
 
 
 def expected_gradient(
@@ -65,17 +68,33 @@ def expected_gradient(
 ) -> Params:
     """E[∇J(θ)], shaped like θ: what the optimizer is fed on average (with its sign turned).
 
-    The arguments are those of ``expected_objective``. A method whose ratio is ``Frozen`` has its gradient at
-    θ_old whatever θ is. Differentiable: give ``old`` as well, to let θ_old move along.
+    The arguments are those of ``expected_objective``, and so is what is held (``Noise``). A method whose
+    ratio is ``Frozen`` has its gradient at θ_old whatever θ is. Differentiable: give ``old`` as well, to let
+    θ_old move along.
     """
-    params, old, reference = points(params, old, reference)
+    params, old, reference = points(config, params, old, reference)
     at = old if evaluated_at_old(config.method.ratio) else params
     return _gradient(decided(config), at, old, reference)
 
 
-def points(params: Params, old: Params | None, reference: Params | None) -> tuple[Params, Params, Params]:
-    """θ, θ_old (θ itself, held, if None) and θ_ref (θ_old if None), all of the default float type."""
-    params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
-    old = jax.lax.stop_gradient(params) if old is None else jax.tree.map(lambda x: jnp.asarray(x, float), old)
-    reference = old if reference is None else jax.tree.map(lambda x: jnp.asarray(x, float), reference)
-    return params, old, reference
+def points(
+    config: Config, params: Params, old: Params | None, reference: Params | None
+) -> tuple[Params, Params, Params]:
+    """θ, θ_old (θ itself, held, if None) and θ_ref, all of the default float type.
+
+    θ_ref is what is given, else the configuration's, else θ_old. One table serves all runs of θ_old.
+    """
+
+    def floats(tree: Params) -> Params:
+        return jax.tree.map(lambda x: jnp.asarray(x, float), tree)
+
+    def like(own: Array, old: Array) -> Array:
+        return jnp.broadcast_to(own if own.ndim == old.ndim else own[..., None], old.shape)
+
+    params = floats(params)
+    old = jax.lax.stop_gradient(params) if old is None else floats(old)
+    if reference is not None:
+        return params, old, floats(reference)
+    if config.reference is not None:
+        return params, old, jax.tree.map(like, floats(config.reference), old)
+    return params, old, old

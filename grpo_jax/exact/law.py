@@ -65,10 +65,10 @@ def step_law(
       params: θ, of one run.
       opt_state: the optimizer's state; None is a fresh one.
       old: θ_old; None is θ.
-      reference: θ_ref; None is θ_old.
+      reference: θ_ref; None is ``config.reference``, and θ_old where that is None, too.
     """
     at, old, reference = _evaluated(config, params, old, reference)
-    params, _, _ = points(params, None, None)
+    params = points(config, params, old, reference)[0]
     if opt_state is None:
         opt_state = optimizers.init(config.optimizer, params, runs=False)
     return _step_law(_histograms(config), params, opt_state, at, old, reference)
@@ -79,7 +79,7 @@ def _histograms(config: Config) -> Config:
 
 
 def _evaluated(config: Config, params: Params, old: Params | None, reference: Params | None) -> Any:
-    params, old, reference = points(params, old, reference)
+    params, old, reference = points(config, params, old, reference)
     return (old if evaluated_at_old(config.method.ratio) else params), old, reference
 
 

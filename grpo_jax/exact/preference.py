@@ -23,13 +23,13 @@ def expected_preference(config: Config, old: Params, *, reference: Params | None
     Args:
       config: its policy, task, method and group size.
       old: parameters of the policy that the others come from; outputs of probability 0 count too.
-      reference: θ_ref, where advantages read it; None is ``old``.
+      reference: θ_ref, where advantages read it; None is ``config.reference``, else ``old``.
 
     Returns:
       [C, S(, R)], mean over the output's reward levels. ValueError for advantages that differ by token, and
       for those that couple the whole batch where there are several contexts.
     """
-    _, old, reference = points(old, old, reference)
+    _, old, reference = points(config, old, old, reference)
     return _preference(decided(config), old, reference)
 
 

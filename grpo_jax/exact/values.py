@@ -115,8 +115,9 @@ def local_gradient(policy: TreePolicy, task: Task, params: Params, *, old: Param
 def state_curvature(policy: TreePolicy, task: Task, params: Params) -> Array:
     """The block of ∇²J(θ) at each state, [C, nodes, V, V(, R)], where states share no parameters.
 
-    d(s)[diag(π∘A) − π(π∘A)ᵀ − (π∘A)πᵀ]/C: neither d(s) nor Q(s, ·) depends on the logits at s. ValueError
-    where ``tie`` lets states share logits.
+    d(s)[diag(π∘A) − π(π∘A)ᵀ − (π∘A)πᵀ]/(C τ²), τ the temperature of ``policy.decoding``: neither d(s) nor
+    Q(s, ·) depends on the logits at s, and what its filters keep is held. ValueError where ``tie`` lets
+    states share logits.
     """
     if policy.tie is not None:
         raise ValueError("states share logits (tie is given), so the curvature has no block for each state")
@@ -125,7 +126,8 @@ def state_curvature(policy: TreePolicy, task: Task, params: Params) -> Array:
     unit = trailing(jnp.eye(policy.space.vocab)[None, None], gain.ndim + 1)
     cross = probabilities[:, :, :, None] * gain[:, :, None]
     block = unit * gain[:, :, None] - cross - jnp.swapaxes(cross, 2, 3)
-    return visits(policy, params)[:, :, None, None] * block / gain.shape[0]
+    temperature = 1.0 if policy.decoding is None else policy.decoding.temperature
+    return visits(policy, params)[:, :, None, None] * block / (gain.shape[0] * jnp.square(temperature))
 
 
 def block_hessian(policy: TreePolicy, task: Task, params: Params) -> Array:

@@ -111,7 +111,8 @@ class Informative:
     """An inner reduction that leaves out groups whose rewards all tie: DAPO's dynamic sampling.
 
     arXiv:2503.14476 samples until every group has spread; here such groups keep their place and lose their
-    weight, so the others are averaged as if they were alone.
+    weight, so the others are averaged as if they were alone. A group ties where the plain sums of its rewards
+    do, whatever the shaping makes of them: a ``WeightedSum`` may tell apart what is left out here.
     """
 
     inner: Reduction = PerToken()

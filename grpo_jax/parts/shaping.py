@@ -42,6 +42,7 @@ class WeightedSum:
     """r_i = Σ_m w_m r_{i,m}; M weights, each a number."""
 
     weights: tuple[Number, ...]
+    splits_rewards: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Array:
         return _weighted(rollout.rewards, self.weights)
@@ -60,6 +61,7 @@ class NormalizedSum:
     scaled: bool = static(True)
     couples: ClassVar[Coupling] = Coupling.GROUP
     cell_safe: ClassVar[bool] = True
+    splits_rewards: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Array:
         weight = rollout.multiplicity[:, :, None]

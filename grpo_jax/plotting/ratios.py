@@ -27,11 +27,13 @@ def ratio_histogram(
 
     Args:
       axes: where to draw.
-      ratios: an ``xr.DataArray`` or array of any shape, such as ``data.step_ratio``; NaN (masked tokens) is
-        left out.
+      ratios: an ``xr.DataArray`` or array of any shape, such as ``data.step_ratio``; NaN (where no token is)
+        is left out.
       low: the clip's lower number as a method writes it: ratios below 1 − low are outside; None marks none.
       high: the clip's upper number: ratios above 1 + high are outside.
-      weights: one for each ratio, broadcast to their shape (by dimension if both are labelled), not negative.
+      weights: one for each ratio, broadcast to their shape (by dimension if both are labelled), not negative;
+        without them each counts once. ``data.step_weight`` of the same run makes them shares of tokens, also
+        where groups are counted (``Counts``), so that one ratio stands for every draw of an output.
 
     Returns: the axes.
 
