@@ -293,7 +293,7 @@ DRAWS = (
     ),
     Fault(
         "groups come from the current policy",
-        "collectors.py",
+        "sampling.py",
         "return Drawn(config.policy, state.old_params)",
         "return Drawn(config.policy, state.params)",
         "test_simulation",
