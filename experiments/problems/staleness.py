@@ -43,7 +43,9 @@ def tables(seed: int, count: int) -> dict[int, np.ndarray]:
     return dict(enumerate(found))
 
 
-def config(*, shared: bool = True, group_size: int = 8, depth: int = LAGS[-1]) -> gj.Config:
+def config(
+    *, shared: bool = True, group_size: int = 8, depth: int = LAGS[-1], inner_steps: int = 1
+) -> gj.Config:
     """GRPO without penalty on a tree, with AdamW; rows ``shared`` as ``ROWS``, or one for every prefix."""
     tie = ROWS if shared else None
     rows = SPACE.offsets[-1] if tie is None else max(tie) + 1
@@ -58,7 +60,7 @@ def config(*, shared: bool = True, group_size: int = 8, depth: int = LAGS[-1]) -
             penalty=None,
         ),
         optimizer=gj.AdamW(),
-        loop=gj.Loop(group_size=group_size),
+        loop=gj.Loop(group_size=group_size, inner_steps=inner_steps),
         expectation=gj.Counts(),
         behavior=gj.Behavior(age=gj.Age(depth=depth), proximal=gj.Proximal()),
     )
@@ -74,14 +76,15 @@ def trained(
     iterations: int,
     record: Sequence[str],
     measure: Mapping[str, Any] | None = None,
-    clips: Mapping[str, tuple[float, float]] = CLIPS,
+    objectives: Sequence[str] = tuple(OBJECTIVES),
+    clips: Sequence[str] = tuple(CLIPS),
     lags: Sequence[int] = LAGS,
     variants: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Every objective, clip, lag, rate, task and seed."""
     axes = {
-        PATHS: OBJECTIVES,
-        ("clip_low", "clip_high"): dict(clips),
+        PATHS: {name: OBJECTIVES[name] for name in objectives},
+        ("clip_low", "clip_high"): {name: CLIPS[name] for name in clips},
         "lag": list(lags),
         "learning_rate": list(rates),
         "task.table": tables(seed, tasks),
