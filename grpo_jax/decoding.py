@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from grpo_jax.kernels import log_softmax
+from grpo_jax.kernels import at, log_softmax, trailing
 from grpo_jax.part import number, part, static
 from grpo_jax.types import Array, Number
 
@@ -19,6 +19,8 @@ NEVER = -1e30
 """The logit of a token that cannot be drawn."""
 TIES = 32
 """Units of rounding by which a probability may miss a filter's threshold and still be equal to it."""
+COMPARED = 32
+"""The most tokens whose order is found by comparing them in pairs."""
 FILTERS = ("top_k", "top_p", "min_p")
 VLLM = ("min_p", "top_k", "top_p")
 """vLLM's V1 sampler (``SamplingParams``): temperature, min-p, top-k, top-p, each on what the last left."""
@@ -82,22 +84,32 @@ def impossible(logp: Array) -> Array:
     return logp < 1e-6 * NEVER
 
 
-def _ranks(logp: Array, axis: int) -> tuple[Array, Array]:
-    """Places of tokens from the likeliest on, and the token at each place."""
+def _before(logp: Array, values: Array, axis: int) -> Array:
+    """Σ of values over the tokens that come before each: the likelier ones, and of equal ones the earlier.
+
+    Few tokens are compared in pairs, which fuses into one kernel where a sort would not.
+    """
+    size = logp.shape[axis]
+    if size <= COMPARED:
+        index = trailing(jnp.arange(size), logp.ndim - axis)
+        total = jnp.zeros_like(values)
+        for j in range(size):
+            here = at(logp, j, axis)
+            first = (here > logp) | ((here == logp) & (j < index))
+            total = total + jnp.where(first, at(values, j, axis), 0)
+        return total
     order = jnp.argsort(-logp, axis=axis, stable=True)
-    return jnp.argsort(order, axis=axis), order
+    sorted_ = jnp.take_along_axis(values, order, axis)
+    return jnp.take_along_axis(jnp.cumsum(sorted_, axis) - sorted_, jnp.argsort(order, axis=axis), axis)
 
 
 def _top_k(logp: Array, k: Any, axis: int) -> Array:
-    return _ranks(logp, axis)[0] < k
+    return _before(logp, jnp.ones_like(logp), axis) < k
 
 
 def _top_p(logp: Array, p: Any, axis: int) -> Array:
-    ranks, order = _ranks(logp, axis)
-    sorted_ = jnp.exp(jnp.take_along_axis(logp, order, axis))
-    before = jnp.cumsum(sorted_, axis) - sorted_
     # A p of 1 keeps all: the sum before a rare token may be 1 by rounding.
-    return (jnp.take_along_axis(before, ranks, axis) < _less(p, logp)) | (jnp.asarray(p) >= 1)
+    return (_before(logp, jnp.exp(logp), axis) < _less(p, logp)) | (jnp.asarray(p) >= 1)
 
 
 def _min_p(logp: Array, p: Any, axis: int) -> Array:

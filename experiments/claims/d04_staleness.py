@@ -45,7 +45,7 @@ from experiments.problems.staleness import CLIPS, LAGS, OBJECTIVES
 from grpo_jax import plotting
 from grpo_jax.measures import StepView
 
-SIZES = sizes(tasks=(4, 160, 640), seeds=(1, 1, 1), iterations=(60, 200, 200))
+SIZES = sizes(tasks=(4, 120, 640), seeds=(1, 1, 1), iterations=(60, 200, 200))
 
 RATES = [0.15, 0.3, 0.6, 1.2, 2.4]
 GROUPS = [8, 32]
@@ -98,10 +98,10 @@ def ratio(view: StepView) -> jnp.ndarray:
     return jnp.max(jnp.where(count > 0, gap, -jnp.inf), (0, 1))
 
 
-def trained(seed: int, size: Any, *, shared: bool = True) -> xr.Dataset:
+def trained(seed: int, size: Any) -> xr.Dataset:
     """Every setting and task, recorded at every iteration."""
     return staleness.trained(
-        staleness.config(shared=shared),
+        staleness.config(),
         seed=seed, tasks=size.tasks, seeds=size.seeds, rates=RATES, iterations=size.iterations,
         record=["expected_reward", "entropy", "grad_norm"], measure={"ess": ess, "kl": kl, "ratio": ratio},
         variants={"group_size": GROUPS},
@@ -118,11 +118,11 @@ def warned(data: xr.Dataset, *, first: int = 1) -> xr.Dataset:
     fallen = (reward < best / 2).cumulative("iteration").max() > 0
     moments = {"iteration": slice(first, EARLY)}
     soon = fallen.shift(iteration=-AHEAD, fill_value=False).isel(moments)
-    norm = np.log(data.grad_norm.where(data.grad_norm > 0))
-    jump = abs(norm.diff("iteration")).reindex(iteration=reward.iteration).fillna(0)
+    norm = np.log(data.grad_norm.where(data.grad_norm > 0)).isel(iteration=slice(EARLY))
+    jump = abs(norm.diff("iteration")).reindex(iteration=norm.iteration).fillna(0)
     before = norm.rolling(iteration=BEFORE, min_periods=1).median().shift(iteration=1)
-    found = data[["ess", "kl", "ratio", "entropy"]].assign(jump=jump, spike=(norm - before).fillna(0))
-    found = found.isel(moments)
+    found = data[["ess", "kl", "ratio", "entropy"]].isel(iteration=slice(EARLY))
+    found = found.assign(jump=jump, spike=(norm - before).fillna(0)).isel(moments)
     found["step"] = (data.lag * data.learning_rate).broadcast_like(soon)
     live = ~fallen.isel(moments)
     return found.where(live).assign(soon=soon.where(live))
@@ -164,7 +164,10 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
         objectives=WEIGHTED, lags=STALE, clips=CLIPPED,
     ).expected_reward  # fmt: skip
     late = several.isel(iteration=slice(-LAST, None)).mean("iteration") < several.max("iteration") / 2
-    apart = trained(seed, size, shared=False).expected_reward
+    apart = staleness.trained(
+        staleness.config(shared=False), seed=seed, tasks=size.tasks // 4, seeds=size.seeds, rates=RATES,
+        iterations=size.iterations, record=["expected_reward"],
+    ).expected_reward  # fmt: skip
     own = apart.isel(iteration=slice(-LAST, None)).mean("iteration") < apart.max("iteration") / 2
     names = {
         "whole": data.expected_reward.mean(("seed", "iteration")),
