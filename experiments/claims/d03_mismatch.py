@@ -387,7 +387,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         for height, place in enumerate(order):
             color = _color(ROWS[place])
             axes.plot([0, values[place]], [height, height], "-", color=color, lw=0.8, alpha=0.5)
-            axes.plot(values[place], height, "o", color=color, ms=4.5)
+            axes.plot(values[place], height, "o", color=color, ms=4.5, clip_on=False)
         axes.set(xlabel=label, ylim=(-0.7, len(ROWS) - 0.3))
         axes.set_xlim(left=0.0, right=1.1 * values.max())
         axes.set_yticks(range(len(ROWS)), [ROWS[place] for place in order] if axes is middle else [])

@@ -155,17 +155,16 @@ def beaten(update: xr.Dataset, whole: xr.DataArray) -> tuple[dict[str, list[str]
     surely: dict[str, list[str]] = {}
     perhaps: dict[str, list[str]] = {}
     exact = update.sel(kind=KINDS).to_array() / 0.01
-    for row, other in itertools.permutations(ROWS, 2):
-        gap = exact.sel(row=row) - exact.sel(row=other)
-        if bool((gap < -1).any()):
-            continue
-        more = whole.sel(row=other, kind=KINDS) - whole.sel(row=row, kind=KINDS)
-        reward = interval(more, over="table", confidence=level) / LESS
-        wins = bool((gap > 1).any())
-        if bool((reward.low >= -1).all()) and (wins or bool((reward.low > 1).any())):
-            surely.setdefault(row, []).append(other)
-        if bool((reward.high >= -1).all()) and (wins or bool((reward.high > 1).any())):
-            perhaps.setdefault(row, []).append(other)
+    J = whole.sel(kind=KINDS, row=ROWS)
+    for row in ROWS:
+        gap = exact.sel(row=row, drop=True) - exact
+        never = (gap >= -1).all(["variable", "kind"])
+        wins = (gap > 1).any(["variable", "kind"])
+        reward = interval(J - J.sel(row=row, drop=True), over="table", confidence=level) / LESS
+        for found, end in ((surely, reward.low), (perhaps, reward.high)):
+            who = never & (end >= -1).all("kind") & (wins | (end > 1).any("kind"))
+            if bool(who.any()):
+                found[row] = [name for name in ROWS if who.sel(row=name)]
     return surely, perhaps
 
 
