@@ -14,7 +14,7 @@ import xarray as xr
 from experiments.formulas import expected_updates as closed
 from experiments.harness.numbers import Number, hardest, share
 from experiments.problems import mismatches, trees
-from experiments.problems.mismatches import REGION, ROWS, Update
+from experiments.problems.mismatches import EVERY, REGION, Update
 from grpo_jax.sequences import Sequences
 
 KINDS = ("fixed", "fresh", "expert", "older", "bfloat16")
@@ -73,7 +73,7 @@ def atlas(root: int, size: Any) -> xr.Dataset:
     found = [
         [[cells[k, NOISE[0] if k == "bfloat16" else s, T] for T in HORIZONS] for s in NOISE] for k in KINDS
     ]
-    axes = {"kind": list(KINDS), "noise": NOISE, "horizon": HORIZONS, "row": ROWS}
+    axes = {"kind": list(KINDS), "noise": NOISE, "horizon": HORIZONS, "row": EVERY}
     names = (*axes, "what", "table")
     each = xr.DataArray(np.moveaxis(np.array(found), 3, 4), axes, names)
     table = each.assign_coords(what=["bias", "variance", "kept", "lost"]).to_dataset("what")
@@ -121,7 +121,10 @@ def error(cells: xr.Dataset, row: str, batch: int = BATCH) -> xr.DataArray:
 
 
 def ahead(cells: xr.Dataset, better: str, worse: str, kinds: tuple[str, ...]) -> dict[str, Number]:
-    """By kind, the setting that fails first: share of the tables on which ``better`` errs less."""
+    """By kind, the setting that fails first: share of the tables on which ``better`` errs less.
+
+    A kind without a setting in which errors differ on a third of the tables is left out.
+    """
     found = {}
     for kind in kinds:
         here = {}
@@ -142,15 +145,30 @@ def pooled(cells: xr.Dataset, names: tuple[str, ...] = ("bias", "variance")) -> 
     return xr.concat([cells[name].mean("table") for name in names], xr.Variable("what", list(names)))
 
 
-def dominated(at: xr.DataArray) -> dict[str, str]:
-    """Rows that another one beats everywhere: never more bias nor variance, and less of one in every setting.
+def dominated(at: xr.DataArray) -> dict[str, list[str]]:
+    """Rows, and who beats them everywhere: never more bias nor variance, less of one in every setting.
 
     More and less mean by 1 % of what there is without a correction.
     """
     scale = NEAR * at.sel(row="none", drop=True)
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for row, other in itertools.permutations(at.row.values, 2):
         gap = (at.sel(row=row) - at.sel(row=other)) / scale
         if bool((gap >= -1).all()) and bool((gap.max("what") > 1).all()):
-            found.setdefault(row, other)
+            found.setdefault(row, []).append(other)
+    return found
+
+
+def winners(losers: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Whom each beats, the one that beats most first, then who beats most of the rest, until all are named.
+
+    >>> winners({"a": ["c"], "b": ["c", "d"], "c": ["d"]})
+    {'c': ['a', 'b'], 'd': ['c']}
+    """
+    left, found = dict(losers), {}
+    while left:
+        names = [name for others in left.values() for name in others]
+        best = max(dict.fromkeys(names), key=names.count)
+        found[best] = [loser for loser, others in left.items() if best in others]
+        left = {loser: others for loser, others in left.items() if loser not in found[best]}
     return found

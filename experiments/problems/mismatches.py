@@ -12,6 +12,7 @@ sample covariance of r and u, and its mean and variance over all groups are mome
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -45,6 +46,10 @@ CAP = 2.0
 """Of truncated weights and of masks, at every level, so that levels can be compared."""
 REGION = 0.1
 """Of trust regions, in probability or in nats: what prime-rl takes (pull requests 3236, 2798 and 3283)."""
+WIDE = 0.2
+"""Of DPPO's and IPO's masks where prime-rl took them over (pull requests 1930, 2187, 2434)."""
+EXCESSIVE = 8.0
+"""The ratio that prime-rl's pull requests 1030 and 1101 call excessively high."""
 RATE = 0.02
 """Of AdamW, at which runs without mismatch climb from .5 to .9 in a hundred iterations."""
 Correction = Callable[[Evaluation], Array]
@@ -86,6 +91,14 @@ CORRECTIONS: dict[str, Correction] = {
 }
 """Masks by tokens and by the geometric mean keep token weights, the mask by sequences sequence weights."""
 ROWS = list(CORRECTIONS)
+AS_QUOTED: dict[str, Correction] = {
+    "token TIS at 8": SamplerMismatch(high=EXCESSIVE),
+    "token mask at 8": SamplerMask(high=EXCESSIVE),
+    "DPPO (TV) at 0.2": AgainstSampler(gain=VariationRegion(low=WIDE, high=WIDE)),
+    "IPO at 0.2": SamplerMask(statistic=TotalVariation(), high=WIDE),
+}
+"""The same at the sizes that users' sentences are about; none is a row of the map."""
+EVERY = [*ROWS, *AS_QUOTED]
 EXPERT = 0.1
 """Chance per state of another expert."""
 
@@ -155,7 +168,7 @@ def _held(mismatch: Mismatch, params: Array, root: Array, seeds: Array) -> Array
 
 @jax.jit
 def factors(old: Array, drawn: Array, table: Array) -> Array:
-    """[K, T, S, R] every row's c_t for log π and log q [T, S, R], winners being those with a reward."""
+    """[K, T, S, R] c_t of ``EVERY`` for log π and log q [T, S, R], winners being those with a reward."""
     logp, sampling = (jnp.moveaxis(each, 0, 1)[None] for each in (old, drawn))
     blank = jnp.ones_like(logp)
     rollout = Rollout(
@@ -170,12 +183,13 @@ def factors(old: Array, drawn: Array, table: Array) -> Array:
     )
     sign = jnp.where(table > 0, 1.0, -1.0)[None, :, None]
     at = Evaluation(rollout, logp, jnp.zeros_like(logp), sign)
-    found = [jnp.broadcast_to(row(at), logp.shape)[0] for row in CORRECTIONS.values()]
+    rows = (CORRECTIONS | AS_QUOTED).values()
+    found = [jnp.broadcast_to(row(at), logp.shape)[0] for row in rows]
     return jnp.moveaxis(jnp.stack(found), 2, 1)
 
 
 class Update(NamedTuple):
-    """One group's gradient under every row, exactly."""
+    """One group's gradient under each of ``EVERY``, exactly."""
 
     mean: np.ndarray
     """[K, rows, V, R]."""
@@ -263,12 +277,14 @@ def errors(updates: list[Update], target: np.ndarray) -> tuple[Errors, Errors]:
     return stays, Errors(_square(middle - target) - scatter / len(updates), within + scatter)
 
 
-def config_of(given: Problem, mismatch: Mismatch, *, group_size: int) -> gj.Config:
+def config_of(
+    given: Problem, mismatch: Mismatch, *, group_size: int, correction: Correction = METHOD.corrections[0]
+) -> gj.Config:
     """Training on all tables at once, each a question with a tree of its own, as if it were alone."""
     return gj.Config(
         policy=gj.TreePolicy(space=given.space, logits=given.logits.transpose(2, 0, 1)),
         task=gj.SequenceTable(space=given.space, table=given.table.T),
-        method=METHOD,
+        method=replace(METHOD, corrections=(correction,)),
         optimizer=gj.AdamW(learning_rate=RATE, weight_decay=0.0),
         loop=gj.Loop(group_size=group_size),
         behavior=gj.Behavior(mismatch=mismatch),
