@@ -338,13 +338,14 @@ def stale_data() -> dict[str, xr.Dataset]:
     data = {"limits": xr.Dataset({"policy": limits}), "fresh": fresh, "flat": flat}
     for name in d6.SPACES:
         data |= {name: runs.copy(deep=True), f"{name}, others": other.copy(deep=True)}
+        data[f"{name}, renewed"] = runs.copy(deep=True)
     every = full(0.5, kind=cells["kind"], baseline=d6.LEVELS, update=cells["update"], output=[0, 1])
     data["answers"]["end"] = every
     return data
 
 
 def test_d6_s_sentences_can_hold():
-    assert judged(d6, stale_data()) == ["reproduced"] * 4
+    assert judged(d6, stale_data()) == ["reproduced"] * 5
 
 
 @pytest.mark.parametrize(
@@ -356,16 +357,28 @@ def test_d6_s_sentences_can_hold():
         ("fresh", "gain", {"baseline": 1.0, "iteration": 9}, 0.9, 0, "not testable here"),
         ("flat", "most", {"iteration": 9}, 0.5, 0, "not testable here"),
         ("trees", "gain", {"baseline": 0.5, "kind": "graded", "iteration": 9}, 1.2, 1, "refuted"),
-        ("answers", "end", {"baseline": -0.5, "update": "SGD", "output": 0}, 0.6, 2, "refuted"),
-        ("answers", "most", {"baseline": 1.0, "update": "SGD", "iteration": 9}, 0.7, 3, "refuted"),
-        ("trees", "most", {"baseline": 1.0, "update": "SGD", "iteration": 9}, 0.7, 3, "qualified"),
-        ("trees, others", "most", {"baseline": "group mean", "iteration": 9}, 0.9, 3, "not testable here"),
+        ("trees, renewed", "gain", {"baseline": 0.5, "kind": "graded"}, 1.2, 2, "refuted"),
+        ("answers", "end", {"baseline": -0.5, "update": "SGD", "output": 0}, 0.6, 3, "refuted"),
+        ("answers", "most", {"baseline": 1.0, "update": "SGD", "iteration": 9}, 0.7, 4, "refuted"),
+        ("trees", "most", {"baseline": 1.0, "update": "SGD", "iteration": 9}, 0.7, 4, "qualified"),
+        ("trees, others", "most", {"baseline": "group mean", "iteration": 9}, 0.9, 4, "not testable here"),
     ],
 )  # fmt: skip
 def test_d6_s_sentences_fall_one_by_one(group, name, where, to, row, verdict):
     data = stale_data()
     data[group][name].loc[where] = to
     assert judged(d6, data)[row] == verdict
+
+
+def test_d6_asks_of_the_signs_that_one_gains_somewhere_and_not_everywhere():
+    data = stale_data()
+    same = data["trees"].gain.sel(baseline=-0.1)
+    data["trees"].gain.loc[{"baseline": 0.1}] = same
+    assert judged(d6, data)[1] == "reproduced"
+    for name in d6.SPACES:
+        for value in d6.SIGNS:
+            data[name].gain.loc[{"baseline": value}] = data[name].gain.sel(baseline=-value)
+    assert judged(d6, data)[1:3] == ["refuted", "reproduced"]
 
 
 def test_the_letter_d_names_its_sources():
