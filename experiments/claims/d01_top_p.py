@@ -380,7 +380,8 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     found = data["trees"].sel(top_p=0.9)
     styles = {"mean mass": "--", "token weights": "o-", "sequence weights": "o-"}
     for (name, style), color in zip(styles.items(), plotting.COLORS, strict=False):
-        left.plot(found.horizon, found[name].mean("table"), style, ms=3, color=color, label=name, zorder=3)
+        label = {"mean mass": "kept mass S"}.get(name, name)
+        left.plot(found.horizon, found[name].mean("table"), style, ms=3, color=color, label=label, zorder=3)
     left.legend(loc="lower left")
     left.set(xlabel="T (tokens)", ylabel="share of the gradient kept", ylim=(0.5, 1.02))
     left.set_title("Sequence weights shrink it with T (top-p 0.9)")
