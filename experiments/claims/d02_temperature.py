@@ -10,13 +10,16 @@ shift-only, on random trees of T = 1..6 tokens out of five (graded rewards, soft
 Refuted if at some τ and T the update with sequence weights from raw log-probabilities lies within .05 of ∇J,
 so that the correction would have worked, means over trees (99.9 %). Qualified if at some T the uncorrected
 update lies within .05 of the sampler's own policy gradient ∇J_τ: there it is on-policy for the policy that
-samples. 3029 is refuted if the distance to ∇J_τ is below ½ (30°) anywhere in the grid; the comment in the
-cookbook if some τ ends more than .02 above τ = 1, each at its best learning rate of two, in exact or in
-sampled training (groups of 8). Checks of our instrument: the library's updates against enumeration in NumPy
-(1e-10), among them a control, sequence weights from processed log-probabilities, which give ∇J itself; and a
-placebo: at τ = 1 all handlings are the same.
+samples. 3029 says "potentially": its largest distance counts, to ∇J_τ or to ∇J, with T of 2 or more (at T = 1
+that to ∇J_τ is 0 by an identity). It is refuted if that lies below ½ (30°), unless it still grows from T = 5
+to 6: then longer answers decide, and it is not testable here. The comment in the cookbook falls if some τ
+ends more than .02 above τ = 1, each at its best learning rate of two, in exact or in sampled training (groups
+of 8); it speaks of post-trained models, and random trees are none. Checks of our instrument: the
+library's updates against enumeration in NumPy (1e-10), among them a control, sequence weights from processed
+log-probabilities, which give ∇J itself; and a placebo: at τ = 1 all handlings are the same.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -170,23 +173,36 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         f"over trees, is {float(long.mean('table').min()):.2f} to {float(long.mean('table').max()):.2f}.",
         when=worst(found["to J_τ"].sel(horizon=1), tolerance=1e-6),
     )
-    biased = claim.also(
-        "(trl 3029.) Leaving the sampler's temperature out of the log-probabilities gives \"highly biased "
-        'policy gradients".'
-    )
-    most = each(found["to J_τ"], over="table", expected=FAR, relation="at least")
-    biased.refutes("distance to ∇J_τ", hardest(most))
-    biased.reports("distance to ∇J_τ", each(found["to J_τ"], over="table"))
-    top = found["to J_τ"].mean("table")
-    biased.finds(
-        f"Its distance to ∇J_τ is 0 at one token and at most {float(top.max()):.2f} on trees of up to six.",
-        when=worst(found["to J_τ"].sel(horizon=1), tolerance=1e-6),
-    )
+    biased = judge_bias(found, claim)
     for tau, told in ((0.6, "0.5"), (1.5, "1.5")):
         gap = found["entropy gap"].sel(temperature=tau).max("table")
         biased.reports(f"greatest entropy gap at τ = {tau} (OpenRLHF 1319, {told})", mean(gap))
     judge_temperature(training, claim)
     judge_deployment(training, claim)
+
+
+def judge_bias(found: xr.Dataset, claim: Claim) -> Claim:
+    """3029: how far it can be, on trees of two tokens and more."""
+    row = claim.also(
+        "(trl 3029.) Leaving the sampler's temperature out of the log-probabilities is \"potentially causing "
+        'highly biased policy gradients".'
+    )
+    apart = found[["to J_τ", "to J"]].rename({"to J_τ": "to ∇J_τ", "to J": "to ∇J"}).to_dataarray("distance")
+    numbers = each(apart.sel(horizon=slice(2, None)), over="table", expected=FAR, relation="at least")
+    name = max(numbers, key=lambda key: numbers[key].value)
+    row.refutes("largest distance", replace(numbers[name], at=name))
+    if numbers[name].holds is False:
+        last = apart.sel(horizon=HORIZONS[-1]) - apart.sel(horizon=HORIZONS[-2])
+        grows = each(last, over="table", expected=0.0, relation="at most")
+        row.requires(f"distance at T = {HORIZONS[-1]} - that at T = {HORIZONS[-2]}", hardest(grows))
+    row.reports("distance", each(apart, over="table"))
+    top = apart.mean("table").max("temperature").sel(horizon=[2, HORIZONS[-1]])
+    told = [
+        f"{name} {float(here[0]):.2f} at two tokens, {float(here[1]):.2f} at {HORIZONS[-1]}"
+        for name, here in zip(top.distance.values, top, strict=True)
+    ]
+    row.finds(f'The largest distance is {"; ".join(told)}; "highly" is ½ here, an angle of 30°.')
+    return row
 
 
 def at_best_rate(training: xr.Dataset) -> xr.Dataset:
@@ -200,7 +216,8 @@ def judge_temperature(training: xr.Dataset, claim: Claim) -> None:
     """The cookbook: T = 1 is near-optimal."""
     row = claim.also(
         '(tinker-cookbook, quoted in its issue 689.) "Changing sampling temperature is not generally '
-        'recommended; T=1 is near-optimal".'
+        'recommended; T=1 is near-optimal for most post-trained models, ...". Judged on random trees, which '
+        "are none."
     )
     end = at_best_rate(training).plain
     gain = (end - end.sel(temperature=1.0)).sel(temperature=TEMPERATURES)
@@ -247,7 +264,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
             left, here.horizon, here.value, here.low, here.high, color=color, label=f"τ = {tau:g}"
         )
     left.legend()
-    left.set(xlabel="T (tokens)", ylabel="|sine| to ∇J_τ", title="On-policy for the hot policy at T = 1 only")
+    left.set(xlabel="T (tokens)", ylabel="|sine| to ∇J_τ", title="The sampler's own gradient at T = 1 only")
     end = at_best_rate(data["training"]).plain.sel(sampling="sampled", drop=True)
     end = (end - end.sel(temperature=1.0)).sortby("temperature")
     names = end.handling.values

@@ -63,6 +63,13 @@ def visits(rows: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
+def ratios(policy: np.ndarray, drawn: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """E π/q over the tokens that q draws in outputs of so many, and the share of them outside [.9, 1.1]."""
+    seen = visits(drawn)[:, None] * drawn / tokens
+    ratio = np.where(drawn > 0, policy / np.where(drawn > 0, drawn, 1), 1)
+    return (seen * ratio).sum((0, 1)), (seen * (abs(ratio - 1) > 0.1)).sum((0, 1))
+
+
 def through(weights: np.ndarray, like: np.ndarray) -> np.ndarray:
     """[nodes, V, R] sum of output weights [V^T, R] over all outputs that take a token at a node."""
     parts = [weights.reshape(*level.shape[:2], -1, level.shape[2]).sum(2) for level in levels(like)]
