@@ -24,7 +24,7 @@ from grpo_jax.part import number, part, static
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.types import Array, Number, Params
 
-RECORDS = ("processed", "raw")
+RECORDS = ("processed", "tempered", "raw")
 
 
 class Mismatch(Protocol):
@@ -111,9 +111,10 @@ class Behavior:
       mismatch: how the engine's weights differ from the trainer's.
       age: how old they are.
       proximal: the denominator of the ratio.
-      records: whether the engine reports log-probabilities after temperature and filters, renormalised
-        (``"processed"``; vLLM's ``logprobs_mode="processed_logprobs"``), or those of its logits before them
-        (``"raw"``; vLLM's default ``"raw_logprobs"``, SGLang's ``SGLANG_RETURN_ORIGINAL_LOGPROB``).
+      records: which log-probabilities the engine reports: after temperature and filters, renormalised
+        (``"processed"``; vLLM's ``logprobs_mode="processed_logprobs"``), after the temperature only
+        (``"tempered"``; SGLang), or those of its logits before both (``"raw"``; vLLM's default
+        ``"raw_logprobs"``, SGLang's ``SGLANG_RETURN_ORIGINAL_LOGPROB``).
     """
 
     decoding: Decoding | None = None
@@ -123,7 +124,7 @@ class Behavior:
     records: str = static("processed")
 
     def check(self) -> None:
-        """``records`` is one of two; the queue holds the proximal policy."""
+        """``records`` is one of three; the queue holds the proximal policy."""
         if self.records not in RECORDS:
             raise ValueError(f"records is {self.records!r}; it must be {' or '.join(map(repr, RECORDS))}")
         if self.proximal is not None and self.proximal.lag is not None:
@@ -140,7 +141,10 @@ class Behavior:
 
         So it is without any slot filled, too, where it reports those before the policy's own decoding.
         """
-        undecoded = self.records == "raw" and getattr(policy, "decoding", None) is not None
+        own = getattr(policy, "decoding", None)
+        undecoded = own is not None and (
+            self.records == "raw" or (self.records == "tempered" and own.filters)
+        )
         return undecoded or any(slot is not None for slot in (self.decoding, self.mismatch, self.age))
 
     def sampler(self, policy: Any) -> Any:
@@ -149,9 +153,12 @@ class Behavior:
 
     def reported(self, policy: Any) -> Any:
         """The policy whose log-probabilities the engine reports."""
-        if self.records == "processed":
-            return self.sampler(policy)
-        return dataclasses.replace(policy, decoding=None)
+        if self.records == "raw":
+            return dataclasses.replace(policy, decoding=None)
+        engine = self.sampler(policy)
+        if self.records == "processed" or getattr(engine, "decoding", None) is None:
+            return engine
+        return dataclasses.replace(engine, decoding=engine.decoding.unfiltered)
 
     @property
     def decodes(self) -> bool:
@@ -166,8 +173,7 @@ class Behavior:
     def unfiltered(self, policy: Any) -> Any:
         """The policy as the engine decodes it without its filters."""
         assert self.decoding is not None
-        free = dataclasses.replace(self.decoding, top_k=None, top_p=None, min_p=None)
-        return dataclasses.replace(policy, decoding=free)
+        return dataclasses.replace(policy, decoding=self.decoding.unfiltered)
 
     @property
     def mixed(self) -> bool:

@@ -7,6 +7,7 @@ unless filters are ``joint``, when each looks at the tempered distribution itsel
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -61,6 +62,11 @@ class Decoding:
     def filters(self) -> bool:
         """Whether some tokens are kept and others not."""
         return any(getattr(self, name) is not None for name in FILTERS)
+
+    @property
+    def unfiltered(self) -> Decoding:
+        """Its temperature alone."""
+        return dataclasses.replace(self, top_k=None, top_p=None, min_p=None)
 
     def __call__(self, logits: Array, axis: int) -> Array:
         """log q along ``axis``; about ``NEVER`` where a token is not kept."""

@@ -24,10 +24,10 @@ from grpo_jax import diagnostics
 from grpo_jax.config import Batch, Config, OwnStatistics, TrainState, prompt_count
 from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.kernels import exponential
-from grpo_jax.part import nearest
+from grpo_jax.part import nearest, subparts
 from grpo_jax.parts.gains import ClipMask, clip_mask
 from grpo_jax.surrogate import sanitized
-from grpo_jax.types import Array, Params, Tabular
+from grpo_jax.types import Array, LimitsWeights, Params, Tabular
 
 TOKENS = ("prompt", "entry", "token")
 STEP = "inner_step"
@@ -240,6 +240,13 @@ def _kept_mass(view: View) -> Array:
     return diagnostics.over_tokens(rollout, kept)
 
 
+def _limited(view: View) -> Array:
+    rollout, _ = sanitized(view.batch.rollout, jnp.zeros(()))
+    parts = [p for p in subparts(view.config.method) if isinstance(p, LimitsWeights)]
+    anywhere = sum((p.limited(rollout) for p in parts), jnp.zeros(rollout.old_logp.shape, bool))
+    return diagnostics.over_tokens(rollout, anywhere.astype(float))
+
+
 def _arrived(view: View) -> Array:
     drawn = view.config.loop.group_size * prompt_count(view.config)
     return jnp.sum(view.batch.rollout.multiplicity, (0, 1)) / drawn
@@ -362,6 +369,9 @@ DIAGNOSTICS: dict[str, Measure] = {
     ),
     "kept_mass": _iteration(
         _kept_mass, "mass that the sampler's filters keep, mean over the states of sampled tokens"
+    ),
+    "weights_limited": _iteration(
+        _limited, "share of sampled tokens whose weight a sampler correction truncates or masks"
     ),
     "age": _iteration(_age, "age of the sampler's weights, iterations, mean over answers"),
     "arrived": _iteration(_arrived, "share of the answers that are not lost for their age"),

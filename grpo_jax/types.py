@@ -269,6 +269,14 @@ class CorrectsSampler(Protocol):
 
 
 @runtime_checkable
+class LimitsWeights(Protocol):
+    """A correction that truncates or masks the weights of tokens whose sampler was another policy."""
+
+    def limited(self, rollout: Rollout) -> Array:
+        """bool [P, N, T], where it does."""
+
+
+@runtime_checkable
 class EvaluatedAtOld(Protocol):
     """A ratio whose gradient is taken at θ_old in every inner step."""
 

@@ -18,7 +18,7 @@ from grpo_jax.part import aligned, put
 from grpo_jax.parts.gains import Linear
 from grpo_jax.parts.ratios import Score, Token, Trajectory
 from grpo_jax.parts.reductions import Constant
-from grpo_jax.parts.sampler import SamplerMismatch
+from grpo_jax.parts.sampler import SamplerMask, SamplerMismatch, SequenceGeometricMean
 from grpo_jax.sweeps.axes import resolve
 from tests.filters import softmax, top_p
 
@@ -146,23 +146,47 @@ def test_a_trainer_that_divides_by_the_temperature_trains_the_hot_policy():
     np.testing.assert_allclose(gradient(dataclasses.replace(base, policy=policy)), want, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "correction",
+    [
+        SamplerMismatch(low=0.8, high=1.1),
+        SamplerMask(low=0.8, high=1.1),
+        SequenceGeometricMean(inner=SamplerMask(low=0.8, high=1.1)),
+    ],
+)
+def test_the_share_of_weights_that_a_correction_limits_is_recorded(correction):
+    hot = np.stack([softmax(row / 1.7) for row in LOGITS[0]])
+    q, ratio = sequences(hot), PI / hot
+    out = np.array([[not 0.8 <= ratio[node(y[:t]), y[t]] <= 1.1 for t in range(3)] for y in SEQUENCES])
+    share = q @ out.mean(1)
+    assert 0.1 < share < 0.9
+    method = dataclasses.replace(SCORE, corrections=(correction,))
+    config = problem(method, gj.Behavior(decoding=Decoding(temperature=1.7)))
+    _, info = train.step(config, train.init(config), record=["weights_limited"])
+    np.testing.assert_allclose(info["weights_limited"], share, rtol=1e-12)
+    plain = dataclasses.replace(config, method=SCORE)
+    assert train.step(plain, train.init(plain), record=["weights_limited"])[1]["weights_limited"] == 0
+
+
 def drawn(config, seeds=1000):
     state = train.init(config, np.arange(seeds))
     return config.expectation.collect(aligned(config), state).rollout
 
 
-@pytest.mark.parametrize("records", ["processed", "raw"])
+@pytest.mark.parametrize("records", ["processed", "tempered", "raw"])
 def test_samples_come_from_q_and_report_what_they_should(records):
-    *_, q_rows = kept_by(0.8)
+    hot = np.stack([softmax(row / 1.3) for row in LOGITS[0]])
+    kept = np.stack([top_p(row, 0.8) for row in hot])
+    q_rows = np.where(kept, hot / (hot * kept).sum(1, keepdims=True), 0)
     q = sequences(q_rows)
-    decoding = Decoding(top_p=0.8)
+    decoding = Decoding(temperature=1.3, top_p=0.8)
     behavior = gj.Behavior(decoding=decoding, records=records)
     sampled = drawn(problem(behavior=behavior, expectation=gj.Sampled()))
     number = (np.asarray(sampled.tokens) * np.array([9, 3, 1])[None, None, :, None]).sum(2).ravel()
     share = np.bincount(number, minlength=27) / number.size
     assert (share[q == 0] == 0).all()
     assert (abs(share - q) < 5 * np.sqrt(q * (1 - q) / number.size) + 1e-12).all()
-    rows = q_rows if records == "processed" else PI
+    rows = {"processed": q_rows, "tempered": hot, "raw": PI}[records]
     logs = np.log(np.where(rows > 0, rows, 1))
     along = np.array([[logs[node(y[:t]), y[t]] for t in range(3)] for y in SEQUENCES])
     found = np.asarray(sampled.sampling_logp).transpose(0, 1, 3, 2).reshape(-1, 3)

@@ -62,7 +62,7 @@ def test_defaults_sample_from_what_is_trained(library):
             "verl",
             {"top_p": 0.9, "name": "sglang"},
             None,
-            gj.Behavior(decoding=gj.Decoding(top_p=0.9, order=TRANSFORMERS, joint=True), records="raw"),
+            gj.Behavior(decoding=gj.Decoding(top_p=0.9, order=TRANSFORMERS, joint=True), records="tempered"),
         ),
         (
             "prime_rl",
@@ -130,7 +130,6 @@ def test_options_say_who_samples(library, options, trainer, behavior):
         ("verl", {"name": "vlm"}, "did you mean vllm"),
         ("verl", {"logprobs_mode": "raw_logits"}, "raw_logprobs"),
         ("verl", {"do_sample": False}, "do_sample=False is not modelled"),
-        ("verl", {"name": "sglang", "temperature": 0.7, "top_p": 0.9}, "one of raw and processed"),
         ("areal", {"gconfig": {"greedy": True}}, "greedy=True is not modelled"),
         ("areal", {"gconfig": {"topp": 0.9}}, "areal.gconfig: topp.*did you mean top_p"),
         ("areal", {"backend": "sgl"}, "sglang"),

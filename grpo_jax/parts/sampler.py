@@ -45,6 +45,11 @@ class SamplerMismatch:
     def __call__(self, at: Evaluation) -> Array:
         return jnp.clip(mismatch(self.ratio, at.rollout), self.low, self.high)
 
+    def limited(self, rollout: Rollout) -> Array:
+        """bool [P, N, T], where the weight is truncated."""
+        value = mismatch(self.ratio, rollout)
+        return (value < self.low) | (value > self.high)
+
 
 @part
 class MismatchRatio:
@@ -67,9 +72,12 @@ class SamplerMask:
     corrects_sampler: ClassVar[bool] = True
 
     def __call__(self, at: Evaluation) -> Array:
-        value = self.statistic(at.rollout)
-        inside = (value >= self.low) & (value <= self.high)
-        return jnp.where(inside, mismatch(self.ratio, at.rollout), 0)
+        return jnp.where(self.limited(at.rollout), 0, mismatch(self.ratio, at.rollout))
+
+    def limited(self, rollout: Rollout) -> Array:
+        """bool [P, N, T], what is masked."""
+        value = self.statistic(rollout)
+        return ~((value >= self.low) & (value <= self.high))
 
 
 def _probabilities(rollout: Rollout) -> tuple[Array, Array]:

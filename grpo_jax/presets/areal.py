@@ -135,7 +135,7 @@ def sampling(**given: Any) -> Sampling:
     g = read("areal.gconfig", Generation, o.gconfig or {}, unused)
     top_k = -1 if isinstance(g.top_k, (int, float)) and g.top_k >= ALL_TOKENS else g.top_k
     if choose("areal", "backend", o.backend, {"sglang": True, "vllm": False}):
-        return sglang("areal", o.temperature, engine=g.temperature, top_k=top_k, top_p=g.top_p)
+        return sglang(o.temperature, engine=g.temperature, top_k=top_k, top_p=g.top_p)
     return drawn(o.temperature, engine=g.temperature, top_k=top_k, top_p=g.top_p, records="raw")
 
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from grpo_jax.behavior import Behavior
 from grpo_jax.decoding import TRANSFORMERS, VLLM, Decoding
-from grpo_jax.presets.options import NotModelled
 from grpo_jax.types import Number
 
 
@@ -61,13 +60,10 @@ def drawn(
     return Sampling(scores, Behavior(decoding=decoding, records=records))
 
 
-def sglang(
-    library: str, trainer: Number, *, engine: Number | None = None, top_k: Number, top_p: Number
-) -> Sampling:
+def sglang(trainer: Number, *, engine: Number | None = None, top_k: Number, top_p: Number) -> Sampling:
     """SGLang: both filters look at the tempered distribution (``filter_apply_order="joint"``).
 
-    It reports log-probabilities after the temperature and before the filters. At temperature 1 these are raw
-    ones and without filters processed ones; with both they are neither.
+    It reports log-probabilities after the temperature and before the filters.
     """
     found = drawn(
         trainer, engine=engine, top_k=top_k, top_p=top_p, order=TRANSFORMERS, joint=True, records="processed"
@@ -75,9 +71,4 @@ def sglang(
     held = None if found.behavior is None else found.behavior.decoding
     if held is None or (held.top_k is None and held.top_p is None):
         return found
-    if not _is(held.temperature, 1):
-        raise NotModelled(
-            f"{library}: SGLang with a filter and temperature={held.temperature!r} reports log-probabilities "
-            "after the temperature and before the filter; Behavior.records is one of raw and processed"
-        )
-    return Sampling(found.trainer, Behavior(decoding=held, records="raw"))
+    return Sampling(found.trainer, Behavior(decoding=held, records="tempered"))

@@ -131,7 +131,7 @@ def sampling(**given: Any) -> Sampling:
     """vLLM, SGLang or transformers ("hf") as the rollout engine; the actor scores at its temperature."""
     o = options(**given)
     if o.name == "sglang":
-        return sglang("verl", o.temperature, top_k=o.top_k, top_p=o.top_p)
+        return sglang(o.temperature, top_k=o.top_k, top_p=o.top_p)
     modes = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
     return drawn(
         o.temperature,
