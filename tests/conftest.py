@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-MAPPINGS = 20_000
+MAPPINGS = 35_000
 """Memory mappings from which on compiled programs are let go: Linux allows a process 65,530, an executable
 takes several, and XLA crashes beyond. Those that are needed again come from the cache on disk."""
 

@@ -217,7 +217,7 @@ class Forgetful(Sampled):
         return Sampled.collect(self, config, state._replace(ref_params=state.old_params))
 
 
-@pytest.mark.filterwarnings("ignore:all runs are identical")
+@pytest.mark.filterwarnings("ignore:everything recorded is identical")
 def test_a_reference_replaced_by_the_sampling_policy_refutes_a9():
     rates = [0.1, 0.2, 0.4]
     runs = gj.sweep(
