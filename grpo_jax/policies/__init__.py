@@ -2,6 +2,7 @@
 
 from grpo_jax.policies.actions import ActionPolicy
 from grpo_jax.policies.neural import MLPPolicy
+from grpo_jax.policies.transformer import TransformerPolicy
 from grpo_jax.policies.tree import TreePolicy, share_rows
 
-__all__ = ["ActionPolicy", "MLPPolicy", "TreePolicy", "share_rows"]
+__all__ = ["ActionPolicy", "MLPPolicy", "TransformerPolicy", "TreePolicy", "share_rows"]
