@@ -25,7 +25,7 @@ class Autoregressive:
     trailing: ClassVar[bool] = False
     rank: ClassVar[int] = 0
 
-    def logits(self, params: Any, prompts: Array, tokens: Array) -> Array:
+    def token_logits(self, params: Any, prompts: Array, tokens: Array) -> Array:
         """[P, N, T, V] logits z of every step given the tokens before it; tokens are int [P, N, T]."""
         raise NotImplementedError(f"{type(self).__name__} does not define its logits")
 
@@ -44,13 +44,13 @@ class Autoregressive:
         """See ``types.Policy``; every step computes all logits anew."""
         tokens = jnp.zeros(uniforms.shape, int)
         for t in range(self.horizon):
-            logp = self.normalised(self.logits(params, prompts, tokens), self.space.allowed)[:, :, t]
+            logp = self.normalised(self.token_logits(params, prompts, tokens), self.space.allowed)[:, :, t]
             tokens = tokens.at[:, :, t].set(inverse_cdf(jnp.exp(logp), uniforms[:, :, t]))
         return self.space.ended(tokens)
 
     def score(self, params: Any, prompts: Array, tokens: Array, mask: Array) -> Scores:
         """See ``types.Policy``."""
-        table = self.normalised(self.logits(params, prompts, tokens), self.space.allowed)
+        table = self.normalised(self.token_logits(params, prompts, tokens), self.space.allowed)
         # A product with one-hot rows, because the gradient of a gather is a slow scatter.
         hit = tokens[:, :, :, None] == jnp.arange(self.space.vocab)
         logp = jnp.sum(jnp.where(hit, table, 0), 3)

@@ -52,7 +52,7 @@ class MLPPolicy(Autoregressive):
         step = jnp.broadcast_to(jnp.eye(self.horizon), (*shape, self.horizon))
         return jnp.concatenate([context, step, seen.reshape(*shape, -1)], -1)
 
-    def logits(self, params: Any, prompts: Array, tokens: Array) -> Array:
+    def token_logits(self, params: Any, prompts: Array, tokens: Array) -> Array:
         """[P, N, T, V]; see ``Autoregressive``."""
         features = self._features(jnp.asarray(prompts, int), tokens)
         found: Any = _MLP(self.width, self.space.vocab).apply(params, features)

@@ -134,7 +134,7 @@ class TransformerPolicy(Autoregressive):
     def _bias(self, seen: Any) -> Array:
         return jnp.where(seen, 0, NOWHERE).astype(self._model.dtype)
 
-    def logits(self, params: Any, prompts: Array, tokens: Array) -> Array:
+    def token_logits(self, params: Any, prompts: Array, tokens: Array) -> Array:
         """[P, N, T, V] of given answers, all steps at once."""
         prefix, last, place = self._read(params, prompts)
         first = jnp.broadcast_to(last[:, None, None], (*tokens.shape[:2], 1))
