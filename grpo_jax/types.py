@@ -208,6 +208,25 @@ class HasContexts(Protocol):
 
 
 @runtime_checkable
+class HasHeldOut(Protocol):
+    """A task that keeps some of its problems from training."""
+
+    def held_out_prompts(self, uniforms: Array) -> Array:
+        """Held-out prompts from uniforms [P]."""
+
+    def grade(self, prompts: Array, tokens: Array, mask: Array) -> Array:
+        """[P, N] in [0, 1], 1 for a right answer: what the reward is made of, without noise or wrappers."""
+
+
+@runtime_checkable
+class Teaches(HasHeldOut, Protocol):
+    """A task with right answers to imitate."""
+
+    def demonstrations(self, uniforms: Array) -> tuple[Array, Array, Array]:
+        """Training prompts from uniforms [P], and tokens and mask [P, T] of a right answer to each."""
+
+
+@runtime_checkable
 class Couples(Protocol):
     """A part whose value for one entry depends on others; a part without it couples nothing."""
 
