@@ -23,11 +23,20 @@ from grpo_jax.exact import Exact
 from grpo_jax.measures import measure
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
 from grpo_jax.part import number, part, static
-from grpo_jax.policies import ActionPolicy, MLPPolicy, TreePolicy
+from grpo_jax.policies import ActionPolicy, MLPPolicy, TransformerPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
 from grpo_jax.sweeps import load, sweep
-from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceReward, SequenceTable
+from grpo_jax.tasks import (
+    Addition,
+    Bernoulli,
+    Flips,
+    Gaussian,
+    Questions,
+    SequenceReward,
+    SequenceTable,
+    Verifiable,
+)
 from grpo_jax.types import Rollout
 
 __version__ = version("grpo_jax")
@@ -37,6 +46,7 @@ __all__ = [
     "ActionPolicy",
     "Adam",
     "AdamW",
+    "Addition",
     "Age",
     "Behavior",
     "Bernoulli",
@@ -46,6 +56,7 @@ __all__ = [
     "Custom",
     "Decoding",
     "Exact",
+    "Flips",
     "Gaussian",
     "HeavyBall",
     "Lion",
@@ -62,7 +73,9 @@ __all__ = [
     "SequenceReward",
     "SequenceTable",
     "Sequences",
+    "TransformerPolicy",
     "TreePolicy",
+    "Verifiable",
     "diagnostics",
     "load",
     "measure",
