@@ -27,7 +27,16 @@ from grpo_jax.policies import ActionPolicy, MLPPolicy, NetworkPolicy, Transforme
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
 from grpo_jax.sweeps import load, sweep
-from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceReward, SequenceTable
+from grpo_jax.tasks import (
+    Addition,
+    Bernoulli,
+    Flips,
+    Gaussian,
+    Questions,
+    SequenceReward,
+    SequenceTable,
+    Verifiable,
+)
 from grpo_jax.types import Rollout
 
 __version__ = version("grpo_jax")
@@ -37,6 +46,7 @@ __all__ = [
     "ActionPolicy",
     "Adam",
     "AdamW",
+    "Addition",
     "Age",
     "Behavior",
     "Bernoulli",
@@ -46,6 +56,7 @@ __all__ = [
     "Custom",
     "Decoding",
     "Exact",
+    "Flips",
     "Gaussian",
     "HeavyBall",
     "Lion",
@@ -65,6 +76,7 @@ __all__ = [
     "Sequences",
     "TransformerPolicy",
     "TreePolicy",
+    "Verifiable",
     "diagnostics",
     "load",
     "measure",

@@ -1,6 +1,6 @@
 """Weights on disk, and one long run that goes on after an interruption as if there had been none (orbax).
 
-A sweep keeps its own parts (``sweep(out=...)``); this is for a policy's weights, and for a single run that takes
+A sweep keeps its own parts (``sweep(out=...)``); this is for a policy's weights, and for a single run of
 hours. A folder holds arrays and JSON only.
 """
 

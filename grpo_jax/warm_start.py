@@ -92,7 +92,7 @@ def fit(
                 break
     if not low <= found <= high:
         raise ValueError(
-            f"after {int(held[2])} steps {found:.2f} of the held-out answers are right, and not {low} to {high}"
+            f"after {int(held[2])} steps {found:.2f} of the held-out answers are right, not {low} to {high}"
         )
     params = jax.tree.map(np.asarray, held[0])
     return WarmStart(dataclasses.replace(policy, start=params), found, int(held[2]), tuple(history))

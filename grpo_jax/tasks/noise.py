@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,14 @@ class Noise(Protocol):
         """The finite law [P, S, L] for means [P, S], or None where it is not finite."""
 
 
+@runtime_checkable
+class Biased(Protocol):
+    """A law of rewards whose mean is another than the one it is given."""
+
+    def expected(self, mean: Array) -> Array:
+        """Its mean."""
+
+
 @part
 class Bernoulli:
     """1 with probability equal to the mean, else 0; means must lie in [0, 1]."""
@@ -36,6 +44,33 @@ class Bernoulli:
             values=jnp.stack([jnp.zeros_like(mean), jnp.ones_like(mean)], 2),
             probabilities=jnp.stack([1 - mean, mean], 2),
         )
+
+
+@part
+class Flips:
+    """A verdict, 1 with probability equal to the mean (Bernoulli), that a noisy verifier then gets wrong.
+
+    P(v = 1) = ε₊ + (1 − ε₊ − ε₋)·mean. At means 0 and 1 these are the verifier's two error rates.
+
+    Args:
+      false_positive: ε₊, probability that a wrong answer is judged right.
+      false_negative: ε₋, probability that a right answer is judged wrong.
+    """
+
+    false_positive: Number = number(0.0, low=0.0, high=1.0)
+    false_negative: Number = number(0.0, low=0.0, high=1.0)
+
+    def expected(self, mean: Array) -> Array:
+        """P(v = 1)."""
+        return self.false_positive + (1 - self.false_positive - self.false_negative) * mean
+
+    def draw(self, mean: Array, uniforms: Array) -> Array:
+        """1{u < P(v = 1)}."""
+        return Bernoulli().draw(self.expected(mean), uniforms)
+
+    def levels(self, mean: Array) -> Levels:
+        """Values (0, 1) with probabilities (1 − P(v = 1), P(v = 1))."""
+        return Bernoulli().levels(self.expected(mean))
 
 
 @part
@@ -59,6 +94,11 @@ def draw(noise: Noise | None, mean: Array, uniforms: Array) -> Array:
     return mean if noise is None else noise.draw(mean, uniforms)
 
 
+def expected(noise: Noise | None, mean: Array) -> Array:
+    """The mean of a law around ``mean``, which is ``mean`` itself unless the law is ``Biased``."""
+    return noise.expected(mean) if isinstance(noise, Biased) else mean
+
+
 def levels(noise: Noise | None, mean: Array, scale: Number) -> Levels | None:
     """The law of scale times the reward."""
     if noise is None:
@@ -68,6 +108,6 @@ def levels(noise: Noise | None, mean: Array, scale: Number) -> Levels | None:
 
 
 def check_means(name: str, means: Array | np.ndarray, noise: Noise | None) -> None:
-    """Bernoulli means must be probabilities."""
-    if isinstance(noise, Bernoulli) and (np.min(means) < 0 or np.max(means) > 1):
-        raise ValueError(f"{name} must lie in [0, 1] under Bernoulli noise")
+    """Means of a verdict, 0 or 1, must be probabilities."""
+    if isinstance(noise, (Bernoulli, Flips)) and (np.min(means) < 0 or np.max(means) > 1):
+        raise ValueError(f"{name} must lie in [0, 1] under {type(noise).__name__} noise")

@@ -20,7 +20,7 @@ class Questions:
 
     Args:
       table: [C, K] rewards (the success probabilities under Bernoulli noise); no NaN.
-      noise: None, ``Bernoulli()`` or ``Gaussian(std=...)``.
+      noise: None, ``Bernoulli()``, ``Flips(...)`` or ``Gaussian(std=...)``.
       scale: φ, multiplies every reward ([B] Proposition 2).
     """
 
@@ -44,7 +44,7 @@ class Questions:
 
     def means(self, prompts: Array, tokens: Array, mask: Array) -> Array:
         """[P, N] expected reward of each answer."""
-        return self.scale * self._means(prompts, tokens)
+        return self.scale * noises.expected(self.noise, self._means(prompts, tokens))
 
     def _means(self, prompts: Array, tokens: Array) -> Array:
         return lookup(at_prompts(jnp.asarray(self.table, float), prompts), jnp.asarray(tokens)[:, :, 0])
@@ -54,5 +54,5 @@ class Questions:
         return (self.scale * noises.draw(self.noise, self._means(prompts, tokens), uniforms))[:, :, None]
 
     def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
-        """One level without noise, two under Bernoulli, None under Gaussian."""
+        """One level without noise, two under Bernoulli and flips, None under Gaussian."""
         return noises.levels(self.noise, self._means(prompts, tokens), self.scale)

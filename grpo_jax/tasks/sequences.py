@@ -27,7 +27,7 @@ class _Sequential:
 
     def means(self, prompts: Array, tokens: Array, mask: Array) -> Array:
         """[P, N] expected reward of each sequence."""
-        return self.scale * self._means(prompts, tokens, mask)
+        return self.scale * noises.expected(self.noise, self._means(prompts, tokens, mask))
 
     def rewards(self, prompts: Array, tokens: Array, mask: Array, uniforms: Array) -> Array:
         """[P, N, 1]."""
@@ -36,7 +36,7 @@ class _Sequential:
         ]
 
     def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
-        """One level without noise, two under Bernoulli, None under Gaussian."""
+        """One level without noise, two under Bernoulli and flips, None under Gaussian."""
         return noises.levels(self.noise, self._means(prompts, tokens, mask), self.scale)
 
 
@@ -47,7 +47,7 @@ class SequenceTable(_Sequential):
     Args:
       space: the sequences.
       table: [C, S] rewards, no NaN.
-      noise: None, ``Bernoulli()`` or ``Gaussian(std=...)``.
+      noise: None, ``Bernoulli()``, ``Flips(...)`` or ``Gaussian(std=...)``.
       scale: φ.
     """
 
@@ -81,7 +81,7 @@ class SequenceReward(_Sequential):
       function: (prompts [P], tokens [P, N, T], mask [P, N, T]) -> mean rewards [P, N], written with the
         leading axes positive so that runs may follow; its identity is part of the program.
       contexts: the number of prompts.
-      noise: None, ``Bernoulli()`` or ``Gaussian(std=...)``.
+      noise: None, ``Bernoulli()``, ``Flips(...)`` or ``Gaussian(std=...)``.
       scale: φ.
     """
 
