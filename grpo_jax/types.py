@@ -163,6 +163,15 @@ class OverSequences(Protocol):
 
 
 @runtime_checkable
+class HasActivations(Protocol):
+    """A policy that says how much memory its gradient takes."""
+
+    @property
+    def numbers_per_token(self) -> int:
+        """Numbers that are held for one token of a batch until the gradient has passed it."""
+
+
+@runtime_checkable
 class HasMeans(Protocol):
     """A task that knows the expected reward of an output."""
 

@@ -20,6 +20,16 @@ SHAPES = [
 ]
 
 
+@jax.jit
+def scored(policy, params, prompts, tokens, mask):
+    return policy.score(params, prompts, tokens, mask)
+
+
+@jax.jit
+def sampled(policy, params, prompts, uniforms):
+    return policy.sample(params, prompts, uniforms)
+
+
 def made(**options):
     return TransformerPolicy(space=SPACE, prompt_length=3, **options)
 
@@ -78,7 +88,7 @@ def test_scores_are_those_of_a_plain_transformer(options):
     params = stirred(policy)
     tokens, mask = (x[::17] for x in SPACE.support)
     given = [np.broadcast_to(x, (len(PROMPTS), *x.shape)) for x in (tokens, mask)]
-    found = np.asarray(policy.score(params, PROMPTS, *map(jnp.asarray, given)).logp)
+    found = np.asarray(scored(policy, params, PROMPTS, *map(jnp.asarray, given)).logp)
     for i, prompt in enumerate(PROMPTS):
         asked = prompt[prompt >= 0]
         for j, answer in enumerate(tokens):
@@ -104,12 +114,12 @@ def test_the_sampler_s_distribution_is_the_one_that_is_scored(options):
             other = tokens.copy()
             other[:, t] = v
             ones = jnp.ones(shape)
-            logp = policy.score(params, PROMPTS, jnp.broadcast_to(other, shape), ones).logp[:, :, t]
+            logp = scored(policy, params, PROMPTS, jnp.broadcast_to(other, shape), ones).logp[:, :, t]
             chance = np.where(SPACE.allowed[t, v], np.exp(logp), 0)
             uniforms[0, :, :, t] += np.where(v < tokens[:, t], chance, 0)
             uniforms[1, :, :, t] += np.where(v <= tokens[:, t], chance, 0)
     for given in (uniforms[0] + 1e-9, uniforms[1] - 1e-9):
-        drawn, live = policy.sample(params, PROMPTS, jnp.asarray(given))
+        drawn, live = sampled(policy, params, PROMPTS, jnp.asarray(given))
         np.testing.assert_array_equal(live, np.broadcast_to(mask, shape))
         np.testing.assert_array_equal(drawn, np.broadcast_to(tokens, shape))
 
@@ -118,8 +128,8 @@ def test_the_cache_samples_what_whole_passes_sample_in_single_precision():
     policy = made(**SHAPES[0])
     params = stirred(policy)
     uniforms = np.random.default_rng(1).uniform(size=(3, 400, 4)).astype(np.float32)
-    cached = policy.sample(params, PROMPTS, uniforms)
-    whole = Autoregressive.sample(policy, params, PROMPTS, uniforms)
+    cached = sampled(policy, params, PROMPTS, uniforms)
+    whole = jax.jit(Autoregressive.sample)(policy, params, PROMPTS, uniforms)
     assert np.mean(np.any(np.asarray(cached[0]) != np.asarray(whole[0]), 2)) < 0.002
 
 
@@ -130,16 +140,16 @@ def test_padding_changes_nothing(options):
     policy = made(**options)
     params = stirred(policy)
     uniforms = np.random.default_rng(2).uniform(size=(3, 40, 4))
-    tokens, mask = policy.sample(params, PROMPTS, uniforms)
+    tokens, mask = sampled(policy, params, PROMPTS, uniforms)
     assert 0 < np.mean(np.asarray(mask)) < 1
-    logp = policy.score(params, PROMPTS, tokens, mask).logp
+    logp = scored(policy, params, PROMPTS, tokens, mask).logp
     wider = np.concatenate([np.full((3, 2), -1), PROMPTS], 1)
     if not policy.learned_positions:  # these have one row for each place
         longer = dataclasses.replace(policy, prompt_length=5)
-        np.testing.assert_allclose(longer.score(params, wider, tokens, mask).logp, logp, atol=1e-12)
-        np.testing.assert_array_equal(longer.sample(params, wider, uniforms)[0], tokens)
+        np.testing.assert_allclose(scored(longer, params, wider, tokens, mask).logp, logp, atol=1e-12)
+        np.testing.assert_array_equal(sampled(longer, params, wider, uniforms)[0], tokens)
     rubbish = jnp.where(mask > 0, tokens, np.random.default_rng(3).integers(0, 5, tokens.shape))
-    np.testing.assert_array_equal(policy.score(params, PROMPTS, rubbish, mask).logp, logp)
+    np.testing.assert_array_equal(scored(policy, params, PROMPTS, rubbish, mask).logp, logp)
 
 
 @pytest.mark.usefixtures("x64")
@@ -189,7 +199,7 @@ def test_exact_expectations_apply_where_answers_can_be_listed():
 
 
 def test_a_sweep_is_its_runs_one_by_one():
-    problems = gj.Verifiable(problems=gj.Addition(digits=1))
+    problems = gj.Verifiable(problems=gj.Addition(digits=1), length_cost=0.1)
     policy = TransformerPolicy(
         space=problems.space, prompt_length=problems.prompt_length, layers=1, width=8, heads=2
     )
@@ -221,11 +231,15 @@ def test_half_precision_is_stored_and_computed_apart():
         policy = made(**SHAPES[0], **options)
         params = policy.init(jax.random.key(0))
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(stored)}
-        tokens, mask = policy.sample(params, PROMPTS, jnp.full((3, 4, 4), 0.5))
-        near = policy.score(params, PROMPTS, tokens, mask)
+        tokens, mask = sampled(policy, params, PROMPTS, jnp.full((3, 4, 4), 0.5))
+        near = scored(policy, params, PROMPTS, tokens, mask)
         assert near.logp.dtype == jnp.float32
-        plain = made(**SHAPES[0]).score(
-            jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), PROMPTS, tokens, mask
+        plain = scored(
+            made(**SHAPES[0]),
+            jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params),
+            PROMPTS,
+            tokens,
+            mask,
         )
         gap = float(jnp.abs(near.logp - plain.logp).max())
         assert 0 < gap < 0.05 if "dtype" in options else gap < 1e-5

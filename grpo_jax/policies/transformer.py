@@ -76,6 +76,12 @@ class TransformerPolicy(Autoregressive):
         if self.start is not None:
             self._check_start()
 
+    @property
+    def numbers_per_token(self) -> int:
+        """Activations that the gradient reads again: about 24·D and three scores a key and head, a layer."""
+        keys = self.prompt_length + self.horizon - 1
+        return self.layers * (24 * self.width + 3 * self.heads * keys) + 4 * self.space.vocab
+
     def _check_start(self) -> None:
         wanted = jax.tree_util.tree_leaves_with_path(jax.eval_shape(self._fresh, jax.random.key(0)))
         found = jax.tree_util.tree_leaves_with_path(self.start)
