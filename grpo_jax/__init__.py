@@ -42,6 +42,8 @@ from grpo_jax.tasks import (
     Sort,
     UnequalSuffixes,
     Verifiable,
+    chance_level,
+    from_function,
 )
 from grpo_jax.types import Rollout
 
@@ -88,7 +90,9 @@ __all__ = [
     "TreePolicy",
     "UnequalSuffixes",
     "Verifiable",
+    "chance_level",
     "diagnostics",
+    "from_function",
     "load",
     "measure",
     "measures",
