@@ -12,18 +12,14 @@ from grpo_jax import methods, surrogate, user_parts
 from grpo_jax.ages import check_ages
 from grpo_jax.behavior import Behavior
 from grpo_jax.bounds import check_precision, is_concrete, may_be_number, whole
+from grpo_jax.fit import check_fit
 from grpo_jax.optimizers import AdamW, Optimizer
 from grpo_jax.part import Swept, declared, leaf_paths, part, per_run, static, subparts, substituted
 from grpo_jax.surrogate import Method
 from grpo_jax.types import (
     Array,
     Decodable,
-    FiniteActions,
-    HasContexts,
-    HasTable,
     NeedsGroup,
-    OneToken,
-    OverSequences,
     Params,
     Policy,
     ReadsReference,
@@ -177,10 +173,7 @@ def validate(config: Config, swept: Swept = ()) -> None:
             )
     if prompts % config.loop.minibatches:
         raise ValueError(f"{config.loop.minibatches} minibatches do not divide {prompts} prompts")
-    contexts = _task_contexts(config.task)
-    if contexts is not None and config.policy.contexts not in (None, contexts):
-        raise ValueError(f"the policy has {config.policy.contexts} contexts, the task {contexts}")
-    _check_table(config)
+    check_fit(config.policy, config.task)
     _check_numbers(config)
     _check_reference(config, swept)
     _check_filters(config, swept)
@@ -228,33 +221,6 @@ def _check_numbers(config: Config) -> None:
     for path, leaf in leaf_paths(config).items():
         if is_concrete(leaf) and may_be_number(leaf, 1):
             check_precision(path, leaf, ranks.get(path, jnp.ndim(leaf)))
-
-
-def _task_contexts(task: Task) -> int | None:
-    if isinstance(task, HasContexts):
-        return task.contexts
-    return int(jnp.shape(task.table)[0]) if isinstance(task, HasTable) else None
-
-
-def _check_table(config: Config) -> None:
-    task, policy = config.task, config.policy
-    if isinstance(task, OneToken) and policy.horizon != 1:
-        raise ValueError(
-            f"{type(task).__name__} rewards single actions; {type(policy).__name__} gives sequences of up to "
-            f"{policy.horizon} tokens, of which it would read the first; use SequenceTable or SequenceReward"
-        )
-    if isinstance(task, OneToken) and isinstance(policy, OverSequences):
-        answers = jnp.shape(task.table)[1]
-        if answers != policy.space.vocab:
-            raise ValueError(
-                f"the reward table has {answers} answers, the policy {policy.space.vocab} tokens"
-            )
-    if isinstance(task, HasTable) and isinstance(policy, FiniteActions):
-        answers = jnp.shape(task.table)[1]
-        if answers != policy.actions:
-            raise ValueError(f"the reward table has {answers} answers, the policy {policy.actions} actions")
-    if isinstance(task, OverSequences) and isinstance(policy, OverSequences) and task.space != policy.space:
-        raise ValueError("policy and task are over different spaces of sequences")
 
 
 def _check_reference(config: Config, swept: Swept) -> None:

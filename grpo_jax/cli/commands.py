@@ -1,4 +1,4 @@
-"""The commands: methods, run, sweep, show, diff."""
+"""The commands: methods, problems, run, sweep, show, diff."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from grpo_jax.part import nearest
 from grpo_jax.sweeps import load
 from grpo_jax.sweeps import sweep as run_sweep
 from grpo_jax.sweeps.interrupt import Interrupted
+from grpo_jax.tasks import chance
 
 app = tyro.extras.SubcommandApp()
 
@@ -59,6 +60,16 @@ def options(library: tyro.conf.Positional[str]) -> None:
     for name, option in inspect.signature(presets.PRESETS[library]).parameters.items():
         if option.kind is inspect.Parameter.KEYWORD_ONLY:
             print(f"{name}={option.default!r}")
+
+
+@app.command
+def problems(draws: int = 1_000_000) -> None:
+    """List the generators of problems for networks: an example, sizes, and how often random tokens are right.
+
+    Args:
+        draws: answers to sample where they are too many to list (then with a 99.9 % interval).
+    """
+    print(chance.table(draws=draws))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

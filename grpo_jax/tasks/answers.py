@@ -74,3 +74,9 @@ def ended(tokens: Array, mask: Array, eos: int | None) -> Array:
     if eos is None:
         return jnp.ones(tokens.shape[:2], bool)
     return jnp.any((tokens == eos) & (mask > 0), 2)
+
+
+def take(tokens: Array, place: Array) -> Array:
+    """int [P, N] the token [P, N, T] at step ``place`` [P, N] (the nearest step where there is none)."""
+    step = jnp.clip(place, 0, tokens.shape[2] - 1)
+    return jnp.take_along_axis(tokens, step[:, :, None], axis=2)[:, :, 0]

@@ -1,6 +1,7 @@
 """Policies, tasks and optimizers from outside: do they give the shapes they should, and keep runs apart?
 
-What comes from this package is not tried, except for functions it is given (``SequenceReward``, ``Custom``).
+What comes from this package is not tried, except for functions it is given (``SequenceReward``, ``Custom``,
+``from_function``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from grpo_jax.types import (
     Task,
     support_of,
 )
+from grpo_jax.user_parts.grades import check_grades
 from grpo_jax.user_parts.methods import QUICK
 
 ENTRIES = 4
@@ -70,6 +72,7 @@ def check_problem(policy: Policy, task: Task, *, prompts: int | None) -> None:
       task: any.
       prompts: how many are drawn, or None for every context of the policy.
     """
+    check_grades(task)
     if not (outside(policy) or outside(task)) or not (at_hand(policy) and at_hand(task)):
         return
     policy, task = one_run(policy), one_run(task)
