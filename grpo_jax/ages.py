@@ -32,12 +32,6 @@ SLACK = 1e-4
 """Of a quotient of lengths that rounding has put just above a whole number."""
 
 
-def require_whole(name: str, value: Any) -> None:
-    """ValueError for a number of iterations that is not whole; None passes."""
-    if value is not None and (np.asarray(value) != np.round(np.asarray(value))).any():
-        raise ValueError(f"{name} is {value}; it counts iterations, in whole numbers")
-
-
 def _most(value: Any) -> float:
     return 0.0 if value is None else float(np.max(np.asarray(value)))
 
@@ -57,17 +51,15 @@ class Age:
         is smaller by it, and no statistic sees it.
     """
 
-    lag: Number = number(1.0, low=0.0)
+    lag: Number = number(1.0, low=0.0, integer=True)
     depth: int = static(1, low=1)
-    spread: Number | None = number(None, low=0.0)
+    spread: Number | None = number(None, low=0.0, integer=True)
     speed: Number | None = number(None, low=0.0, open_low=True)
-    limit: Number | None = number(None, low=0.0)
+    limit: Number | None = number(None, low=0.0, integer=True)
     refill: bool = static(True)
 
     def check(self) -> None:
-        """Ages are whole numbers, none deeper than the queue, and some are within the limit."""
-        for name in ("lag", "spread", "limit"):
-            require_whole(name, getattr(self, name))
+        """No age is deeper than the queue, and some are within the limit."""
         self.require_depth(_most(self.lag) + _most(self.spread))
         if self.limit is not None and (np.asarray(self.limit) < np.asarray(self.lag)).any():
             raise ValueError(

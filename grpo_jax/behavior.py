@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from grpo_jax.ages import Age, picked, require_whole
+from grpo_jax.ages import Age, picked
 from grpo_jax.decoding import Decoding
 from grpo_jax.part import number, part, static
 from grpo_jax.random import Stream, uniforms
-from grpo_jax.types import Array, Number, Params
+from grpo_jax.types import Array, Decodable, Number, Params
 
 RECORDS = ("processed", "tempered", "raw")
 
@@ -90,11 +90,7 @@ class Proximal:
     """
 
     weight: Number = number(0.0, low=0.0, high=1.0)
-    lag: Number | None = number(None, low=0.0)
-
-    def check(self) -> None:
-        """A lag is a whole number."""
-        require_whole("lag", self.lag)
+    lag: Number | None = number(None, low=0.0, integer=True)
 
     def __call__(self, old_logp: Array, sampling_logp: Array, mask: Array) -> Array:
         """[P, N, T]."""
@@ -141,7 +137,7 @@ class Behavior:
 
         So it is without any slot filled, too, where it reports those before the policy's own decoding.
         """
-        own = getattr(policy, "decoding", None)
+        own = policy.decoding if isinstance(policy, Decodable) else None
         undecoded = own is not None and (
             self.records == "raw" or (self.records == "tempered" and own.filters)
         )
@@ -156,7 +152,7 @@ class Behavior:
         if self.records == "raw":
             return dataclasses.replace(policy, decoding=None)
         engine = self.sampler(policy)
-        if self.records == "processed" or getattr(engine, "decoding", None) is None:
+        if self.records == "processed" or not isinstance(engine, Decodable) or engine.decoding is None:
             return engine
         return dataclasses.replace(engine, decoding=engine.decoding.unfiltered)
 

@@ -296,8 +296,9 @@ def _check_reference_zeros(config: Config, swept: Swept) -> None:
 
 def _check_filters(config: Config, swept: Swept) -> None:
     """A policy that filters tokens itself has zeros where others have none: so has π_ref."""
-    decoding = getattr(config.policy, "decoding", None)
-    if decoding is None or not decoding.filters:
+    if not isinstance(config.policy, Decodable) or config.policy.decoding is None:
+        return
+    if not config.policy.decoding.filters:
         return
     always, read = _penalised(config.method, swept)
     if always or any(on.any() for on in read.values()):

@@ -282,7 +282,7 @@ def test_the_proximal_policy_may_be_older_than_the_trainer_s():
     [
         ({"lag": 2}, "lag is 2, older than the 1 policies kept; give depth=2"),
         ({"lag": 1, "spread": 1}, "the greatest age is 2, older than the 1 policies kept"),
-        ({"lag": 0, "spread": 0.5}, "spread is 0.5; it counts iterations"),
+        ({"lag": 0, "spread": 0.5}, "spread is 0.5; it must be a whole number"),
         ({"lag": 1, "limit": 0}, "every answer is too old"),
         ({"speed": 0.0}, "speed"),
     ],

@@ -343,7 +343,7 @@ TOP_K = problem(behavior=gj.Behavior(decoding=Decoding(top_k=2.0)))
         (lambda: Decoding(order=("top_k", "top_p")), "each of"),
         (lambda: gj.Behavior(records="logits"), "processed"),
         (lambda: gj.Age(lag=3.0, depth=2), "give depth=3"),
-        (lambda: gj.Age(lag=1.5, depth=2), "whole numbers"),
+        (lambda: gj.Age(lag=1.5, depth=2), "whole number"),
     ],
 )
 def test_bad_behaviours_are_refused(make, words):
