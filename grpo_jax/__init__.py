@@ -23,7 +23,7 @@ from grpo_jax.exact import Exact
 from grpo_jax.measures import measure
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
 from grpo_jax.part import number, part, static
-from grpo_jax.policies import ActionPolicy, MLPPolicy, TransformerPolicy, TreePolicy
+from grpo_jax.policies import ActionPolicy, MLPPolicy, NetworkPolicy, TransformerPolicy, TreePolicy
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
 from grpo_jax.sweeps import load, sweep
@@ -73,6 +73,7 @@ __all__ = [
     "Loop",
     "MLPPolicy",
     "Method",
+    "NetworkPolicy",
     "Noise",
     "Parity",
     "Proximal",

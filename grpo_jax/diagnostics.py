@@ -11,10 +11,12 @@ import numpy as np
 from grpo_jax.decoding import impossible
 from grpo_jax.kernels import exponential, total
 from grpo_jax.parts.gains import clip_mask
+from grpo_jax.random import Stream, uniforms
 from grpo_jax.statistics import GROUP_AXES, quantile, tied
 from grpo_jax.surrogate import Method, sanitized
 from grpo_jax.types import (
     Array,
+    HasHeldOut,
     Listable,
     Params,
     Policy,
@@ -242,3 +244,20 @@ def all_prompts(policy: Policy) -> Any:
     if policy.contexts is None:
         raise ValueError(f"{type(policy).__name__} has no finite list of prompts")
     return np.arange(policy.contexts)
+
+
+def held_out_accuracy(
+    policy: Policy, task: HasHeldOut, params: Params, at: tuple[Array, Array, Array], count: int
+) -> Array:
+    """Share of held-out problems that are answered right (graded 1), one sampled answer to each.
+
+    Args:
+      policy: who answers.
+      task: what it is asked.
+      params: its parameters, of one run.
+      at: (seed root, seed, step): what the problems and answers that are drawn depend on.
+      count: problems asked.
+    """
+    prompts = task.held_out_prompts(uniforms(*at, Stream.HELD_OUT, (count,)))
+    tokens, mask = policy.sample(params, prompts, uniforms(*at, Stream.ANSWER, (count, 1, policy.horizon)))
+    return jnp.mean(jnp.where(task.grade(prompts, tokens, mask) == 1, 1.0, 0.0))

@@ -18,16 +18,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from grpo_jax import diagnostics
+from grpo_jax.bounds import whole
 from grpo_jax.config import Batch, Config, OwnStatistics, TrainState, prompt_count
 from grpo_jax.diagnostics import QUANTILES
 from grpo_jax.kernels import exponential
 from grpo_jax.part import nearest, subparts
 from grpo_jax.parts.gains import ClipMask, clip_mask
 from grpo_jax.surrogate import sanitized
-from grpo_jax.types import Array, LimitsWeights, Params, Tabular
+from grpo_jax.types import Array, HasHeldOut, LimitsWeights, Params, Tabular
 
 TOKENS = ("prompt", "entry", "token")
 STEP = "inner_step"
@@ -183,6 +185,41 @@ def measure(
             )
     fixed = tuple((name, tuple(values)) for name, values in (labels or {}).items())
     return lambda function: Measure(function, dims, fixed, about, per, mean)
+
+
+def held_out(prompts: int = 256) -> Measure:
+    """Share of held-out problems that the policy answers right, one sampled answer to each.
+
+    >>> held_out(1024).about
+    'share of 1024 held-out problems answered right, sampled'
+
+    Args:
+      prompts: how many are asked at each recorded iteration, drawn anew; the standard error is √(p(1 − p)/n).
+    """
+    whole("prompts", prompts)
+    return Measure(
+        _HeldOut(prompts), (), about=f"share of {prompts} held-out problems answered right, sampled"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+    """Equal ones are one program."""
+
+    prompts: int
+
+    def __call__(self, view: View) -> Array:
+        config, state = view.config, view.state
+        if not isinstance(config.task, HasHeldOut):
+            raise ValueError(f"{type(config.task).__name__} holds no problems out (no ``held_out_prompts``)")
+
+        def one(params: Params, seed: Array) -> Array:
+            at = (state.root, seed, state.step)
+            return diagnostics.held_out_accuracy(config.policy, config.task, params, at, self.prompts)
+
+        return (
+            jax.vmap(one, in_axes=-1)(view.params, state.seed) if view.runs else one(view.params, state.seed)
+        )
 
 
 def clip_fractions(config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:

@@ -30,6 +30,8 @@ class Stream(enum.IntEnum):
     SHUFFLE = 3
     KERNEL = 4
     AGE = 5
+    HELD_OUT = 6
+    ANSWER = 7
 
 
 def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:

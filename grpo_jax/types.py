@@ -163,15 +163,12 @@ class OverSequences(Protocol):
 
 
 @runtime_checkable
-class AsksInTokens(Protocol):
-    """A task, or a policy, whose prompts are token sequences [P, Q], Q = ``prompt_length``.
-
-    A policy that has contexts besides takes ids instead.
-    """
+class HasActivations(Protocol):
+    """A policy that says how much memory its gradient takes."""
 
     @property
-    def prompt_length(self) -> int:
-        """Q."""
+    def numbers_per_token(self) -> int:
+        """Numbers that are held for one token of a batch until the gradient has passed it."""
 
 
 @runtime_checkable
@@ -217,6 +214,25 @@ class HasContexts(Protocol):
     """A task that knows its number of prompts."""
 
     contexts: int
+
+
+@runtime_checkable
+class HasHeldOut(Protocol):
+    """A task that keeps some of its problems from training."""
+
+    def held_out_prompts(self, uniforms: Array) -> Array:
+        """Held-out prompts from uniforms [P]."""
+
+    def grade(self, prompts: Array, tokens: Array, mask: Array) -> Array:
+        """[P, N] in [0, 1], 1 for a right answer: what the reward is made of, without noise or wrappers."""
+
+
+@runtime_checkable
+class Teaches(HasHeldOut, Protocol):
+    """A task with right answers to imitate."""
+
+    def demonstrations(self, uniforms: Array) -> tuple[Array, Array, Array]:
+        """Training prompts from uniforms [P], and tokens and mask [P, T] of a right answer to each."""
 
 
 @runtime_checkable

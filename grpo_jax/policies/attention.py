@@ -7,6 +7,7 @@ which are computed once a prompt.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,11 @@ def rotated(x_PxNxHxTxK: Array, position_PxT: Array) -> Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], 4)
 
 
+def by_rows(layer: Callable[[Array], Array], x: Array) -> Array:
+    """A layer over the last axis, the others as one: the gradient of its weights is then a plain product."""
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
 class Attention(nn.Module):
     """Causal self-attention over an answer's own tokens and its prompt's."""
 
@@ -73,7 +79,7 @@ class Attention(nn.Module):
         def heads(x: Array) -> Array:
             return jnp.moveaxis(x.reshape((*x.shape[:3], self.heads, -1)), 3, 2)
 
-        query, key, value = (heads(x) for x in jnp.split(dense(3 * width, "qkv")(x_PxNxTxD), 3, 3))
+        query, key, value = (heads(x) for x in jnp.split(by_rows(dense(3 * width, "qkv"), x_PxNxTxD), 3, 3))
         if self.rotary:
             query, key = rotated(query, position_PxT), rotated(key, position_PxT)
         memory = Memory(key, value)
@@ -95,7 +101,7 @@ class Attention(nn.Module):
         if prefix is not None:
             out = out + jnp.einsum("pnhts,phsk->pnhtk", weight[..., :-length], far.value_PxNxHxSxK[:, 0])
         joined = jnp.moveaxis(out, 2, 3).reshape(x_PxNxTxD.shape)
-        return dense(width, "out")(joined), memory
+        return by_rows(dense(width, "out"), joined), memory
 
 
 class Transformer(nn.Module):
@@ -136,7 +142,10 @@ class Transformer(nn.Module):
         small = nn.initializers.normal(self.width**-0.5)
         embed = nn.Embed(self.inputs, self.width, embedding_init=small, name="embed", **made)
         # One-hot rows, because the gradient of a lookup is a slow scatter.
-        x = jax.nn.one_hot(token_PxNxT, self.inputs, dtype=self.dtype) @ embed.embedding.astype(self.dtype)
+        x = by_rows(
+            lambda rows: rows @ embed.embedding.astype(self.dtype),
+            jax.nn.one_hot(token_PxNxT, self.inputs, dtype=self.dtype),
+        )
         if self.positions:
             place = nn.Embed(self.positions, self.width, embedding_init=small, name="place", **made)
             x = x + place(position_PxT)[:, None]
@@ -152,9 +161,12 @@ class Transformer(nn.Module):
             x = x + y
             memories.append(memory)
             y = nn.RMSNorm(name=f"norm_network_{layer}", **made)(x)
-            y = nn.Dense(4 * self.width, use_bias=False, name=f"wide_{layer}", **made)(y)
-            x = x + nn.Dense(self.width, use_bias=False, name=f"narrow_{layer}", **made)(nn.gelu(y))
+            wide = nn.Dense(4 * self.width, use_bias=False, name=f"wide_{layer}", **made)
+            narrow = nn.Dense(self.width, use_bias=False, name=f"narrow_{layer}", **made)
+            x = x + by_rows(lambda rows, a=wide, b=narrow: b(nn.gelu(a(rows))), y)
         x = nn.RMSNorm(name="norm", **made)(x)
         if self.tied:
-            return x @ embed.embedding[: self.vocab].astype(self.dtype).T, tuple(memories)
-        return nn.Dense(self.vocab, use_bias=False, name="logits", **made)(x), tuple(memories)
+            logits = by_rows(lambda rows: rows @ embed.embedding[: self.vocab].astype(self.dtype).T, x)
+        else:
+            logits = by_rows(nn.Dense(self.vocab, use_bias=False, name="logits", **made), x)
+        return logits, tuple(memories)

@@ -69,3 +69,14 @@ class Autoregressive:
         """See ``types.Listable``."""
         support = require_support(self, prompts, instead="score sampled tokens")
         return self.score(params, prompts, jnp.asarray(support.tokens), jnp.asarray(support.mask))
+
+
+def asked_tokens(policy: Any, prompts: Any) -> Array:
+    """int [P, Q] tokens of prompts: themselves, or the token V + c for an id c."""
+    prompts = jnp.asarray(prompts)
+    asked = prompts if policy.contexts is None else policy.space.vocab + prompts.reshape(-1, 1)
+    if asked.ndim != 2 or asked.shape[1] != policy.prompt_length:
+        raise ValueError(
+            f"prompts have shape {asked.shape}; this policy reads [P, {policy.prompt_length}] tokens"
+        )
+    return asked

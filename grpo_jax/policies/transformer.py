@@ -11,7 +11,7 @@ import numpy as np
 from grpo_jax.decoding import Decoding
 from grpo_jax.part import part, static
 from grpo_jax.policies.attention import NOWHERE, Memory, Prefix, Transformer
-from grpo_jax.policies.autoregressive import Autoregressive
+from grpo_jax.policies.autoregressive import Autoregressive, asked_tokens
 from grpo_jax.sequences import Sequences, inverse_cdf
 from grpo_jax.types import Array
 
@@ -76,6 +76,12 @@ class TransformerPolicy(Autoregressive):
         if self.start is not None:
             self._check_start()
 
+    @property
+    def numbers_per_token(self) -> int:
+        """Activations that the gradient reads again: about 24·D and three scores a key and head, a layer."""
+        keys = self.prompt_length + self.horizon - 1
+        return self.layers * (24 * self.width + 3 * self.heads * keys) + 4 * self.space.vocab
+
     def _check_start(self) -> None:
         wanted = jax.tree_util.tree_leaves_with_path(jax.eval_shape(self._fresh, jax.random.key(0)))
         found = jax.tree_util.tree_leaves_with_path(self.start)
@@ -114,12 +120,7 @@ class TransformerPolicy(Autoregressive):
 
     def _read(self, params: Any, prompts: Array) -> tuple[Prefix | None, Array, Array]:
         """Keys and values of all but the prompts' last tokens; the last token [P] and its position [P]."""
-        prompts = jnp.asarray(prompts)
-        asked = prompts if self.contexts is None else self.space.vocab + prompts.reshape(-1, 1)
-        if asked.ndim != 2 or asked.shape[1] != self.prompt_length:
-            raise ValueError(
-                f"prompts have shape {asked.shape}; this policy reads [P, {self.prompt_length}] tokens"
-            )
+        asked = asked_tokens(self, prompts)
         live = asked >= 0
         place = jnp.maximum(jnp.cumsum(live, 1) - 1, 0)
         if self.prompt_length == 1:

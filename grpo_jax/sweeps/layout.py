@@ -13,6 +13,7 @@ import numpy as np
 
 from grpo_jax.config import Config, prompt_count
 from grpo_jax.runtime import cores
+from grpo_jax.types import HasActivations
 
 CHUNK_NUMBERS = 8192
 """Numbers in one array of a chunk on one core: what keeps a chunk's dozen arrays in a 1 MiB L2 cache."""
@@ -24,6 +25,11 @@ PART_RUNS = 65536
 """Runs of a part at most; an accelerator takes as many as fill it."""
 WORTH_SHARING = 32
 """Runs for each thread from which on a sweep is shared among threads."""
+LARGE = 2**12
+"""Parameters from which on a network's runs take turns on a core: its products fill a core one by one, and
+products of a batch of matrices are slower (``python -m benchmarks --networks``)."""
+TOGETHER = 8
+"""Runs of a smaller network that share a chunk."""
 FILLING = 2**25
 """Numbers in one array of a chunk on an accelerator."""
 PART_BYTES = 256 * 2**20
@@ -55,12 +61,34 @@ def default_chunk(config: Config, runs: int, devices: int) -> int:
     On a CPU as many as keep a chunk in the L2 cache; on an accelerator as many as fill it.
     """
     needed = -(-runs // devices)
+    numbers, cpu = parameters(config), jax.default_backend() == "cpu"
     if not config.policy.trailing:
-        return min(8, needed) * devices
-    start = jax.eval_shape(config.policy.init, jax.random.key(0))
-    numbers = sum(int(np.prod(leaf.shape[: config.policy.rank])) for leaf in jax.tree.leaves(start))
-    budget = CHUNK_NUMBERS if jax.default_backend() == "cpu" else FILLING
+        most = (
+            (1 if large(config) else TOGETHER) if cpu else max(FILLING // (numbers + activations(config)), 1)
+        )
+        return min(most, needed) * devices
+    budget = CHUNK_NUMBERS if cpu else FILLING
     return min(odd_multiple(max(budget // max(numbers, 1), LEAST_CHUNK)), needed) * devices
+
+
+def parameters(config: Config) -> int:
+    """Parameters of one run."""
+    start = jax.eval_shape(config.policy.init, jax.random.key(0))
+    rank = config.policy.rank if config.policy.trailing else None
+    return sum(math.prod(leaf.shape[:rank]) for leaf in jax.tree.leaves(start))
+
+
+def activations(config: Config) -> int:
+    """Numbers that the gradient of one run's batch holds, where the policy says how many a token takes."""
+    if not isinstance(config.policy, HasActivations):
+        return 0
+    tokens = prompt_count(config) * config.loop.group_size * config.policy.horizon
+    return tokens * config.policy.numbers_per_token
+
+
+def large(config: Config) -> bool:
+    """Whether a run keeps a core busy by itself."""
+    return not config.policy.trailing and parameters(config) >= LARGE
 
 
 def hands(runs: int, devices: int | None) -> tuple[int, int]:
@@ -98,7 +126,7 @@ def layout(
     count, threads = hands(runs, devices)
     most = PART_RUNS if jax.default_backend() == "cpu" else max(PART_RUNS, default_chunk(config, runs, count))
     most = min(most, max(PART_BYTES // (8 * numbers), 16 * count))
-    sharing = threads if runs >= WORTH_SHARING * threads else 1
+    sharing = threads if runs >= (1 if large(config) else WORTH_SHARING) * threads else 1
     parts = sharing * -(-runs // (most * sharing))
     part = -(-runs // parts)
     if chunk_size is None:
@@ -150,21 +178,17 @@ class Estimate:
 def estimate(config: Config, shape: Layout, runs: int, *, iterations: int, numbers: int) -> Estimate:
     """What ``runs`` runs of ``iterations`` iterations that record ``numbers`` numbers each will take."""
     item = np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize
-    start = jax.eval_shape(config.policy.init, jax.random.key(0))
-    drawn = prompt_count(config) * config.loop.group_size * config.policy.horizon
-    state = drawn + sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start))
+    own = parameters(config)
+    state = prompt_count(config) * config.loop.group_size * config.policy.horizon + own
     queue = 0
     if config.behavior is not None and config.behavior.age is not None:
-        queue = (
-            2
-            * (config.behavior.age.depth + 1)
-            * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(start))
-        )
+        queue = 2 * (config.behavior.age.depth + 1) * own
     in_flight = (2 + shape.threads) * min(shape.runs, runs) * numbers
     return Estimate(
         updates=runs * updates(config, iterations),
         output=runs * numbers * item,
-        memory=item * (in_flight + (ARRAYS * state + queue) * shape.chunk_size * shape.threads),
+        memory=item
+        * (in_flight + (ARRAYS * state + queue + activations(config)) * shape.chunk_size * shape.threads),
     )
 
 

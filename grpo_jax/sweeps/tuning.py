@@ -22,7 +22,7 @@ import numpy as np
 from grpo_jax.config import Config
 from grpo_jax.runtime import cache_folder
 from grpo_jax.sweeps.axes import Axis
-from grpo_jax.sweeps.layout import Estimate, Layout, default_chunk, odd_multiple
+from grpo_jax.sweeps.layout import TOGETHER, Estimate, Layout, default_chunk, odd_multiple, parameters
 from grpo_jax.sweeps.program import Program, Request, arguments
 
 LONG = 2e10
@@ -45,9 +45,9 @@ def worth_tuning(config: Config, wanted: Estimate) -> bool:
 
 
 def _work(config: Config, wanted: Estimate) -> int:
-    """Optimizer steps times parameters."""
-    start = jax.eval_shape(config.policy.init, jax.random.key(0))
-    return wanted.updates * sum(leaf.size for leaf in jax.tree.leaves(start))
+    """Optimizer steps times parameters; of a network, times the tokens that go through them."""
+    tokens = 1 if config.policy.trailing else config.loop.group_size * config.policy.horizon
+    return wanted.updates * parameters(config) * tokens
 
 
 def foreseen(config: Config, wanted: Estimate, shape: Layout) -> float | None:
@@ -118,6 +118,8 @@ def tuned(config: Config, axes: Sequence[Axis], request: Request, *, runs: int, 
     if key not in held:
         base = default_chunk(config, runs, devices)
         each = {devices * odd_multiple(base * f / devices) for f in FACTORS}
+        if not config.policy.trailing:
+            each = {base, devices, TOGETHER * devices}
         sizes = sorted(size for size in each if size <= runs) or [base]
         seconds = _seconds_a_run(config, axes, request, sizes, shape)
         best = min(seconds, key=seconds.__getitem__)

@@ -168,6 +168,11 @@ class Verifiable:
         """int [P, Q] prompts that are never trained on."""
         return self.problems.prompt(self.held_out_index(uniforms))
 
+    def demonstrations(self, uniforms: Array) -> tuple[Array, Array, Array]:
+        """Training prompts [P, Q], and tokens and mask [P, T] of a right answer to each."""
+        index = self.training_index(uniforms)
+        return (self.problems.prompt(index), *self.problems.solution(index))
+
     def solution(self, index: Array) -> tuple[Array, Array]:
         """Tokens and mask [P, T] of right answers to problems [P]."""
         return self.problems.solution(index)
