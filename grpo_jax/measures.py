@@ -209,13 +209,13 @@ class _HeldOut:
     prompts: int
 
     def __call__(self, view: View) -> Array:
-        config, state = view.config, view.state
-        if not isinstance(config.task, HasHeldOut):
-            raise ValueError(f"{type(config.task).__name__} holds no problems out (no ``held_out_prompts``)")
+        policy, task, state = view.config.policy, view.config.task, view.state
+        if not isinstance(task, HasHeldOut):
+            raise ValueError(f"{type(task).__name__} holds no problems out (no ``held_out_prompts``)")
 
         def one(params: Params, seed: Array) -> Array:
             at = (state.root, seed, state.step)
-            return diagnostics.held_out_accuracy(config.policy, config.task, params, at, self.prompts)
+            return diagnostics.held_out_accuracy(policy, task, params, at, self.prompts)
 
         return (
             jax.vmap(one, in_axes=-1)(view.params, state.seed) if view.runs else one(view.params, state.seed)

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import hashlib
 import math
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -251,8 +252,15 @@ def static_paths(tree: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+LISTED = 256
+"""The largest array that a description lists; of larger ones (a network's weights) it gives a digest."""
+
+
 def describe(tree: Any) -> Any:
-    """The configuration as JSON-ready nested dictionaries: {"kind": class, field: value, ...}."""
+    """The configuration as JSON-ready nested dictionaries: {"kind": class, field: value, ...}.
+
+    An array of more than ``LISTED`` numbers is its shape, its type and the SHA-256 of its bytes.
+    """
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return {"kind": type(tree).__name__} | {field.name: describe(value) for field, value in _fields(tree)}
     if isinstance(tree, Mapping):
@@ -266,6 +274,9 @@ def describe(tree: Any) -> Any:
     if isinstance(tree, (np.ndarray, jax.Array)):
         key = jnp.issubdtype(tree.dtype, jax.dtypes.prng_key)
         listed = np.asarray(jax.random.key_data(tree) if key else tree)
+        if listed.size > LISTED:
+            digest = hashlib.sha256(np.ascontiguousarray(listed).tobytes()).hexdigest()
+            return {"kind": "array", "shape": list(listed.shape), "type": str(listed.dtype), "sha256": digest}
         return listed.tolist() if listed.dtype.kind in "biufU" else describe(listed.tolist())
     if isinstance(tree, (np.bool_, np.integer, np.floating)):
         return tree.item()

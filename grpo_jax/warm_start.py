@@ -102,7 +102,7 @@ Held = tuple[Params, Any, Array]
 """Parameters, the optimizer's state, steps taken."""
 
 
-@functools.partial(jax.jit, static_argnums=(3, 6))
+@functools.partial(jax.jit, static_argnums=3)
 def _train(policy: Any, task: Any, optimizer: Any, batch: int, held: Held, root: Array, count: int) -> Held:
     """``count`` steps on right answers."""
 

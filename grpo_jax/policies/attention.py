@@ -163,7 +163,7 @@ class Transformer(nn.Module):
             y = nn.RMSNorm(name=f"norm_network_{layer}", **made)(x)
             wide = nn.Dense(4 * self.width, use_bias=False, name=f"wide_{layer}", **made)
             narrow = nn.Dense(self.width, use_bias=False, name=f"narrow_{layer}", **made)
-            x = x + by_rows(lambda rows, a=wide, b=narrow: b(nn.gelu(a(rows))), y)
+            x = x + by_rows(narrow, nn.gelu(by_rows(wide, y)))
         x = nn.RMSNorm(name="norm", **made)(x)
         if self.tied:
             logits = by_rows(lambda rows: rows @ embed.embedding[: self.vocab].astype(self.dtype).T, x)
