@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import jax.numpy as jnp
 
 from grpo_jax.sequences import Sequences
 from grpo_jax.types import (
-    AsksInTokens,
     FiniteActions,
     HasContexts,
     HasTable,
@@ -15,6 +16,18 @@ from grpo_jax.types import (
     Policy,
     Task,
 )
+
+
+@runtime_checkable
+class AsksInTokens(Protocol):
+    """A task, or a policy, whose prompts are token sequences [P, Q], Q = ``prompt_length``.
+
+    A policy that has contexts besides takes ids instead.
+    """
+
+    @property
+    def prompt_length(self) -> int:
+        """Q."""
 
 
 def check_fit(policy: Policy, task: Task) -> None:

@@ -172,18 +172,6 @@ class HasActivations(Protocol):
 
 
 @runtime_checkable
-class AsksInTokens(Protocol):
-    """A task, or a policy, whose prompts are token sequences [P, Q], Q = ``prompt_length``.
-
-    A policy that has contexts besides takes ids instead.
-    """
-
-    @property
-    def prompt_length(self) -> int:
-        """Q."""
-
-
-@runtime_checkable
 class HasMeans(Protocol):
     """A task that knows the expected reward of an output."""
 

@@ -1,5 +1,6 @@
 """Generators of problems: prompts, grades and solutions against plain Python."""
 
+import functools
 import itertools
 
 import jax
@@ -11,18 +12,43 @@ import grpo_jax as gj
 from grpo_jax.tasks import trees
 
 
+@functools.cache
+def tables(problems):
+    """Prompts, and tokens and mask of solutions, of every problem, or of those that ``many`` names."""
+    return [np.asarray(x).tolist() for x in jax.jit(written, static_argnums=0)(problems, many(problems))]
+
+
+def many(problems):
+    """Numbers of all problems, or of two hundred."""
+    every = np.arange(problems.count) if problems.count <= 1000 else None
+    chosen = np.random.default_rng(0).integers(0, problems.count, 200) if every is None else every
+    return np.unique(np.concatenate([chosen, MENTIONED if every is None else chosen]))
+
+
+MENTIONED = [0, 1234, 7045, 9999]
+
+
+def written(problems, index):
+    return problems.prompt(index), *problems.solution(index)
+
+
+def row(problems, index):
+    """Where a problem stands in ``tables``."""
+    return many(problems).tolist().index(index)
+
+
 def asked(problems, index):
     """The prompt's text; its padding must stand on the left."""
-    row = np.asarray(problems.prompt(jnp.array([index]))).tolist()[0]
-    assert len(row) == problems.prompt_length
-    pads = sum(token < 0 for token in row)
-    assert row[:pads] == [-1] * pads
-    return "".join(problems.words[token] for token in row[pads:])
+    found = tables(problems)[0][row(problems, index)]
+    assert len(found) == problems.prompt_length
+    pads = sum(token < 0 for token in found)
+    assert found[:pads] == [-1] * pads
+    return "".join(problems.words[token] for token in found[pads:])
 
 
 def solved(problems, index):
     """The text of a solution without its EOS; what is masked comes after it."""
-    tokens, mask = (np.asarray(x).tolist()[0] for x in problems.solution(jnp.array([index])))
+    tokens, mask = (table[row(problems, index)] for table in tables(problems)[1:])
     length = int(sum(mask))
     assert mask == [1.0] * length + [0.0] * (len(mask) - length)
     assert tokens[length - 1 :] == [problems.space.eos] * (len(mask) - length + 1)
@@ -42,26 +68,22 @@ def graded(problems, index, *texts):
     return np.asarray(jax.jit(problems.grade)(problems.prompt(jnp.array([index])), tokens, mask))[0].tolist()
 
 
-def check_all(problems, index=None):
+def check_all(problems):
     """Every solution is graded 1, and prompts differ from problem to problem."""
-    index = jnp.arange(problems.count) if index is None else jnp.asarray(index)
-    prompts = np.asarray(problems.prompt(index))
-    assert len({tuple(row) for row in prompts.tolist()}) == len(index)
+    prompts, tokens, mask = (np.array(table) for table in tables(problems))
+    assert len({tuple(line) for line in prompts.tolist()}) == len(many(problems))
     assert prompts.max() < problems.space.vocab
-    tokens, mask = problems.solution(index)
-    assert tokens.shape == mask.shape == (len(index), problems.space.horizon)
+    assert tokens.shape == mask.shape == (len(prompts), problems.space.horizon)
     grades = jax.jit(problems.grade)(prompts, tokens[:, None], mask[:, None])
     np.testing.assert_array_equal(grades, 1)
-    return prompts
 
 
 @pytest.mark.parametrize("least_first", [False, True])
 @pytest.mark.parametrize(("digits", "operands"), [(1, 2), (2, 2), (1, 3), (4, 2), (1, 9)])
 def test_sums_are_python_s(digits, operands, least_first):
     problems = gj.Addition(digits=digits, operands=operands, least_first=least_first)
-    chosen = np.unique(np.random.default_rng(0).integers(0, problems.count, 200))
-    check_all(problems, chosen)
-    for index in [0, problems.count - 1, *chosen[::10].tolist()]:
+    check_all(problems)
+    for index in many(problems).tolist():
         question = asked(problems, index)
         terms = [int(term) for term in question.rstrip("=").split("+")]
         assert question == "+".join(map(str, terms)) + "="
@@ -72,8 +94,9 @@ def test_sums_are_python_s(digits, operands, least_first):
 
 def test_every_two_digit_sum_is_solved_and_every_operand_pair_occurs():
     problems = gj.Addition()
-    prompts = check_all(problems)
-    texts = {"".join(problems.words[t] for t in row if t >= 0) for row in prompts}
+    prompts, tokens, mask = jax.jit(written, static_argnums=0)(problems, np.arange(10_000))
+    np.testing.assert_array_equal(jax.jit(problems.grade)(prompts, tokens[:, None], mask[:, None]), 1)
+    texts = {"".join(problems.words[t] for t in line if t >= 0) for line in np.asarray(prompts).tolist()}
     assert texts == {f"{a}+{b}=" for a, b in itertools.product(range(100), repeat=2)}
 
 
@@ -127,7 +150,7 @@ def test_only_what_follows_the_marker_is_graded():
     right = ("#46.", "64#46.", "+=7#46.", "7777#46.")
     wrong = ("46.", "64#47.", "64#46", "64.", "46#.", "#46#46.", "##46.", "#046.", "777746#", ".")
     assert graded(problems, 1234, *right, *wrong) == [1] * len(right) + [0] * len(wrong)
-    check_all(problems, np.arange(0, 10_000, 7))
+    check_all(problems)
     task = gj.Verifiable(problems=problems, format_bonus=1.0)
     tokens, mask = problems.solution(jnp.array([1234]))
     asked_now = problems.prompt(jnp.array([1234]))

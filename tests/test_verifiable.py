@@ -1,11 +1,15 @@
 """Verifiable rewards: who is asked what, and what a verdict and its wrappers are worth."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import grpo_jax as gj
+from grpo_jax import train
+from grpo_jax.collectors import choose
 from grpo_jax.tasks.verifiable import shuffled
 
 ADDITION = gj.Addition()
@@ -146,3 +150,19 @@ class Partial:
 def test_bad_tasks_are_refused(build, error, says):
     with pytest.raises(error, match=says):
         build()
+
+
+def test_drawn_prompts_can_be_trained_on_exactly():
+    """Without a list of prompts no number of cells is known to be enough: every answer is one of its own."""
+    task = gj.Verifiable(problems=gj.UnequalSuffixes(prefix=1, horizon=2), held_out=0.0)
+    config = gj.Config(
+        policy=gj.TransformerPolicy(space=task.space, width=4, layers=1, heads=1),
+        task=task,
+        loop=gj.Loop(prompts=2, group_size=2),
+        expectation=gj.Exact(),
+    )
+    assert choose(config).expectation.cells == 0
+    assert choose(dataclasses.replace(config, expectation=gj.Exact(cells=3))).expectation.cells == 3
+    state = train.init(config, 0)
+    batch = jax.eval_shape(choose(config).expectation.collect, choose(config), state)
+    assert batch.rollout.tokens.shape == (2, len(task.space.support[0]), 2)

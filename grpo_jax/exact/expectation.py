@@ -138,7 +138,8 @@ class Exact:
         """
         if self.cells == 0 or any(isinstance(x, jax.core.Tracer) for x in leaf_paths(config).values()):
             return self
-        if groups.cell_breakers(config.method):
+        unlisted = config.policy.contexts is None  # prompts, so that none can be said to have most cells
+        if unlisted or groups.cell_breakers(config.method):
             return self if self.cells else dataclasses.replace(self, cells=0)
         most, outcomes = _most_cells(dataclasses.replace(config, expectation=None))
         if self.cells is None:
