@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from grpo_jax import diagnostics, optimizers
 from grpo_jax.bounds import whole
+from grpo_jax.fit import check_fit
 from grpo_jax.optimizers import AdamW, ClippedNorm, Optimizer
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.types import Array, Params, Policy, Teaches
@@ -69,6 +70,7 @@ def fit(
         raise ValueError(f"accuracy is {accuracy}; it must be (least, greatest) in [0, 1], least first")
     for name, value in (("batch", batch), ("every", every), ("checked", checked), ("most", most)):
         whole(name, value)
+    check_fit(policy, task)
     optimizer = optimizer or ClippedNorm(inner=AdamW(learning_rate=1e-3), max_norm=1.0)
     root = jnp.uint32(seed)
     params = policy.init(jax.random.fold_in(jax.random.key(0), seed))
