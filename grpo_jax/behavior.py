@@ -152,9 +152,10 @@ class Behavior:
         if self.records == "raw":
             return dataclasses.replace(policy, decoding=None)
         engine = self.sampler(policy)
-        if self.records == "processed" or not isinstance(engine, Decodable) or engine.decoding is None:
+        own = engine.decoding if isinstance(engine, Decodable) else None
+        if self.records == "processed" or own is None:
             return engine
-        return dataclasses.replace(engine, decoding=engine.decoding.unfiltered)
+        return dataclasses.replace(engine, decoding=own.unfiltered)
 
     @property
     def decodes(self) -> bool:
