@@ -37,15 +37,13 @@ def logits(rates: np.ndarray) -> np.ndarray:
     return found
 
 
-def config(
-    advantage: Advantage, *, group_size: int, optimizer: Any = None, exact: bool = False, rates: Any = PROMPTS
-) -> gj.Config:
+def config(advantage: Advantage, *, group_size: int, exact: bool = False) -> gj.Config:
     """Every prompt once a batch, on-policy, without a clip or a penalty."""
     return gj.Config(
-        policy=gj.TreePolicy(space=SPACE, logits=logits(rates)),
-        task=gj.SequenceTable(space=SPACE, table=np.tile(RIGHT, (len(rates), 1))),
+        policy=gj.TreePolicy(space=SPACE, logits=logits(PROMPTS)),
+        task=gj.SequenceTable(space=SPACE, table=np.tile(RIGHT, (len(PROMPTS), 1))),
         method=gj.Method(advantage=advantage, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0)),
-        optimizer=gj.SGD(learning_rate=1.0) if optimizer is None else optimizer,
+        optimizer=gj.SGD(learning_rate=1.0),
         loop=gj.Loop(group_size=group_size),
         expectation=gj.Exact() if exact else None,
     )
@@ -63,23 +61,16 @@ def trained(
     """Success rates by handling, effective learning rate, seed, iteration and prompt.
 
     Args:
-      given: the configuration.
+      given: the configuration, of all PROMPTS.
       handlings: the axes that tell handlings apart.
       rates: learning rates of one prompt; a batch's is as many times greater as there are prompts.
       iterations, seeds, root: as in ``gj.sweep``.
     """
-    count = given.policy.contexts or 0
+    axes = {**handlings, "learning_rate": [len(PROMPTS) * rate for rate in rates]}
     data = gj.sweep(
-        given, {**handlings, "learning_rate": [count * rate for rate in rates]}, seeds=seeds, root=root,
+        given, axes, seeds=seeds, root=root,
         iterations=iterations, record_every=max(iterations // 20, 1), record=["prompt_reward"],
         record_start=True, progress=False,
     )  # fmt: skip
     found = data.prompt_reward.rename(context="prompt").assign_coords(learning_rate=list(rates))
-    return found.assign_coords(prompt=logits_rates(given))
-
-
-def logits_rates(given: gj.Config) -> np.ndarray:
-    """Success rates at the start, of prompts made by ``logits``."""
-    rows = np.asarray(given.policy.logits)
-    chance = np.exp(rows[:, 0]) / np.exp(rows[:, 0]).sum(1, keepdims=True)
-    return (chance[:, 0] ** 2).round(12)
+    return found.assign_coords(prompt=PROMPTS.round(12))
