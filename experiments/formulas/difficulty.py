@@ -45,6 +45,12 @@ def without_own(rewards: np.ndarray, *, added: float = 1e-6) -> np.ndarray:
     return (rewards - mean) / np.where(spread > 0, spread + added, 1.0)
 
 
+def over_mean(rewards: np.ndarray, *, centre: bool = False) -> np.ndarray:
+    """r/r̄, or (r − r̄)/r̄; 0 where no reward is positive."""
+    mean = rewards.mean()
+    return (rewards - mean * centre) / mean if mean > 0 else np.zeros(rewards.shape)
+
+
 def by_successes(rule: Rule, group_size: int) -> tuple[np.ndarray, np.ndarray]:
     """a(K) and b(K), [G + 1] each; 0 where there is no such answer."""
     right, wrong = np.zeros(group_size + 1), np.zeros(group_size + 1)
