@@ -166,6 +166,12 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     for g in USED:
         off = Number(float(bent(paper).sel(group_size=g)), 0.0, ALIKE)
         claim.qualifies(f"groups of {g}: from a multiple of it", off, only="in large groups")
+    fold_used = ", ".join(f"{float(fold(paper).sel(group_size=g)):.2f} at G = {g}" for g in USED)
+    claim.finds(
+        f"From .05 to .95 the largest weight is {fold_used} times the smallest; the arcsine's is "
+        f"{0.5 / np.sqrt(0.05 * 0.95):.2f} times.",
+        when=bool((bent(paper).sel(group_size=USED[:2]) > ALIKE).all()),
+    )
     difficulty_bias(paper, claim.also(
         '(tinker-cookbook 579.) "Questions where rewards have low variance (too easy or too hard) get '
         'disproportionately large gradients because 1/std blows up when rewards within a group are similar."'
