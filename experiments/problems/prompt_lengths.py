@@ -18,11 +18,11 @@ from grpo_jax.policies import share_rows
 from grpo_jax.tasks import trees
 from grpo_jax.types import Array
 
-HORIZON, EOS = 10, 2
+HORIZON, EOS = 8, 2
 SPACE = gj.Sequences(
     vocab=3, horizon=HORIZON, eos=EOS, forbidden=((0, EOS), *((t, 1) for t in range(1, HORIZON)))
 )
-"""Token 0 (right) or 1, then zeros until EOS: from 2 to 10 tokens."""
+"""Token 0 (right) or 1, then zeros until EOS: from 2 to 8 tokens."""
 LENGTHS = SPACE.support[1].sum(1)
 TIE = share_rows(SPACE, lambda prefix: (len(prefix), prefix[:1]))
 """A row for every step, by first token."""
@@ -30,22 +30,22 @@ TABLE = trees.first_token(SPACE).table
 GROUP, START = 8, 0.3
 """Answers of a prompt, and its success rate at the start."""
 ORDERS = {
-    "sorted": [2, 2, 3, 3, 5, 5, 10, 10],
-    "paired": [2, 10, 3, 5, 5, 3, 10, 2],
+    "sorted": [2, 2, 3, 3, 5, 5, 8, 8],
+    "paired": [2, 8, 3, 5, 5, 3, 8, 2],
     "alike": [5, 5, 5, 5, 5, 5, 5, 5],
 }
 """Typical lengths of the prompts, in the order in which they are split into micro-batches."""
 
 
 def logits(typical: Sequence[int]) -> np.ndarray:
-    """[P, rows, V]: an answer ends at its typical length with probability .8, else with .27 at every step."""
+    """[P, rows, V]: an answer ends at its typical length with probability .8, elsewhere with .018."""
     found = np.zeros((len(typical), max(TIE) + 1, SPACE.vocab))
     found[:, TIE[0], 0] = np.log(START / (1 - START))
     by_row = dict(zip(TIE, SPACE.depths.tolist(), strict=True))
     for prompt, length in enumerate(typical):
         for row, depth in by_row.items():
             if depth:
-                found[prompt, row, EOS] = np.log(4.0) if depth + 1 == length else -1.0
+                found[prompt, row, EOS] = np.log(4.0) if depth + 1 == length else -4.0
     return found
 
 
@@ -57,7 +57,7 @@ def config(reduction: Reduction, typical: Sequence[int]) -> gj.Config:
         method=gj.Method(advantage=SHIFT, ratio=Score(), gain=Linear(), reduction=reduction),
         optimizer=gj.SGD(learning_rate=1.0),
         loop=gj.Loop(group_size=GROUP),
-        expectation=gj.Sampled(),
+        expectation=gj.Counts(),
     )
 
 
