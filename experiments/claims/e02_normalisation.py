@@ -6,16 +6,16 @@ arXiv:2510.13651, read as an abstract. Dividing by σ ascends Σ_q w_G(p_q)∇p_
 p)), K ~ Bin(G, p); the arcsine's weight is 1/√(p(1 − p)). Success rates from .05 to .95. Trees with whole
 sequences, on-policy, constant token weights; for training ten prompts with logits of their own, SGD.
 
-Refuted if in groups of 1024 w_G is not within 2 % of the arcsine's weight; qualified if in groups of 8, 16 or
-64 it is not within 10 % of any multiple of it. The abstract says nothing of the group's size. In a row of its
-own a sentence of tinker-cookbook 579: "disproportionately large" we read as twice the weight of a question
-of one half; refuted if at .05 or .95 it is less in groups of 64, qualified if less in groups of 8 or 16.
-Ours: how many times w_G's largest value over all success rates is its smallest (1.43 at G = 8 ± .005, 4 at
-64 ± .05, 1 at 2 and 3); and that in training, at equal effective learning rates and at each one's best rate
-(equal samples), dividing by σ moves the mean success rate by at most .02 at every moment of training in
-groups of 8 and 16. Checks of our instrument: the library's expected update against all groups of 4 in NumPy, with
-each library's convention and with a verifier that errs (1e-10); w_G against `theory`; in groups of 3 both
-handlings are one (control).
+Refuted if in groups of 1024 w_G is not within 2 % of the arcsine's weight; qualified if in groups of 8, 16
+or 64 it is not within 10 % of any multiple of it. The abstract says nothing of the group's size. In a row of
+its own a sentence of tinker-cookbook 579: "disproportionately large" we read as twice the weight of a
+question of one half; refuted if at .05 or .95 it is less in groups of 64, qualified if less in groups of 8
+or 16. Ours: how many times w_G's largest value over all success rates is its smallest (1.43 at G = 8 ± .005,
+4 at 64 ± .05, 1 at 2 and 3); and that in training, at equal effective learning rates and at each one's best
+rate (equal samples), dividing by σ moves the mean success rate by at most .02 at every moment of training in
+groups of 8 and 16. Checks of our instrument: the library's expected update against all groups of 4 in NumPy,
+with each library's convention and with a verifier that errs (1e-10); w_G against `theory`; in groups of 3
+both handlings are one (control).
 """
 
 from functools import partial

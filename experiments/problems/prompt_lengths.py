@@ -27,20 +27,24 @@ LENGTHS = SPACE.support[1].sum(1)
 TIE = share_rows(SPACE, lambda prefix: (len(prefix), prefix[:1]))
 """A row for every step, by first token."""
 TABLE = trees.first_token(SPACE).table
-GROUP, START = 8, 0.3
-"""Answers of a prompt, and its success rate at the start."""
+GROUP, START, HARD = 8, 0.3, 0.05
+"""Answers of a prompt, and its success rate at the start; that of hard prompts."""
 ORDERS = {
     "sorted": [2, 2, 3, 3, 5, 5, 8, 8],
     "paired": [2, 8, 3, 5, 5, 3, 8, 2],
     "alike": [5, 5, 5, 5, 5, 5, 5, 5],
+    "hard": [2, 2, 3, 3, 5, 5, 8, 8],
 }
-"""Typical lengths of the prompts, in the order in which they are split into micro-batches."""
+"""Typical lengths of the prompts, in the order in which they are split into micro-batches.
+
+Those of "hard" start from the success rate HARD.
+"""
 
 
-def logits(typical: Sequence[int]) -> np.ndarray:
+def logits(typical: Sequence[int], *, start: float = START) -> np.ndarray:
     """[P, rows, V]: an answer ends at its typical length with probability .8, elsewhere with .018."""
     found = np.zeros((len(typical), max(TIE) + 1, SPACE.vocab))
-    found[:, TIE[0], 0] = np.log(START / (1 - START))
+    found[:, TIE[0], 0] = np.log(start / (1 - start))
     by_row = dict(zip(TIE, SPACE.depths.tolist(), strict=True))
     for prompt, length in enumerate(typical):
         for row, depth in by_row.items():
