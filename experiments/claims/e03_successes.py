@@ -153,7 +153,7 @@ def competing(seed: int, size: Any, *, exact: bool) -> xr.DataArray:
 
 def share(rule: difficulty.Rule) -> float:
     """p < 1/2 at which 3w(1 − p) = w(p) in groups of 8; 0 where there is none."""
-    grid = np.linspace(1e-6, 0.5 - 1e-6, 200_001)
+    grid = np.linspace(1e-6, 0.5 - 1e-6, 20_001)
     gap = difficulty.weight_of(rule, grid, 8) - 3 * difficulty.weight_of(rule, 1 - grid, 8)
     return float(grid[np.argmax(gap < 0)]) if gap[0] > 0 else 0.0
 

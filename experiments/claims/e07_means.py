@@ -34,6 +34,7 @@ import xarray as xr
 import grpo_jax as gj
 from experiments.formulas import denominators
 from experiments.harness.numbers import Number, each, furthest, interval, worst
+from experiments.harness.numbers import mean as over_seeds
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
 from experiments.problems import prompt_lengths
@@ -217,9 +218,9 @@ def lengths(runs: xr.Dataset, row: Claim) -> None:
 
 
 def most(gap: xr.DataArray) -> Number:
-    """The setting that is the most surely above the margin."""
+    """A setting that is surely above the margin, else the one whose interval reaches highest."""
     numbers = each(gap, expected=LONGER, relation="at least")
-    top = max(numbers, key=lambda name: numbers[name].low or 0.0)
+    top = max(numbers, key=lambda name: (numbers[name].holds is True, numbers[name].high or 0.0))
     return replace(numbers[top], at=top)
 
 
@@ -247,14 +248,11 @@ def learning(runs: xr.Dataset, row: Claim) -> None:
         found = each(ends(course, order).sel(mean="micro-batches"))
         row.reports(f"micro-batches, {order}: lead of short prompts", found)
     whole = course.sel(order="sorted").mean("context")
-    best = {
-        m: whole.sel(mean=m).isel(learning_rate=int(whole.sel(mean=m).mean("seed").argmax())) for m in MEANS
-    }
+    best = {m: at_best_rate(whole.sel(mean=m)) for m in MEANS}
     for mean in MEANS:
         row.reports(f"{mean}: mean success rate over training", each(whole.sel(mean=mean)))
         if mean != "batch":
-            gap = (best[mean] - best["batch"]).expand_dims("one").drop_vars("learning_rate", errors="ignore")
-            row.reports(f"{mean} less batch mean, best rates", each(gap))
+            row.reports(f"{mean} less batch mean, best rates", over_seeds(best[mean] - best["batch"]))
     eaten = runs.square.isel(iteration=1).sel(order="sorted").mean(["seed", "learning_rate"])
     shares = eaten.isel(context=slice(-2, None)).sum("context") / eaten.sum("context")
     row.finds(
@@ -262,6 +260,12 @@ def learning(runs: xr.Dataset, row: Claim) -> None:
         + ", ".join(f"{float(shares.sel(mean=m)):.0%} ({m})" for m in MEANS)
         + "."
     )
+
+
+def at_best_rate(course: xr.DataArray) -> xr.DataArray:
+    """At the learning rate with the greatest mean over seeds."""
+    place = int(course.mean("seed").argmax("learning_rate"))
+    return course.isel(learning_rate=place, drop=True)
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:

@@ -41,7 +41,7 @@ def without_own(rewards: np.ndarray, *, added: float = 1e-6) -> np.ndarray:
     count = len(rewards) - 1
     mean = (rewards.sum() - rewards) / count
     square = ((rewards**2).sum() - rewards**2) / count - mean**2
-    spread = np.sqrt(np.where(square > 1e-12, square, 0) * count / (count - 1))
+    spread = np.sqrt(np.where(square > 1e-12, square, 0) * count / max(count - 1, 1))
     return (rewards - mean) / np.where(spread > 0, spread + added, 1.0)
 
 

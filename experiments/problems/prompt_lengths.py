@@ -42,14 +42,14 @@ Those of "hard" start from the success rate HARD.
 
 
 def logits(typical: Sequence[int], *, start: float = START) -> np.ndarray:
-    """[P, rows, V]: an answer ends at its typical length with probability .8, elsewhere with .018."""
+    """[P, rows, V]: an answer ends at its typical length with probability .9, elsewhere with .018."""
     found = np.zeros((len(typical), max(TIE) + 1, SPACE.vocab))
     found[:, TIE[0], 0] = np.log(start / (1 - start))
     by_row = dict(zip(TIE, SPACE.depths.tolist(), strict=True))
     for prompt, length in enumerate(typical):
         for row, depth in by_row.items():
             if depth:
-                found[prompt, row, EOS] = np.log(4.0) if depth + 1 == length else -4.0
+                found[prompt, row, EOS] = np.log(9.0) if depth + 1 == length else -4.0
     return found
 
 
