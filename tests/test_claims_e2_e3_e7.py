@@ -238,7 +238,7 @@ def test_weights_of_two_prompts_on_paper():
 
 def test_answers_are_as_long_as_they_are_called():
     order = prompt_lengths.ORDERS["sorted"]
-    policy = prompt_lengths.config(PerToken(), order).policy
+    policy = prompt_lengths.config(PerToken(), "sorted").policy
     logp = policy.score_support(jnp.asarray(policy.logits), jnp.arange(len(order))).logp.sum(2)
     chance = np.exp(logp)
     np.testing.assert_allclose(chance @ prompt_lengths.TABLE[0], prompt_lengths.START)
@@ -266,8 +266,8 @@ def e7_data(
     rate.loc[short | {"mean": "batch"}] += batch
     rate.loc[{"order": "alike", "context": [0, 1]}] += alike
     tokens = rate * 0 + noisy(4.0, seed=SEEDS)
-    tokens.loc[{"mean": "sequence", "order": "sorted"}] += longer
-    tokens.loc[{"mean": "sequence", "order": "hard", "iteration": 1}] += early
+    tokens.loc[{"mean": "sequence", "order": "any"}] += longer
+    tokens.loc[{"mean": "sequence", "order": "any, hard", "iteration": 1}] += early
     tokens = tokens + 1e-4 * RNG.normal(size=tokens.shape)
     return {
         "identities": known,

@@ -29,35 +29,41 @@ TIE = share_rows(SPACE, lambda prefix: (len(prefix), prefix[:1]))
 TABLE = trees.first_token(SPACE).table
 GROUP, START, HARD = 8, 0.3, 0.05
 """Answers of a prompt, and its success rate at the start; that of hard prompts."""
-ORDERS = {
+ORDERS: dict[str, Sequence[int | None]] = {
     "sorted": [2, 2, 3, 3, 5, 5, 8, 8],
-    "paired": [2, 8, 3, 5, 5, 3, 8, 2],
     "alike": [5, 5, 5, 5, 5, 5, 5, 5],
-    "hard": [2, 2, 3, 3, 5, 5, 8, 8],
+    "any": [None] * 8,
+    "any, hard": [None] * 8,
 }
-"""Typical lengths of the prompts, in the order in which they are split into micro-batches.
+"""Typical lengths of the prompts, in the order in which they are split into micro-batches; None is any length.
 
-Those of "hard" start from the success rate HARD.
+Those of "any, hard" start from the success rate HARD.
 """
 
 
-def logits(typical: Sequence[int], *, start: float = START) -> np.ndarray:
-    """[P, rows, V]: an answer ends at its typical length with probability .9, elsewhere with .018."""
-    found = np.zeros((len(typical), max(TIE) + 1, SPACE.vocab))
+def logits(order: str) -> np.ndarray:
+    """[P, rows, V]: an answer ends at its typical length with probability .9, elsewhere with .018.
+
+    One of any length ends with probability .3 at every step.
+    """
+    start = HARD if "hard" in order else START
+    found = np.zeros((len(ORDERS[order]), max(TIE) + 1, SPACE.vocab))
     found[:, TIE[0], 0] = np.log(start / (1 - start))
     by_row = dict(zip(TIE, SPACE.depths.tolist(), strict=True))
-    for prompt, length in enumerate(typical):
+    for prompt, length in enumerate(ORDERS[order]):
         for row, depth in by_row.items():
-            if depth:
+            if depth and length is None:
+                found[prompt, row, EOS] = np.log(3 / 7)
+            elif depth:
                 found[prompt, row, EOS] = np.log(9.0) if depth + 1 == length else -4.0
     return found
 
 
-def config(reduction: Reduction, typical: Sequence[int]) -> gj.Config:
+def config(reduction: Reduction, order: str) -> gj.Config:
     """Shift-only advantages, on-policy, no clip, no penalty, SGD."""
     return gj.Config(
-        policy=gj.TreePolicy(space=SPACE, logits=logits(typical), tie=TIE),
-        task=gj.SequenceTable(space=SPACE, table=np.tile(TABLE, (len(typical), 1))),
+        policy=gj.TreePolicy(space=SPACE, logits=logits(order), tie=TIE),
+        task=gj.SequenceTable(space=SPACE, table=np.tile(TABLE, (len(ORDERS[order]), 1))),
         method=gj.Method(advantage=SHIFT, ratio=Score(), gain=Linear(), reduction=reduction),
         optimizer=gj.SGD(learning_rate=1.0),
         loop=gj.Loop(group_size=GROUP),
