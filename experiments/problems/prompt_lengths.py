@@ -35,7 +35,7 @@ ORDERS: dict[str, Sequence[int | None]] = {
     "any": [None] * 8,
     "any, hard": [None] * 8,
 }
-"""Typical lengths of the prompts, in the order in which they are split into micro-batches; None is any length.
+"""Typical lengths of the prompts, in the order in which they are split into micro-batches; None is any.
 
 Those of "any, hard" start from the success rate HARD.
 """
