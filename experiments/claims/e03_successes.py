@@ -241,15 +241,18 @@ def dominance(rate: xr.DataArray, row: Claim) -> None:
     row.refutes("ahead somewhere", Number(lead.value, AHEAD, None, lead.low, lead.high, "at least", top))
     behind = [name for name, number in ahead.items() if number.holds is False]
     hard = rate.sel(prompt=difficulties.HARD, group_size=8).mean(["prompt", "seed"])
-    first, mean_ = hard.isel(iteration=2), hard.mean("iteration")
-    first, mean_ = (here.sel(learning_rate=0.5) for here in (first, mean_))
+    hard = hard.sel(learning_rate=0.5)
+    first, course_mean = hard.isel(iteration=2), hard.mean("iteration")
     worst_best = -min(number.value for name, number in ahead.items() if "best rates" in name)
-    one, two, three, four = (float(x.sel(rule=r)) for x in (first, mean_) for r in (MAXRL, GRPO))
+    early, late = (
+        " (GRPO ".join(f"{float(here.sel(rule=name)):.2f}" for name in (MAXRL, GRPO)) + ")"
+        for here in (first, course_mean)
+    )
     row.finds(
         f"It is surely behind by over {BEHIND} in {len(behind)} of {len(ahead)} comparisons, at best rates "
-        f"by {worst_best:.3f} at most: 1/p favours hard prompts while they are hard. At equal effective rates "
-        f"(.5, groups of 8) prompts of at most a quarter stand at {one:.2f} after a tenth of training (GRPO "
-        f"{two:.2f}), and at {three:.2f} (GRPO {four:.2f}) on average over it."
+        f"by {worst_best:.3f} at most: 1/p favours hard prompts while they are hard. At equal effective "
+        "rates (.5, groups of 8) prompts of at most a quarter stand at "
+        f"{early} after a tenth of training, and at {late} on average over it."
     )
 
 
