@@ -173,8 +173,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         when=bool((bent(paper).sel(group_size=USED[:2]) > ALIKE).all()),
     )
     difficulty_bias(paper, claim.also(
-        '(tinker-cookbook 579.) "Questions where rewards have low variance (too easy or too hard) get '
-        'disproportionately large gradients because 1/std blows up when rewards within a group are similar."'
+        '(tinker-cookbook 579.) Dividing by the deviation, "questions where rewards have low variance (too '
+        'easy or too hard) get disproportionately large gradients because 1/std blows up when rewards within '
+        'a group are similar."'
     ))  # fmt: skip
     answer(data["weights"], whole, claim.ours(
         "Dividing by σ reweighs prompts by their success rate 1.43-fold at most in groups of 8 and 4-fold in "
