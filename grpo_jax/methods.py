@@ -15,7 +15,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo_jax.part import nearest
-from grpo_jax.parts.advantages import GroupMean, LeaveOneOut, LengthWeightedMean, NoBaseline, Normalized
+from grpo_jax.parts.advantages import (
+    GroupLevel,
+    GroupMean,
+    LeaveOneOut,
+    LengthWeightedMean,
+    NoBaseline,
+    Normalized,
+)
 from grpo_jax.parts.corrections import Conflict, EntropyFilter, OffPolicyMask, Prune
 from grpo_jax.parts.gains import Clip, DualClip, Linear, LogLikelihood, Truncated, TruncatedScore, UpperClip
 from grpo_jax.parts.penalties import K2, K3, EntropyPenalty, Penalty, RatioWeight
@@ -110,6 +117,8 @@ reinforce = Method(
     reduction=Constant(length=1.0),
 )
 reinforce_baseline = replace(reinforce, advantage=SHIFT)
+max_rl_successes = replace(reinforce, advantage=Normalized(center=NoBaseline(), scale=GroupLevel()))
+max_rl = replace(reinforce, advantage=Normalized(center=GroupMean(), scale=GroupLevel()))
 opo = replace(reinforce, advantage=Normalized(center=LengthWeightedMean(), scale=None))
 reinforce_plus_plus = Method(
     advantage=Whitened(inner=ReturnToGo(discount=1.0, kl_coef=0.01)),
@@ -186,6 +195,14 @@ TABLE: dict[str, Row] = {
     ),
     "reinforce": Row(reinforce, "Williams 1992", "r_i log π_θ(y_i)"),
     "reinforce_baseline": Row(reinforce_baseline, "Williams 1992", "(r_i − r̄) log π_θ(y_i)"),
+    "max_rl_successes": Row(
+        max_rl_successes,
+        "2602.02710",
+        "(1/K) Σ_{right} log π_θ(y_i), K right answers of G, 0 where K = 0: ascends −Σ_{k≤G} (1 − p)^k/k",
+    ),
+    "max_rl": Row(
+        max_rl, "2602.02710", "((r_i − r̄)/r̄) log π_θ(y_i), as prime-rl has it: the same sum up to k = G − 1"
+    ),
     "opo": Row(opo, "2505.23585", "(r_i − Σ|o|r/Σ|o|) log π_θ(y_i), the length-weighted baseline"),
     "reinforce_plus_plus": Row(
         reinforce_plus_plus, "2501.03262", "returns with k1 in the reward, whitened over the batch's tokens"

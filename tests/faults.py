@@ -209,6 +209,13 @@ REDUCTIONS = (
         "test_parts",
     ),
     Fault(
+        "micro-batches are summed, not averaged",
+        "parts/reductions.py",
+        "return jnp.concatenate(parts) / self.count",
+        "return jnp.concatenate(parts)",
+        "test_parts",
+    ),
+    Fault(
         "weights forget multiplicities",
         "parts/reductions.py",
         "return rollout.mask * rollout.multiplicity[:, :, None]",

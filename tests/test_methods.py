@@ -215,7 +215,7 @@ def test_order_of_a_group_does_not_matter(name: str) -> None:
     np.testing.assert_allclose(after[1], before[1], rtol=1e-10, atol=1e-13)
 
 
-SHIFTED = {"reinforce", "tic_grpo_length"}
+SHIFTED = {"reinforce", "max_rl", "max_rl_successes", "tic_grpo_length"}
 """Methods whose advantages change when a constant is added to every reward."""
 LINEAR = {
     *("grpo_v32", "gtpo", "dr_grpo", "gpg", "rloo", "reinforce", "reinforce_baseline", "opo"),

@@ -11,7 +11,7 @@ from grpo_jax.types import Coupling, Rollout, coupling
 
 NAMES = list(methods.METHODS)
 SHAPE = (2, 4, 3)
-UNCENTRED = {"reinforce", "tic_grpo_length", "grpo_kl_in_reward", "reinforce_plus_plus"}
+UNCENTRED = {"reinforce", "max_rl_successes", "tic_grpo_length", "grpo_kl_in_reward", "reinforce_plus_plus"}
 """Methods for which equal rewards are not equal advantages: no baseline, lengths, a divergence inside."""
 SCALE_FREE = {n for n in NAMES if getattr(methods.get(n).advantage, "scale", None) is not None} - {
     "grpo_kl_in_reward"

@@ -205,6 +205,7 @@ def test_reductions_sum_as_they_say() -> None:
         (reductions.Constant(length=2.0), tokens / entries / 2),
         (reductions.Constant(length=None), tokens / entries / 5),
         (reductions.PerGroupToken(), 1.0),
+        (reductions.MicroBatches(count=2), 1.0),
         (reductions.Informative(), 1.0),
     ):
         np.testing.assert_allclose(np.sum(reduction(rollout)), total, rtol=1e-12, err_msg=repr(reduction))

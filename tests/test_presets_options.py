@@ -14,6 +14,7 @@ TRL = {
     "beta": 0.3, "epsilon": 0.11, "epsilon_high": 5.5, "delta": 7.0, "importance_sampling_level": "sequence",
     "use_bias_correction_kl": False, "scale_rewards": "batch", "reward_weights": (1.0, 2.0),
     "multi_objective_aggregation": "normalize_then_sum", "max_completion_length": 99,
+    "gradient_accumulation_steps": 4,
     "sapo_temperature_pos": 1.7, "sapo_temperature_neg": 1.9, "vespo_k_pos": 1.1, "vespo_lambda_pos": 1.2,
     "vespo_k_neg": 1.3, "vespo_lambda_neg": 1.4, "top_entropy_quantile": 0.4,
     "off_policy_mask_threshold": 0.6, "use_vllm": True, "vllm_importance_sampling_correction": False,

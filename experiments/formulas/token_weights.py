@@ -194,6 +194,11 @@ def _rewards(b: _Batch) -> Array:
     return jnp.where(b.rollout.multiplicity > 0, jnp.sum(b.rollout.rewards, 2), 0)[:, :, None]
 
 
+def _over_mean(b: _Batch, values: Array) -> Array:
+    """values/r̄, 0 where r̄ is not positive; r̄ is what the baseline takes off the rewards."""
+    return _ratio(values, jnp.maximum(_rewards(b) - b.shift, 0))
+
+
 def _opo(b: _Batch) -> TokenWeights:
     reward, tokens = _rewards(b), jnp.sum(b.n, 2, keepdims=True)
     base = _ratio(jnp.sum(tokens * reward, 1, keepdims=True), jnp.sum(tokens, 1, keepdims=True))
@@ -266,6 +271,8 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "rloo": _rloo,
         "reinforce": lambda b: TokenWeights(b.flat, _rewards(b), _everywhere(b)),
         "reinforce_baseline": lambda b: TokenWeights(b.flat, b.shift, _everywhere(b)),
+        "max_rl_successes": lambda b: TokenWeights(b.flat, _over_mean(b, _rewards(b)), _everywhere(b)),
+        "max_rl": lambda b: TokenWeights(b.flat, _over_mean(b, b.shift), _everywhere(b)),
         "opo": _opo,
         "reinforce_plus_plus": _reinforce_plus_plus,
         "reinforce_plus_plus_baseline": lambda b: _whitened(b, b.shift + 0 * b.token),

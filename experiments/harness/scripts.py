@@ -1,7 +1,7 @@
 """The claims' scripts: what each says about itself, read from its source and its name.
 
-A claim is a file `a05_binary_pairs.py`: letter and number are the claim's, the letter the paper's (D: many
-sources, each named by its claim). The first line of its docstring is the sentence that is judged, as its
+A claim is a file `a05_binary_pairs.py`: letter and number are the claim's, the letter the paper's (D and E:
+many sources, each named by its claim). The first line of its docstring is the sentence that is judged, as its
 source has it; the rest says where it stands, what the setting is and what would refute it. It may name a
 `PRECISION`, and gives `SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`.
 """
@@ -26,6 +26,8 @@ PAPERS = {
     "arXiv:2601.05002",
     "C": "Pang, Luo & Jin, TIC-GRPO, arXiv:2508.02833",
     "D": "Who sampled? Users of the libraries, and papers beyond the three; each claim names its own",
+    "E": "Rewards, masks, denominators, penalties: users of the libraries, and papers beyond the three; each "
+    "claim names its own",
 }
 """What a letter stands for."""
 NAME = re.compile(r"([a-z])(\d+)_\w+")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
+import jax
 import jax.numpy as jnp
 
-from grpo_jax.part import number, part
+from grpo_jax.part import number, part, static
 from grpo_jax.statistics import GROUP_AXES, divide, tied
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
@@ -90,6 +91,34 @@ class PerGroupToken:
         counted = _counted(rollout)
         groups = jnp.sum(jnp.any(rollout.multiplicity > 0, 1, keepdims=True), 0, keepdims=True)[:, :, None]
         return divide(counted, jnp.sum(counted, (1, 2), keepdims=True) * groups)
+
+
+@part
+class MicroBatches:
+    """The mean over ``count`` equal parts of the batch, prompts in order, of an inner reduction in each.
+
+    w = (1/count) w_inner(part of p): gradient accumulation, or an average over ranks, where every part is
+    divided by its own tokens (TRL's "bnpo", SkyRL's "token_mean_legacy"). A part with few tokens then gives
+    each of them a greater weight. Inner reductions whose denominator counts entries are left as they are. It
+    nests: ranks around micro-batches. ValueError unless ``count`` divides P.
+    """
+
+    inner: Reduction = PerToken()
+    count: int = static(1, low=1)
+    couples: ClassVar[Coupling] = Coupling.BATCH
+    cell_safe: ClassVar[bool] = True
+    reads_lengths: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout) -> Array:
+        prompts = rollout.mask.shape[0]
+        if prompts % self.count:
+            raise ValueError(f"{self.count} micro-batches do not divide {prompts} prompts")
+        size = prompts // self.count
+        parts = [
+            self.inner(jax.tree.map(lambda x, first=first: x[first : first + size], rollout))
+            for first in range(0, prompts, size)
+        ]
+        return jnp.concatenate(parts) / self.count
 
 
 @part

@@ -22,7 +22,7 @@ from grpo_jax.parts.corrections import Correction, OffPolicyMask, TopEntropy
 from grpo_jax.parts.gains import Clip, Gain, TruncatedScore, TwoSided
 from grpo_jax.parts.penalties import K3, Penalty, RatioWeight
 from grpo_jax.parts.ratios import Ratio, SequenceMean, Token, Trajectory
-from grpo_jax.parts.reductions import Constant, PerSequence, PerToken, Reduction
+from grpo_jax.parts.reductions import Constant, MicroBatches, PerSequence, PerToken, Reduction
 from grpo_jax.parts.returns import Standardized
 from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch
 from grpo_jax.parts.shaping import ClampedReward, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
@@ -52,6 +52,8 @@ DRAWING = frozenset(("use_vllm", "temperature", "top_p", "top_k", "min_p", "gene
 class Options:
     """TRL's own names and defaults. ``beta`` and ``epsilon`` None: the default of the trainer in question.
 
+    ``gradient_accumulation_steps`` acts in "bnpo" alone: micro-batches of whole groups, times the processes.
+
     ``temperature`` to ``generation_kwargs`` say who samples: ``presets.sampling`` reads them.
     """
 
@@ -66,6 +68,7 @@ class Options:
     multi_objective_aggregation: str = "sum_then_normalize"
     reward_weights: Sequence[float] | None = None
     max_completion_length: Number = 256
+    gradient_accumulation_steps: int = 1
     sapo_temperature_pos: Number = 1.0
     sapo_temperature_neg: Number = 1.05
     vespo_k_pos: Number = 2.0
@@ -250,7 +253,9 @@ def penalty(o: Options, default: float) -> Penalty:
 
 
 def reduction(o: Options) -> Reduction:
-    """The denominator of each loss type."""
+    """The denominator of each loss type; "bnpo" divides every micro-batch by its own tokens."""
+    if o.loss_type == "bnpo" and o.gradient_accumulation_steps != 1:
+        return MicroBatches(inner=PerToken(), count=o.gradient_accumulation_steps)
     table: dict[str, Reduction] = dict.fromkeys(("grpo", "sapo"), PerSequence())
     table |= dict.fromkeys(("bnpo", "dapo", "cispo", "vespo"), PerToken())
     length = o.max_completion_length if o.loss_type == "dr_grpo" else 1.0

@@ -1,0 +1,301 @@
+"""Rules that judge E2, E3 and E7, with numbers made up for the purpose; their formulas and parts by hand."""
+
+import functools
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+import grpo_jax as gj
+from experiments.claims import e02_normalisation as e2
+from experiments.claims import e03_successes as e3
+from experiments.claims import e07_means as e7
+from experiments.formulas import denominators, difficulty
+from experiments.harness.verdict import Claim
+from experiments.problems import difficulties, prompt_lengths
+from grpo_jax import presets
+from grpo_jax.parts.reductions import MicroBatches, PerSequence, PerToken
+
+pytestmark = pytest.mark.usefixtures("x64")
+RNG = np.random.default_rng(0)
+SEEDS = range(8)
+RULES = {"σ": difficulty.divided, "others": difficulty.without_own, "r/r̄": difficulty.over_mean}
+
+
+def noisy(value, **labels):
+    """An array of this value with a little noise."""
+    shape = [len(v) for v in labels.values()]
+    return xr.DataArray(value + 1e-3 * RNG.normal(size=shape), labels)
+
+
+def verdicts(module, data):
+    claim = Claim("E9", "sentence")
+    module.check(data, claim)
+    return [row.verdict().verdict for row in (claim, *claim.rows)]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("p", [0.05, 0.6])
+def test_a_weight_is_the_slope_of_the_update_in_a_coin(rule, p):
+    """One token, right with probability p: the update in its log-odds over p(1 − p), over all 2^5 groups."""
+    found = 0.0
+    for drawn in itertools.product((0.0, 1.0), repeat=5):
+        right = np.array(drawn)
+        law = np.where(right > 0, p, 1 - p).prod()
+        found += law * (rule(right) * (right - p)).mean()
+    weight = difficulty.weight_of(rule, np.array([p]), 5)[0]
+    assert weight == pytest.approx(found / (p * (1 - p)), rel=1e-10)
+
+
+def test_the_deviation_of_the_others_is_theirs():
+    rewards = np.array([1.0, 0.0, 0.0, 1.0, 0.0])
+    for i, value in enumerate(difficulty.without_own(rewards, added=1e-6)):
+        others = np.delete(rewards, i)
+        assert value == pytest.approx((rewards[i] - others.mean()) / (others.std(ddof=1) + 1e-6))
+    alone = difficulty.without_own(np.array([1.0, 0.0, 0.0]))
+    assert alone[0] == pytest.approx(1.0)  # the others have no deviation: not divided
+
+
+def test_a_batch_s_deviation_is_that_of_all_its_rewards():
+    """Two prompts in pairs, every one of the 16 batches."""
+    rates, found = np.array([0.2, 0.7]), np.zeros(2)
+    for drawn in itertools.product((0.0, 1.0), repeat=4):
+        right = np.array(drawn).reshape(2, 2)
+        law = np.where(right > 0, rates[:, None], 1 - rates[:, None]).prod()
+        if right.std() > 0:
+            scaled = (right - right.mean(1, keepdims=True)) / right.std()
+            found += law * (scaled * (right - rates[:, None])).mean(1)
+    np.testing.assert_allclose(difficulty.batch_weight(rates, 2), found / (rates * (1 - rates)), rtol=1e-10)
+
+
+def test_weighings_by_number_are_the_library_s_advantages():
+    right = jnp.asarray(RNG.integers(0, 2, (6, 5)).astype(float)).at[0].set(0.0).at[1].set(1.0)
+    rollout = e7.batch(np.full((6, 5), 2), right)
+    for name, numbers in e3.NUMBERS.items():
+        centre, spread, level = numbers
+        mine = difficulties.Weighing(centre=centre, spread=spread, level=level)(rollout, right)
+        advantage, rule = e3.RULES[name]
+        np.testing.assert_allclose(mine, advantage(rollout, right), atol=1e-12)
+        np.testing.assert_allclose(mine[:, :, 0], [rule(np.asarray(row)) for row in right], atol=1e-12)
+
+
+def test_prompts_start_at_their_rates_and_a_blind_policy_sees_none():
+    chance = [
+        difficulty.slope(difficulties.SPACE, row, difficulties.RIGHT)[0]
+        for row in difficulties.logits(difficulties.PROMPTS)
+    ]
+    np.testing.assert_allclose(chance, difficulties.PROMPTS)
+    policy = difficulties.Blind(inner=gj.ActionPolicy.from_probabilities(e3.START), contexts=4)
+    params = policy.init(jax.random.key(0))
+    logp = policy.score_support(params, jnp.arange(4)).logp
+    np.testing.assert_allclose(np.exp(logp[:, :, 0]), np.tile(e3.START, (4, 1)), rtol=1e-12)
+
+
+@functools.cache
+def e2_weights():
+    return e2.weights()
+
+
+def e2_data(*, gap=0.0, limit=1.0, bend=None, moved=0.0, alike=0.0):
+    data = e2_weights().copy()
+    if bend is not None:  # the arcsine's weight in all groups
+        arcsine = 1 / np.sqrt(data.rate * (1 - data.rate))
+        data["weight"] = data.weight.where(~data.group_size.isin(bend), arcsine)
+    data["weight"] = data.weight * xr.where(data.group_size == 1024, limit, 1.0)
+    labels = {"group_size": [e2.CONTROL, *e2.USED], "handling": ["r − r̄", "(r − r̄)/σ"],
+              "learning_rate": e2.LEARNING, "seed": SEEDS, "iteration": [0, 10],
+              "prompt": difficulties.PROMPTS}  # fmt: skip
+    rate = noisy(0.5, **labels)
+    control = {"group_size": e2.CONTROL}
+    rate.loc[control | {"handling": "(r − r̄)/σ"}] = rate.sel(control | {"handling": "r − r̄"}) + alike
+    rate.loc[{"group_size": 8, "handling": "(r − r̄)/σ", "iteration": 10}] += moved
+    return {
+        "identities": xr.Dataset({"gap": xr.DataArray([gap], {"rule": ["paper"]})}),
+        "weights": data,
+        "sampled": rate.to_dataset(name="rate"),
+        "exact": rate.isel(seed=0, drop=True).to_dataset(name="rate"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "want"),
+    [
+        ({}, ["qualified", "qualified", "reproduced", "reproduced"]),
+        ({"gap": 1e-6}, ["not testable here", "qualified", "reproduced", "reproduced"]),
+        ({"moved": 0.05}, ["qualified", "qualified", "reproduced", "refuted"]),
+        ({"alike": 1e-6}, ["qualified", "qualified", "reproduced", "not testable here"]),
+    ],
+)
+def test_what_e2_says_falls_when_it_should(changed, want):
+    assert verdicts(e2, e2_data(**changed)) == want
+
+
+def test_e2_s_own_weights_are_checked_before_they_judge():
+    """Weights that are not w_G decide nothing, whatever they say of the arcsine."""
+    assert verdicts(e2, e2_data(limit=0.9))[0] == "not testable here"
+    assert verdicts(e2, e2_data(bend=[8, 16]))[:3] == ["not testable here", "reproduced", "refuted"]
+
+
+def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, lost=0.0, pairs=0.0, solved=0.0):
+    rules = list(e3.RULES)
+    gaps = xr.DataArray(
+        np.zeros((2, 2, 4)), {"against": ["all groups", "∇J"], "group_size": [4, 8], "rule": rules}
+    )
+    gaps.loc[{"against": "all groups"}] = gap
+    gaps.loc[{"against": "∇J", "rule": e3.SUCCESSES}] = own
+    weight = e3.weights()
+    weight = weight * xr.where(weight.group_size == 1024, limit, 1.0)
+    rate = noisy(0.5, rule=rules, group_size=[e3.PAIRS, *e3.GROUPS], learning_rate=e3.LEARNING, seed=SEEDS,
+                 iteration=[0, 1, 2], prompt=difficulties.PROMPTS)  # fmt: skip
+    for name in e3.OWN:
+        rate.loc[{"rule": name}] += ahead
+    rate.loc[{"group_size": e3.PAIRS, "rule": e3.MAXRL}] = rate.sel(group_size=e3.PAIRS, rule=e3.GRPO) + pairs
+    ends = noisy(0.7, rule=rules, seed=SEEDS, iteration=[0, 1], prompt=range(4))
+    for name in rules:
+        last = {"rule": name, "prompt": 3}
+        ends.loc[last] += (kept if name in e3.OWN else lost) - 0.7
+    exact = ends.isel(seed=0, drop=True)
+    share = exact.isel(iteration=-1, prompt=-1, drop=True) + solved
+    signal = noisy(0.3, rule=rules, prompt=e3.SEEN)
+    return {
+        "identities": xr.Dataset({"gap": gaps}),
+        "weights": xr.Dataset({"weight": weight, "signal": signal}),
+        "sampled": rate.to_dataset(name="rate"),
+        "competing": xr.Dataset({"exact": exact, "sampled": ends}),
+        "predicted": xr.Dataset({"share": share}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "want"),
+    [
+        ({}, ["reproduced", "reproduced", "reproduced", "reproduced"]),
+        ({"own": 1e-3}, ["refuted", "reproduced", "reproduced", "reproduced"]),
+        ({"limit": 0.9}, ["refuted", "reproduced", "reproduced", "reproduced"]),
+        ({"gap": 1e-3}, ["not testable here", "reproduced", "reproduced", "reproduced"]),
+        ({"ahead": -0.05}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"ahead": 0.0}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"pairs": 1e-3}, ["reproduced", "not testable here", "reproduced", "reproduced"]),
+        ({"kept": 0.05}, ["reproduced", "reproduced", "reproduced", "refuted"]),
+        ({"lost": 0.1}, ["reproduced", "reproduced", "reproduced", "refuted"]),
+        ({"solved": 0.1}, ["reproduced", "reproduced", "reproduced", "not testable here"]),
+    ],
+)
+def test_what_e3_says_falls_when_it_should(changed, want):
+    assert verdicts(e3, e3_data(**changed)) == want
+
+
+def test_where_three_prompts_against_one_come_to_rest():
+    """w = 1/p rests at a quarter; a weight that is the same at p and 1 − p nowhere inside."""
+
+    def likelihood(rewards):
+        return difficulty.over_mean(rewards)
+
+    assert e3.share(likelihood) == pytest.approx(0.25, abs=0.04)  # 1/p up to eight terms
+    assert e3.share(difficulty.divided) == 0.0
+    assert e3.share(partial(difficulty.over_mean, centre=True)) < e3.share(likelihood)
+
+
+def test_micro_batches_are_divided_by_their_own_tokens():
+    lengths = RNG.integers(1, 7, (6, 4))
+    weight = np.asarray(MicroBatches(count=3)(e7.batch(lengths)))
+    for p, i, t in np.ndindex(weight.shape):
+        part = lengths[p // 2 * 2 : p // 2 * 2 + 2]
+        assert weight[p, i, t] == pytest.approx((t < lengths[p, i]) / (3 * part.sum()))
+    whole = np.asarray(PerToken()(e7.batch(lengths)))
+    np.testing.assert_allclose(MicroBatches(count=1)(e7.batch(lengths)), whole)
+    ranks = MicroBatches(inner=MicroBatches(count=3), count=2)
+    np.testing.assert_allclose(ranks(e7.batch(lengths)), MicroBatches(count=6)(e7.batch(lengths)))
+    alike = MicroBatches(inner=PerSequence(), count=3)(e7.batch(lengths))
+    np.testing.assert_allclose(alike, PerSequence()(e7.batch(lengths)))
+    with pytest.raises(ValueError, match="4 micro-batches do not divide 6 prompts"):
+        MicroBatches(count=4)(e7.batch(lengths))
+
+
+def test_trl_s_bnpo_divides_micro_batches_and_its_dapo_does_not():
+    assert presets.trl(loss_type="bnpo", gradient_accumulation_steps=4).reduction == MicroBatches(count=4)
+    assert presets.trl(loss_type="bnpo").reduction == PerToken()
+    with pytest.raises(presets.NotModelled, match="gradient_accumulation_steps=4 changes nothing"):
+        presets.trl(loss_type="dapo", gradient_accumulation_steps=4)
+
+
+def test_weights_of_two_prompts_on_paper():
+    lengths = np.array([[1, 3], [4, 4]])
+    told = {
+        "sequence": [[1 / 4, 1 / 12], [1 / 16, 1 / 16]],
+        "prompt": [[1 / 8, 1 / 8], [1 / 16, 1 / 16]],
+        "batch": [[1 / 12, 1 / 12], [1 / 12, 1 / 12]],
+        "micro-batches": [[1 / 8, 1 / 8], [1 / 16, 1 / 16]],
+        "constant": [[1 / 4, 1 / 4], [1 / 4, 1 / 4]],
+    }
+    for mean, weights in told.items():
+        np.testing.assert_allclose(denominators.token_weights(lengths, mean, parts=2), weights)
+
+
+def test_answers_are_as_long_as_they_are_called():
+    order = prompt_lengths.ORDERS["sorted"]
+    policy = prompt_lengths.config(PerToken(), "sorted").policy
+    logp = policy.score_support(jnp.asarray(policy.logits), jnp.arange(len(order))).logp.sum(2)
+    chance = np.exp(logp)
+    np.testing.assert_allclose(chance @ prompt_lengths.TABLE[0], prompt_lengths.START)
+    assert (abs(chance @ prompt_lengths.LENGTHS - order) < 0.8).all()
+
+
+def e7_data(
+    *, gap=0.0, pair=2.0, entering=1.0, longer=0.0, early=0.0, fold=10.0, lead=0.1, batch=0.0, alike=0.0
+):
+    means, orders = list(e7.MEANS), list(prompt_lengths.ORDERS)
+    gradient = xr.DataArray(np.ones((5, 2)), {"mean": means, "tokens": [3, 6]})
+    gradient.loc[{"tokens": 6}] = entering
+    found = xr.DataArray(np.ones((5, 2)), {"mean": means, "order": ["sorted", "paired"]})
+    found.loc[{"mean": ["sequence", "prompt"]}] = 10.0
+    found.loc[{"mean": "micro-batches", "order": "sorted"}] = fold
+    known = xr.Dataset({
+        "weights": xr.DataArray(np.full(5, gap), {"mean": means}),
+        "updates": xr.DataArray(np.zeros(5), {"mean": means}),
+        "gradient": gradient, "fold": found, "nested": 0.0, "pair": pair,
+    })  # fmt: skip
+    rate = noisy(0.5, mean=means, order=orders, learning_rate=e7.LEARNING, seed=SEEDS, iteration=[0, 1, 2],
+                 context=range(8))  # fmt: skip
+    short = {"order": "sorted", "context": [0, 1]}
+    rate.loc[short | {"mean": ["sequence", "prompt"]}] += lead
+    rate.loc[short | {"mean": "batch"}] += batch
+    rate.loc[{"order": "alike", "context": [0, 1]}] += alike
+    tokens = rate * 0 + noisy(4.0, seed=SEEDS)
+    tokens.loc[{"mean": "sequence", "order": "any"}] += longer
+    tokens.loc[{"mean": "sequence", "order": "any, hard", "iteration": 1}] += early
+    tokens = tokens + 1e-4 * RNG.normal(size=tokens.shape)
+    return {
+        "identities": known,
+        "runs": xr.Dataset({"prompt_reward": rate, "tokens": tokens, "square": abs(rate)}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "want"),
+    [
+        ({}, ["qualified", "refuted", "reproduced", "reproduced"]),
+        ({"entering": 2.0}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"pair": 1.0}, ["refuted", "refuted", "reproduced", "reproduced"]),
+        ({"gap": 1e-6}, ["not testable here", "refuted", "reproduced", "reproduced"]),
+        ({"longer": 0.3}, ["qualified", "reproduced", "reproduced", "reproduced"]),
+        ({"early": 0.3}, ["qualified", "refuted", "reproduced", "reproduced"]),
+        ({"fold": 5.0}, ["qualified", "refuted", "refuted", "reproduced"]),
+        ({"lead": 0.0}, ["qualified", "refuted", "reproduced", "refuted"]),
+        ({"batch": 0.1}, ["qualified", "refuted", "reproduced", "refuted"]),
+        ({"alike": 0.1}, ["qualified", "refuted", "reproduced", "not testable here"]),
+    ],
+)
+def test_what_e7_says_falls_when_it_should(changed, want):
+    assert verdicts(e7, e7_data(**changed)) == want
+
+
+def test_the_library_s_updates_are_those_of_every_joint_batch():
+    chance, pair = np.array([0.3, 0.6]), np.array([3, 6])
+    for mean in ("batch", "micro-batches"):
+        told = denominators.expected_update(chance, pair, mean, group_size=2, parts=2)
+        np.testing.assert_allclose(e7.updates(chance, pair, mean), told, rtol=1e-12)
