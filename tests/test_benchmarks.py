@@ -69,12 +69,14 @@ def test_a_round_stays_short():
         assert count * Case(shape, runs=16384, iterations=count).runs * shape.actions < 2e8
 
 
+@pytest.mark.slow
 def test_torch_trains_the_library_s_transformer():
     pytest.importorskip("torch")
     gaps = networks.parity(networks.SMALL)
     assert set(gaps) == {"log-probabilities", "gradient", "sampled tokens"}
 
 
+@pytest.mark.slow
 def test_parity_of_networks_notices_a_difference(monkeypatch):
     pytest.importorskip("torch")
     right = networks.torch_transformer.advantages
