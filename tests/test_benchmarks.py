@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import measure, report
+from benchmarks import measure, networks, report
 from benchmarks.case import SHAPES, Case, Shape
 from benchmarks.implementations import numpy_blocked, ours, with_c, with_numpy
 from benchmarks.parity import PARITY, parity
@@ -67,3 +67,19 @@ def test_a_round_stays_short():
     for shape in SHAPES:
         count = measure.iterations(shape, 16384)
         assert count * Case(shape, runs=16384, iterations=count).runs * shape.actions < 2e8
+
+
+@pytest.mark.slow
+def test_torch_trains_the_library_s_transformer():
+    pytest.importorskip("torch")
+    gaps = networks.parity(networks.SMALL)
+    assert set(gaps) == {"log-probabilities", "gradient", "sampled tokens"}
+
+
+@pytest.mark.slow
+def test_parity_of_networks_notices_a_difference(monkeypatch):
+    pytest.importorskip("torch")
+    right = networks.torch_transformer.advantages
+    monkeypatch.setattr(networks.torch_transformer, "advantages", lambda rewards: right(rewards) * (1 + 1e-5))
+    with pytest.raises(RuntimeError, match=r"differ.*gradient"):
+        networks.parity(networks.SMALL)
