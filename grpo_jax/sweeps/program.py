@@ -58,8 +58,14 @@ def chunk(
 
     if config.policy.trailing:
         return simulate(put_all(config, picked), seeds)
-    single = jax.vmap(lambda p, seed: simulate(put_all(config, p), seed), in_axes=(-1, 0), out_axes=-1)
-    return single(picked, seeds)
+
+    def single(picked: Any, seed: Array) -> Any:
+        return simulate(put_all(config, picked), seed)
+
+    if seeds.shape[0] == 1:  # a batch of one matrix is slower than the matrix
+        only = single({path: value[..., 0] for path, value in picked.items()}, seeds[0])
+        return jax.tree.map(lambda value: value[..., None], only)
+    return jax.vmap(single, in_axes=(-1, 0), out_axes=-1)(picked, seeds)
 
 
 class Program:
