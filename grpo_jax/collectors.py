@@ -34,6 +34,7 @@ from grpo_jax.sampling import (
     scored,
     shared,
     support_score,
+    truncation,
     with_reports,
 )
 from grpo_jax.surrogate import advantages, objective
@@ -91,6 +92,7 @@ class Sampled:
             old_logp=old.logp,
             ref_logp=ref.logp,
             entropy=old.entropy,
+            truncated=truncation(config, tokens, mask),
         )
 
         def score(who: Any, at: Params) -> Scores:
@@ -130,6 +132,7 @@ def support_rollout(
     ref = policy.score_support(state.ref_params, prompts)
     task = require_means(config.task, instead="use Sampled()")
     width = 1 if every is None else every.width
+    cut = truncation(config, tokens, mask)
     rollout = Rollout(
         prompts=prompts,
         tokens=each(tokens, width),
@@ -140,6 +143,7 @@ def support_rollout(
         old_logp=each(old.logp, width),
         ref_logp=each(ref.logp, width),
         entropy=each(old.entropy, width),
+        truncated=None if cut is None else each(cut, width),
     )
     score = support_score(prompts, width)
     if every is not None:

@@ -243,4 +243,4 @@ def _cells_of(config: Config) -> Array:
     if levels is None:
         return jnp.zeros((1, 1, 1), int)
     blank = Scores(logp=jnp.zeros(mask.shape), entropy=jnp.zeros(mask.shape))
-    return groups.cells(config.method, listed(contexts, tokens, mask, levels, blank, blank))
+    return groups.cells(config.method, listed(config, contexts, tokens, mask, levels, blank, blank))
