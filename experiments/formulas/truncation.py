@@ -1,8 +1,8 @@
 """Expected updates where outputs are cut off at a budget, by enumeration in NumPy; nothing of the library.
 
 A tree of T tokens out of V, the last of which ends an output; its prefixes are numbered depth by depth, in
-the order of their digits. K are the finished outputs, P = P(K), m = E[r | K], and rewards of the others are 0,
-so that J = P m and ∇J = P ∇m + m ∇P. With f = 1 − 1/G and advantages r − r̄ the expected update a ∇m + b ∇P has
+the order of their digits. K are the finished outputs, P = P(K), m = E[r | K], rewards of the others are 0, so
+that J = P m and ∇J = P ∇m + m ∇P. With f = 1 − 1/G and advantages r − r̄ the update is a ∇m + b ∇P,
 
     not masked               a = f P                        b = f m
     masked, voting           a = f P                        b = f m (1 − P)
@@ -74,14 +74,14 @@ def enumerated(given: Tree, rewards: np.ndarray, group: int, handling: str) -> n
     return np.einsum("s,snv->nv", np.bincount(drawn.ravel(), push.ravel(), len(rewards)), given.scores)
 
 
-def coefficients(done: np.ndarray | float, level: np.ndarray | float, group: int, handling: str):
+def coefficients(done: float, level: float, group: int, handling: str) -> tuple[float, float]:
     """(a, b) of the update a ∇m + b ∇P at P = ``done`` and m = ``level``."""
     f = 1 - 1 / group
     if handling == PLAIN:
         return f * done, f * level
     if handling == VOTING:
         return f * done, f * level * (1 - done)
-    return done - (1 - (1 - done) ** group) / group, 0 * level
+    return done - (1 - (1 - done) ** group) / group, 0.0
 
 
 def closed(given: Tree, rewards: np.ndarray, group: int, handling: str) -> np.ndarray:

@@ -52,9 +52,8 @@ def reward(question: str, first: int, written: int) -> float:
 
 def going_on(question: str, first: int, written: int) -> float:
     """Expected reward of an answer that was cut off, if it may go on to ``ROOM`` tokens."""
-    ends = np.arange(written, ROOM)
-    chance = STOP * (1 - STOP) ** (ends - written)
-    return float(chance @ [reward(question, first, n) for n in ends])
+    ends = range(written, ROOM)
+    return sum(STOP * (1 - STOP) ** (n - written) * reward(question, first, n) for n in ends)
 
 
 class Budget:
@@ -89,22 +88,17 @@ class Budget:
             expectation=gj.Exact() if exact else gj.Counts(),
         )
 
-    def measures(self) -> dict[str, Any]:
-        """Share of answers that are cut off, mean length, and return with room, of every question."""
+    def measure(self) -> Any:
+        """Of every question the share of answers that are cut off, their mean length, and both returns."""
+        told = {"cut off": self.cut, "length": self.lengths, "room": self.room, "budget": self.table}
+        values = np.array([np.broadcast_to(rows, self.table.shape) for rows in told.values()], float)
 
-        def mean_of(values: np.ndarray, about: str) -> Any:
-            rows = np.broadcast_to(values, self.table.shape)
+        @gj.measure(
+            "quantity", "context", labels={"quantity": list(told), "context": QUESTIONS},
+            about="means over the policy's answers",
+        )  # fmt: skip
+        def taken(view: View) -> jnp.ndarray:
+            given = values.reshape(values.shape + (1,) * (view.probabilities.ndim - 2))
+            return jnp.sum(view.probabilities * given, 2)
 
-            @gj.measure("context", labels={"context": QUESTIONS}, about=about)
-            def taken(view: View) -> jnp.ndarray:
-                given = rows.reshape(rows.shape + (1,) * (view.probabilities.ndim - 2))
-                return jnp.sum(view.probabilities * given, 1)
-
-            return taken
-
-        return {
-            "cut_off": mean_of(self.cut.astype(float), "share of answers that are cut off"),
-            "tokens": mean_of(self.lengths, "mean length, tokens"),
-            "room": mean_of(self.room, "return with room"),
-            "budget": mean_of(self.table, "return with the budget"),
-        }
+        return taken
