@@ -179,9 +179,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     exact = data["exact"]["cut off"].sel(handling=VOTING, context=FINISH, optimizer="SGD")
     first, left = (float(exact.isel(iteration=place)) for place in (0, -1))
     claim.finds(
-        "With a vote, the pressure to stop is the share cut off times what it is without a mask, at any group "
-        "size (f E[r | ends](1 - P(ends)) instead of f E[r | ends]). That is enough for the share to fall "
-        f"from {first:.2f} to {left:.2f} with a budget of {BUDGETS[0]}. Without a vote nothing is left of it.",
+        "With a vote, the pressure to stop is the share cut off times what it is without a mask, at any "
+        "group size (f E[r | ends](1 - P(ends)) instead of f E[r | ends]): enough for the share to fall from "
+        f"{first:.2f} to {left:.2f} with a budget of {BUDGETS[0]}. Without a vote nothing is left of it.",
         when=bool(known.gap.max() < 1e-10 and left < first - FELL),
     )
     for group in (8, 16):
@@ -243,6 +243,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     share = runs["cut off"].sel(context=FINISH)
     share.attrs = {"long_name": "share of answers cut off"}
     plotting.curves(left, share, over="seed", by="handling")
+    left.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
     left.set(xlabel="iteration", ylim=(0, None))
     left.set_title("any answer that ends is right:\nonly a vote, or no mask, tells to stop")
     room = runs.room.sel(context=SLOW)
@@ -250,4 +251,4 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     plotting.curves(right, room, over="seed", by="handling")
     right.get_legend().remove()
     right.set(xlabel="iteration")
-    right.set_title("the full reward takes longer than the budget:\nwithout a vote slow answers survive")
+    right.set_title("the full reward takes long:\nmasked, slow answers survive")

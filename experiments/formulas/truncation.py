@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PLAIN, VOTING, VOTELESS = "not masked", "masked, they vote", "masked, they do not vote"
+PLAIN, VOTING, VOTELESS = "not masked", "masked, voting", "masked, no vote"
 HANDLINGS = (PLAIN, VOTING, VOTELESS)
 
 
