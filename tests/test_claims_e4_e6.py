@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from experiments.claims import e04_dead_groups as e4
 from experiments.claims import e06_truncated_votes as e6
-from experiments.formulas import truncation
+from experiments.formulas import dead_groups, truncation
 from experiments.formulas.truncation import HANDLINGS, PLAIN, VOTELESS, VOTING
 from experiments.harness.verdict import Claim
 from experiments.problems import budgets
+from experiments.problems import dead_groups as questions
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(0)
@@ -93,3 +95,86 @@ def test_the_matched_rate_gives_the_rest_its_weight():
         done = 1 - 0.75 ** (tokens - 1)
         own = done - (1 - (1 - done) ** 8) / 8
         assert rates[e6.MATCHED][0] / rates["SGD"][0] == pytest.approx(0.875 * done / own)
+
+
+STEPS, EVERY = 10, 64.0
+LEVELS = (e4.LEVEL, e4.LEVEL_ADAMW, e4.LEVEL_OTHER)
+BOTH = (e4.SGD, e4.ADAMW)
+
+
+def e4_runs(value, *, optimizers=BOTH, samples=EVERY):
+    labels = {"optimizer": list(optimizers), "seed": range(SEEDS), "iteration": range(1, STEPS + 1)}
+    drawn = noisy(0.0, **labels) * 0 + samples
+    return xr.Dataset({"expected_reward": noisy(value, **labels), "samples_drawn": drawn})
+
+
+def e4_data(*, left_out=0.7, other=0.7, sign=0.7, kept=0.5, level=0.5, slow=0.0, gap=0.0, price=1.0):
+    plain = xr.concat([e4_runs(kept), e4_runs(level, optimizers=LEVELS)], "optimizer")
+    refilled = e4_runs(other, samples=2 * EVERY)
+    late = refilled.iteration > STEPS / 2
+    refilled["expected_reward"] = refilled.expected_reward + xr.where(late, slow, 0.0)
+    tie = dead_groups.ties(np.array(questions.SUCCESS), questions.GROUP)
+    start = price * questions.GROUP * sum(tie**n for n in range(16)).sum()
+    exact = xr.Dataset(
+        {
+            "samples_drawn": xr.DataArray([[start]] * 2, dims=("handling", "iteration")),
+            "prompt_reward": xr.DataArray(np.ones((2, 1, 1)), dims=("handling", "iteration", "context")),
+        },
+        {"handling": [e4.KEPT, e4.SAME]},
+    )
+    checks = ["library", "dead groups kept - (1 - 1/G) grad J"]
+    return {
+        e4.KEPT: plain, e4.LEFT_OUT: e4_runs(left_out), e4.OTHER: refilled, e4.SAME: e4_runs(other),
+        "sign": e4_runs(sign, samples=32.0), "few": xr.concat(
+            [e4_runs(kept, samples=32.0), e4_runs(level, optimizers=[e4.LEVEL], samples=32.0)], "optimizer"
+        ),
+        "exact": exact, "identities": xr.Dataset({"gap": ("check", [gap, 0.0])}, {"check": checks}),
+        "factors": xr.Dataset({"factor": ("optimizer", [1.4] * 3)}, {"optimizer": list(LEVELS)}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "want"),
+    [
+        ({}, ["reproduced", "reproduced", "reproduced", "qualified"]),
+        ({"left_out": 0.505}, ["refuted", "reproduced", "reproduced", "qualified"]),
+        ({"level": 0.7}, ["refuted", "refuted", "refuted", "qualified"]),
+        ({"other": 0.5}, ["reproduced", "refuted", "reproduced", "qualified"]),
+        ({"other": 0.5, "slow": 0.4}, ["reproduced", "refuted", "reproduced", "qualified"]),
+        ({"sign": 0.5}, ["reproduced", "reproduced", "refuted", "qualified"]),
+        ({"gap": 1e-6}, ["not testable here"] * 3 + ["qualified"]),
+        ({"price": 1.01}, ["not testable here", "reproduced", "reproduced", "qualified"]),
+    ],
+)
+def test_what_e4_says_falls_when_it_should(changed, want):
+    """``slow``: what refilling gains only after the answers that it may draw are drawn does not count."""
+    assert verdicts(e4, e4_data(**changed)) == want
+
+
+def test_returns_are_read_off_where_the_answers_are_spent():
+    data = xr.Dataset(
+        {
+            "expected_reward": (("seed", "iteration"), [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]),
+            "samples_drawn": (("seed", "iteration"), [[10.0, 10, 10], [10.0, 25, 10]]),
+        }
+    )
+    np.testing.assert_allclose(e4.after(data, 30.0), [0.3, 0.4])
+    np.testing.assert_allclose(e4.after(data, 20.0), [0.2, 0.4])
+
+
+def test_baselines_and_prices_of_dead_groups_by_hand():
+    """Groups of three at p = .2: hits 0 to 3 have chances .512, .384, .096 and .008."""
+    assert dead_groups.ties(0.2, 3) == pytest.approx(0.52)
+    assert dead_groups.baseline(0.2, 3, mixed=False) == pytest.approx(0.2, abs=1e-15)
+    assert dead_groups.baseline(0.2, 3, mixed=True) == pytest.approx((0.384 / 3 + 0.096 * 2 / 3) / 0.48)
+    assert dead_groups.price(np.array(0.52), 3) == pytest.approx(1 + 0.52 + 0.52**2)
+
+
+def test_the_questions_of_e4_start_at_their_success_rates():
+    outputs = truncation.tree(questions.logits((0.3,))[0], 2)
+    right = np.array([output == questions.RIGHT for output in outputs.outputs])
+    assert outputs.chance @ right == pytest.approx(0.3)
+    np.testing.assert_array_equal(questions.table(2), [right, right])
+    slow, fast = e4.learning(), e4.learning({e4.LEVEL: 1.5, e4.LEVEL_ADAMW: 0.5})
+    assert fast[e4.LEVEL][0] == pytest.approx(1.5 * slow[e4.SGD][0])
+    assert fast[e4.LEVEL_ADAMW][0] == pytest.approx(0.5 * slow[e4.ADAMW][0])

@@ -9,8 +9,8 @@ is the mean success rate over all questions, after as many answers drawn as kept
 Refuted if groups left out are not more than .01 ahead of groups kept at equal samples: for SGD and AdamW, at
 the same learning rate and at equal steps (the kept ones' rate times, under SGD, the mean of 1/(share of mixed
 groups) of the run that leaves out; under AdamW, the ratio of the mean lengths of a step). Second sentence
-(trl 3758, of refilling): refuted if groups refilled by other prompts are not .01 ahead at equal samples drawn,
-dead ones included, at the same rate and (SGD) at equal steps. Third (arXiv:2605.07689, read as an abstract;
+(trl 3758, of refilling): refuted if groups refilled by other prompts are not .01 ahead at equal samples, dead
+ones included, at the same rate and (SGD) at equal steps. Third (arXiv:2605.07689, read as an abstract;
 groups of 4, r − r̄ as Dr. GRPO has it): refuted if A = 2r − 1 is not .01 ahead of r − r̄ at the same rate and
 (SGD) at equal steps, r − r̄ at 2/(1 − 1/G) times the rate.
 Fourth (arXiv:2601.08521, read as an abstract): refuted if r̄, given a mixed group, is not above the success
@@ -174,7 +174,7 @@ def after(data: xr.Dataset, samples: float) -> xr.DataArray:
     """J when so many answers have been drawn."""
     spent = data.samples_drawn.cumsum("iteration")
     place = ((spent <= samples).sum("iteration") - 1).clip(0)
-    return data.expected_reward.isel(iteration=place).drop_vars("iteration")
+    return data.expected_reward.isel(iteration=place).drop_vars("iteration", errors="ignore")
 
 
 def ahead(
@@ -207,8 +207,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         claim.reports(f"{name}: factor of the rate", Number(float(factor.sel(optimizer=name))))
     faster, level = numbers[f"{SGD}, same rate"], numbers[LEVEL]
     claim.finds(
-        f"Under SGD leaving dead groups out is a rate {float(factor.sel(optimizer=LEVEL)):.2f} times as large: "
-        f"{faster.value:+.3f} at the same rate, {level.value:+.3f} at equal steps.",
+        f"Under SGD leaving dead groups out is a rate {float(factor.sel(optimizer=LEVEL)):.2f} times as "
+        f"large: {faster.value:+.3f} at the same rate, {level.value:+.3f} at equal steps.",
         when=faster.holds is True and level.holds is False,
     )
     adam, calm = numbers[f"{ADAMW}, same rate"], numbers[LEVEL_ADAMW]
@@ -237,9 +237,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         told = float(hard.sel(handling=handling).isel(iteration=-1))
         row.reports(f"exact, the hardest question at the end: {handling}", Number(told))
     row.finds(
-        "Other prompts in dead groups' places multiply every prompt's update by one factor, 1/(share of mixed "
-        "groups), and the price by the same. The same prompt asked again multiplies each one's update by its "
-        "own 1/P(mixed): it prefers what is hard and what is all but solved.",
+        "Other prompts in dead groups' places multiply every prompt's update by one factor, 1/(share of "
+        "mixed groups), and the price by the same. The same prompt asked again multiplies each one's update "
+        "by its own 1/P(mixed): it prefers what is hard and what is all but solved.",
         when=list(gaps.values()),
     )
 
