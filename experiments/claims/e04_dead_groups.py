@@ -7,12 +7,12 @@ rates from .05 to .95 at the start, 8 prompts drawn an iteration, groups of 8, r
 is the mean success rate over all questions, after as many answers drawn as kept groups take to the end.
 
 Refuted if groups left out are not more than .01 ahead of groups kept at equal samples: for SGD and AdamW, at
-the same learning rate and at equal steps (the kept ones' rate times, under SGD, the mean of 1/(share of mixed
-groups) of the run that leaves out; under AdamW, the ratio of the mean lengths of a step). Second sentence
-(trl 3758, of refilling): refuted if groups refilled by other prompts are not .01 ahead at equal samples, dead
-ones included, at the same rate and (SGD) at equal steps. Third (arXiv:2605.07689, read as an abstract;
-groups of 4, r − r̄ as Dr. GRPO has it): refuted if A = 2r − 1 is not .01 ahead of r − r̄ at the same rate and
-(SGD) at equal steps, r − r̄ at 2/(1 − 1/G) times the rate.
+the same learning rate and at equal steps: the kept ones' rate at every iteration times what leaving out
+makes of a step there on average, under SGD 1/(share of mixed groups), under AdamW the ratio of the mean
+lengths of a step. Second sentence (trl 3758, of refilling): refuted if groups refilled by other prompts are
+not .01 ahead at equal samples, dead ones included, at the same rate and (SGD) at the same equal steps. Third
+(arXiv:2605.07689, read as an abstract; groups of 4, r − r̄ as Dr. GRPO has it): refuted if A = 2r − 1 is not
+.01 ahead of r − r̄ at the same rate and (SGD) at equal steps, r − r̄ at 2/(1 − 1/G) times the rate.
 Fourth (arXiv:2601.08521, read as an abstract): refuted if r̄, given a mixed group, is not above the success
 rate where that is below 1/2 and below it where above, for groups of 8 and 16; qualified if over all groups,
 dead ones included, it is the success rate to 1e-12. Checks of the instrument: the library's update with
@@ -65,18 +65,21 @@ SMALL, TRIES, FEW = 3, 4, 4
 """Group and tries where everything is enumerated; the group of the third sentence."""
 USUAL = (8, 16)
 SGD, ADAMW = "SGD", "AdamW"
-LEVEL, LEVEL_ADAMW, LEVEL_OTHER = "SGD, equal steps", "AdamW, equal steps", "SGD, equal steps to refilled"
+LEVEL, LEVEL_ADAMW = "SGD, equal steps", "AdamW, equal steps"
 SAME_RATE = {f"{name}, same rate": (name, name) for name in (SGD, ADAMW)}
 """Comparison -> the optimizer of one and of the other."""
 
 
-def learning(factors: Mapping[str, float] | None = None) -> dict[str, tuple[float, float, float]]:
-    """(rate, b1, eps) of SGD and AdamW, or of the same at the rate times these factors."""
+Setting = tuple[np.ndarray, float, float]
+
+
+def learning(iterations: int, factors: Mapping[str, Any] | None = None) -> dict[str, Setting]:
+    """(rates, b1, eps) of SGD and AdamW, or of the same at the rate times these factors."""
     slow, adam = (RATE * FREE, 0.0, FREE), (ADAM, 0.9, 1e-8)
-    if factors is None:
-        return {SGD: slow, ADAMW: adam}
+    factors = factors or {SGD: 1.0, ADAMW: 1.0}
     start = {name: adam if name.startswith(ADAMW) else slow for name in factors}
-    return {name: (rate * factors[name], b1, eps) for name, (rate, b1, eps) in start.items()}
+    even = np.ones(iterations)
+    return {name: (rate * factors[name] * even, b1, eps) for name, (rate, b1, eps) in start.items()}
 
 
 def trained(
@@ -86,11 +89,12 @@ def trained(
     refill: Any,
     *,
     group: int = GROUP,
-    factors: Mapping[str, float] | None = None,
+    factors: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """J, the mean length of a step, and what was drawn and tied, by iteration."""
     data = gj.sweep(
-        config(method, refill, group=group), {OPTIMIZER: learning(factors)}, seeds=size.seeds,
+        config(method, refill, group=group),
+        {OPTIMIZER: learning(size.iterations, factors)}, seeds=size.seeds,
         iterations=size.iterations, root=seed,
         record=["expected_reward", "samples_drawn", "tied", "update_norm"],
     )  # fmt: skip
@@ -148,13 +152,11 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     """Identities, exact training, and sampled training of every handling."""
     runs = {name: trained(seed, size, *HANDLINGS[name]) for name in HANDLINGS}
     mixed = 1 - runs[LEFT_OUT].tied.sel(optimizer=SGD)
-    steps = [runs[name].update_norm.sel(optimizer=ADAMW).mean() for name in (LEFT_OUT, KEPT)]
-    factors = {
-        LEVEL: float((1 / mixed).where(mixed > 0).mean()),
-        LEVEL_ADAMW: float(steps[0] / steps[1]),
-        LEVEL_OTHER: float(runs[OTHER].samples_drawn.sel(optimizer=SGD).mean()) / (GROUP * PROMPTS),
-    }
-    level = trained(seed, size, *HANDLINGS[KEPT], factors=factors)
+    steps = [runs[name].update_norm.sel(optimizer=ADAMW).mean("seed") for name in (LEFT_OUT, KEPT)]
+    factors = {LEVEL: (1 / mixed).where(mixed > 0).mean("seed"), LEVEL_ADAMW: steps[0] / steps[1]}
+    level = trained(
+        seed, size, *HANDLINGS[KEPT], factors={name: factor.values for name, factor in factors.items()}
+    )
     few = trained(seed, size, PLAIN, None, group=FEW)
     fast = trained(seed, size, PLAIN, None, group=FEW, factors={LEVEL: 2 / (1 - 1 / FEW)})
     return {
@@ -162,9 +164,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
         KEPT: xr.concat([runs[KEPT], level], "optimizer"),
         "identities": identities(),
         "exact": xr.concat([exact(size, n) for n in (KEPT, SAME)], xr.Variable("handling", [KEPT, SAME])),
-        "factors": xr.Dataset(
-            {"factor": ("optimizer", list(factors.values()))}, {"optimizer": list(factors)}
-        ),
+        "factors": xr.Dataset({name: factor.drop_vars("optimizer") for name, factor in factors.items()}),
         "sign": trained(seed, size, SIGN, None, group=FEW),
         "few": xr.concat([few, fast], "optimizer"),
     }
@@ -191,7 +191,7 @@ def ahead(
 
 def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """Handlings against each other, and the two abstracts."""
-    kept, factor, known = data[KEPT], data["factors"].factor, data["identities"].gap
+    kept, factors, known = data[KEPT], data["factors"], data["identities"].gap
     samples = float(kept.samples_drawn.isel(optimizer=0, seed=0).sum())
     gaps = {str(name): worst(known.sel(check=name), tolerance=1e-10) for name in known.check.values}
     claim.requires("gap", gaps)
@@ -203,18 +203,19 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     numbers = ahead(data[LEFT_OUT], kept, pairs, samples)
     for name, number in numbers.items():
         claim.refutes(f"{name}: left out - kept", number)
-    for name in (LEVEL, LEVEL_ADAMW):
-        claim.reports(f"{name}: factor of the rate", Number(float(factor.sel(optimizer=name))))
+    for which, factor in factors.items():
+        claim.reports(f"{which}: mean factor of the rate", Number(float(factor.mean())))
     faster, level = numbers[f"{SGD}, same rate"], numbers[LEVEL]
+    first, last = (float(factors[LEVEL].isel(iteration=place)) for place in (0, -1))
     claim.finds(
-        f"Under SGD leaving dead groups out is a rate {float(factor.sel(optimizer=LEVEL)):.2f} times as "
-        f"large: {faster.value:+.3f} at the same rate, {level.value:+.3f} at equal steps.",
+        f"Under SGD leaving dead groups out is a larger rate, {first:.1f} times as large at the start and "
+        f"{last:.1f} at the end: {faster.value:+.3f} at the same rate, {level.value:+.3f} at equal steps.",
         when=faster.holds is True and level.holds is False,
     )
     adam, calm = numbers[f"{ADAMW}, same rate"], numbers[LEVEL_ADAMW]
     claim.finds(
-        f"AdamW divides a constant factor out; what is left of it ({adam.value:+.3f} at the same rate) is a "
-        f"factor that grows as questions get easy: {calm.value:+.3f} at equal steps.",
+        f"AdamW divides a constant factor out and keeps what grows: {adam.value:+.3f} at the same rate, "
+        f"{calm.value:+.3f} at equal steps.",
         when=calm.holds is False,
     )
     for group in USUAL:
@@ -227,10 +228,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         'with no learning signal".'
     )
     row.requires("gap", gaps)
-    refilled = ahead(data[OTHER], kept, SAME_RATE | {LEVEL: (SGD, LEVEL_OTHER)}, samples)
+    refilled = ahead(data[OTHER], kept, SAME_RATE | {LEVEL: (SGD, LEVEL)}, samples)
     for name, number in refilled.items():
         row.refutes(f"{name}: refilled by other prompts - kept", number)
-    row.reports("answers drawn for one that is kept", Number(float(factor.sel(optimizer=LEVEL_OTHER))))
+    price = data[OTHER].samples_drawn.sel(optimizer=SGD).mean() / (GROUP * PROMPTS)
+    row.reports("answers drawn for one that is kept", Number(float(price)))
     row.reports("refilled by the same prompt - kept", ahead(data[SAME], kept, SAME_RATE, samples))
     hard = data["exact"].prompt_reward.isel(context=0)
     for handling in (KEPT, SAME):
@@ -295,7 +297,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         lines.attrs = {"long_name": "mean success rate"}
         plotting.curves(axes, lines, over="seed", by="dead groups", x="samples")
         axes.set(xlabel="answers drawn, thousands")
-        axes.legend(loc="lower right", title="dead groups")
+        axes.legend(loc="lower right")
     left.set_title("SGD, the same learning rate")
     right.set_title("SGD, equal steps")
     right.set_ylabel("")

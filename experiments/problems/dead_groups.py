@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import grpo_jax as gj
 from grpo_jax.methods import SHIFT
+from grpo_jax.part import number, part
 from grpo_jax.parts.advantages import NoBaseline, Normalized
 from grpo_jax.parts.gains import Linear
 from grpo_jax.parts.ratios import Score
 from grpo_jax.parts.reductions import Constant, Informative
 from grpo_jax.parts.shaping import Rescaled
 from grpo_jax.policies import TreePolicy
+from grpo_jax.types import Array
 
 SPACE = gj.Sequences(vocab=3, horizon=2, eos=2)
 RIGHT = (0, 2)
@@ -27,7 +30,18 @@ SUCCESS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
 GROUP, PROMPTS = 8, 8
 FREE = 1e9
 """AdamW with an eps as great is SGD: second moments do not count."""
-OPTIMIZER = ("optimizer.learning_rate", "optimizer.b1", "optimizer.eps")
+OPTIMIZER = ("optimizer.learning_rate.rates", "optimizer.b1", "optimizer.eps")
+
+
+@part
+class Tabulated:
+    """The learning rate of every step, [steps]."""
+
+    rates: Any = number(rank=1, low=0.0)
+
+    def __call__(self, count: Array) -> Array:
+        return jnp.asarray(self.rates)[count]
+
 
 KEPT, LEFT_OUT, OTHER, SAME = "kept", "left out", "refilled by other prompts", "refilled by the same prompt"
 PLAIN = gj.Method(advantage=SHIFT, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0))
@@ -63,11 +77,12 @@ def logits(success: tuple[float, ...]) -> np.ndarray:
 
 def config(method: gj.Method, refill: Any, *, group: int = GROUP, exact: bool = False) -> gj.Config:
     """Prompts drawn from all questions; every question once where expectations are exact."""
+    rate: Any = Tabulated(rates=np.ones(1))
     return gj.Config(
         policy=TreePolicy(space=SPACE, logits=logits(SUCCESS)),
         task=gj.SequenceTable(space=SPACE, table=table(len(SUCCESS))),
         method=method,
-        optimizer=gj.AdamW(learning_rate=1.0),
+        optimizer=gj.AdamW(learning_rate=rate),
         loop=gj.Loop(group_size=group, prompts=None if exact else PROMPTS, refill=refill),
         expectation=gj.Exact() if exact else gj.Sampled(),
     )
