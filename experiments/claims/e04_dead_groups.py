@@ -8,10 +8,10 @@ is the mean success rate over all questions, after as many answers drawn as kept
 
 Refuted if groups left out are not more than .01 ahead of groups kept at equal samples: for SGD and AdamW, at
 the same learning rate and at equal steps: the kept ones' rate at every iteration times what leaving out
-makes of a step there on average, under SGD 1/(share of mixed groups), under AdamW the ratio of the mean
-lengths of a step. Second sentence (trl 3758, of refilling): refuted if groups refilled by other prompts are
-not .01 ahead at equal samples, dead ones included, at the same rate and (SGD) at the same equal steps. Third
-(arXiv:2605.07689, read as an abstract; groups of 4, r − r̄ as Dr. GRPO has it): refuted if A = 2r − 1 is not
+makes of a step there on average, under SGD P(some group is mixed)/E[share of mixed groups], under AdamW the
+ratio of the mean lengths of a step. Second sentence (trl 3758, of refilling): refuted if groups refilled by
+other prompts are not .01 ahead at equal samples, dead ones included, at the same rate and (SGD) at the same
+equal steps. Third (arXiv:2605.07689, read as an abstract; groups of 4, r − r̄ as Dr. GRPO has it): refuted if A = 2r − 1 is not
 .01 ahead of r − r̄ at the same rate and (SGD) at equal steps, r − r̄ at 2/(1 − 1/G) times the rate.
 Fourth (arXiv:2601.08521, read as an abstract): refuted if r̄, given a mixed group, is not above the success
 rate where that is below 1/2 and below it where above, for groups of 8 and 16; qualified if over all groups,
@@ -93,7 +93,7 @@ def trained(
 ) -> xr.Dataset:
     """J, the mean length of a step, and what was drawn and tied, by iteration."""
     data = gj.sweep(
-        config(method, refill, group=group),
+        config(method, refill, group=group, steps=size.iterations),
         {OPTIMIZER: learning(size.iterations, factors)}, seeds=size.seeds,
         iterations=size.iterations, root=seed,
         record=["expected_reward", "samples_drawn", "tied", "update_norm"],
@@ -153,7 +153,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     runs = {name: trained(seed, size, *HANDLINGS[name]) for name in HANDLINGS}
     mixed = 1 - runs[LEFT_OUT].tied.sel(optimizer=SGD)
     steps = [runs[name].update_norm.sel(optimizer=ADAMW).mean("seed") for name in (LEFT_OUT, KEPT)]
-    factors = {LEVEL: (1 / mixed).where(mixed > 0).mean("seed"), LEVEL_ADAMW: steps[0] / steps[1]}
+    factors = {LEVEL: (mixed > 0).mean("seed") / mixed.mean("seed"), LEVEL_ADAMW: steps[0] / steps[1]}
     level = trained(
         seed, size, *HANDLINGS[KEPT], factors={name: factor.values for name, factor in factors.items()}
     )

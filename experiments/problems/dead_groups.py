@@ -75,9 +75,11 @@ def logits(success: tuple[float, ...]) -> np.ndarray:
     return found
 
 
-def config(method: gj.Method, refill: Any, *, group: int = GROUP, exact: bool = False) -> gj.Config:
+def config(
+    method: gj.Method, refill: Any, *, group: int = GROUP, exact: bool = False, steps: int = 1
+) -> gj.Config:
     """Prompts drawn from all questions; every question once where expectations are exact."""
-    rate: Any = Tabulated(rates=np.ones(1))
+    rate: Any = Tabulated(rates=np.ones(steps))
     return gj.Config(
         policy=TreePolicy(space=SPACE, logits=logits(SUCCESS)),
         task=gj.SequenceTable(space=SPACE, table=table(len(SUCCESS))),
