@@ -209,7 +209,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     first, last = (float(factors[LEVEL].isel(iteration=place)) for place in (0, -1))
     claim.finds(
         f"Under SGD leaving dead groups out is a larger rate, {first:.1f} times as large at the start and "
-        f"{last:.1f} at the end: {faster.value:+.3f} at the same rate, {round(level.value, 3) + 0.0:+.3f} at equal steps.",
+        f"{last:.1f} at the end: {faster.value:+.3f} at the same rate, {round(level.value, 3) + 0.0:+.3f} at "
+        "equal steps.",
         when=faster.holds is True and level.holds is False,
     )
     adam, calm = numbers[f"{ADAMW}, same rate"], numbers[LEVEL_ADAMW]

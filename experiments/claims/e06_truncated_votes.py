@@ -206,6 +206,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         gains = each(ahead, expected=GAIN, relation="at least")
         best = max(gains, key=lambda name: gains[name].value)
         row.refutes(f"{handling}: the greatest gain of any setting", replace(gains[best], at=best))
+        row.finds(
+            f"{handling.capitalize()}: from {hardest(harm).value:+.2f} ({hardest(harm).at}) to "
+            f"{gains[best].value:+.2f} ({best}).",
+            when=hardest(harm).holds is False,
+        )
     room = runs.room.mean("iteration").sel(context=SLOW, optimizer=two)
     roomy = room.sel(handling=[VOTING, VOTELESS]) - room.sel(handling=PLAIN, drop=True)
     row.reports("slow question, deployed with room, less not masked", each(roomy))
