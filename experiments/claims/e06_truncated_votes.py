@@ -221,8 +221,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     row.finds(
         "Not masked, the update ascends the return with the budget itself. A mask protects answers that "
         f"would be right with more room: trained with {BUDGETS[-1]} tokens and deployed with {ROOM} the slow "
-        f"question returns {slow[VOTING].value:+.2f} with a vote and {slow[VOTELESS].value:+.2f} without (mean "
-        "over training).",
+        f"question returns {slow[VOTING].value:+.2f} with a vote and {slow[VOTELESS].value:+.2f} without "
+        "(mean over training).",
         when=list(slow.values()),
     )
 
