@@ -24,6 +24,7 @@ from grpo_jax.measures import measure
 from grpo_jax.optimizers import SGD, Adam, AdamW, ClippedNorm, Custom, HeavyBall, Lion, RMSProp
 from grpo_jax.part import number, part, static
 from grpo_jax.policies import ActionPolicy, MLPPolicy, NetworkPolicy, TransformerPolicy, TreePolicy
+from grpo_jax.refill import Refill
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
 from grpo_jax.sweeps import load, sweep
@@ -79,6 +80,7 @@ __all__ = [
     "Proximal",
     "Questions",
     "RMSProp",
+    "Refill",
     "Rollout",
     "Rounded",
     "Sampled",

@@ -21,7 +21,7 @@ from grpo_jax.config import (
 )
 from grpo_jax.diagnostics import all_prompts
 from grpo_jax.kernels import materialize
-from grpo_jax.part import Swept, at_hand, declared, outside, part, subparts, substituted
+from grpo_jax.part import Swept, at_hand, declared, outside, part, put_all, subparts, substituted
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.sampling import (
     Listing,
@@ -34,6 +34,7 @@ from grpo_jax.sampling import (
     scored,
     shared,
     support_score,
+    truncation,
     with_reports,
 )
 from grpo_jax.surrogate import advantages, objective
@@ -73,6 +74,16 @@ class Sampled:
 
     def collect(self, config: Config, state: TrainState) -> Batch:
         """Groups from the old policy; noise and tokens depend on (root, seed, step) alone."""
+        refill, drawn = config.loop.refill, None
+        if refill is None:
+            rollout, origin = self._drawn(config, state)
+        else:
+            group, prompts = refill.widened(config.loop.group_size, config.loop.prompts)
+            every = put_all(config, {"loop.group_size": group, "loop.prompts": prompts})
+            rollout, origin, drawn = refill.filled(*self._drawn(every, state))
+        return Batch(rollout, materialize(advantages(config.method, rollout)), origin, drawn)
+
+    def _drawn(self, config: Config, state: TrainState) -> tuple[Rollout, Origin | None]:
         prompts, count = draw_prompts(config, state), prompt_count(config)
         group = (count, config.loop.group_size)
         draws = uniforms(state.root, state.seed, state.step, Stream.TOKEN, (*group, config.policy.horizon))
@@ -91,6 +102,7 @@ class Sampled:
             old_logp=old.logp,
             ref_logp=ref.logp,
             entropy=old.entropy,
+            truncated=truncation(config, tokens, mask),
         )
 
         def score(who: Any, at: Params) -> Scores:
@@ -99,7 +111,7 @@ class Sampled:
         origin = None
         if drawn.reported is not None:
             rollout, origin = with_reports(config, state, rollout, score, drawn.reported, drawn.origin)
-        return Batch(rollout, materialize(advantages(config.method, rollout)), origin)
+        return rollout, origin
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
         """The surrogate of the sampled groups."""
@@ -130,6 +142,7 @@ def support_rollout(
     ref = policy.score_support(state.ref_params, prompts)
     task = require_means(config.task, instead="use Sampled()")
     width = 1 if every is None else every.width
+    cut = truncation(config, tokens, mask)
     rollout = Rollout(
         prompts=prompts,
         tokens=each(tokens, width),
@@ -140,6 +153,7 @@ def support_rollout(
         old_logp=each(old.logp, width),
         ref_logp=each(ref.logp, width),
         entropy=each(old.entropy, width),
+        truncated=None if cut is None else each(cut, width),
     )
     score = support_score(prompts, width)
     if every is not None:
@@ -159,6 +173,8 @@ class Counts:
         """Counts over the support, from the very draws that ``Sampled`` would make."""
         if isinstance(config.task, HasNoise) and config.task.noise is not None:
             raise ValueError("Counts() needs rewards that depend on the output alone; this task has noise")
+        if config.loop.refill is not None:
+            raise ValueError("Counts() draws every group once; use Sampled() with Loop(refill=...)")
         policy = config.policy
         if not isinstance(policy, Countable):
             raise ValueError(f"{type(policy).__name__} cannot count its outputs; use Sampled()")
@@ -267,6 +283,8 @@ def choose(config: Config, swept: Swept = ()) -> Config:
 
 def _uncountable(config: Config, swept: Swept) -> str | None:
     """What keeps groups from being counted unasked; None if nothing does."""
+    if config.loop.refill is not None:
+        return "groups that tie are drawn anew"
     if not (isinstance(config.policy, FiniteActions) and isinstance(config.policy, Countable)):
         return "outputs are not single actions"
     if not isinstance(config.task, HasMeans):

@@ -15,6 +15,7 @@ from grpo_jax.bounds import check_precision, is_concrete, may_be_number, whole
 from grpo_jax.fit import check_fit
 from grpo_jax.optimizers import AdamW, Optimizer
 from grpo_jax.part import Swept, declared, leaf_paths, part, per_run, static, subparts, substituted
+from grpo_jax.refill import Refill
 from grpo_jax.surrogate import Method
 from grpo_jax.types import (
     Array,
@@ -71,6 +72,8 @@ class Batch(NamedTuple):
     depends on the group, and so does what a clip holds."""
     origin: Origin | None = None
     """None where the old policy sampled."""
+    drawn: Array | None = None
+    """[P(, R)] groups drawn for each that is kept (``Loop.refill``); None where every group is kept."""
 
 
 class Expectation(Protocol):
@@ -112,6 +115,7 @@ class Loop:
       inner_steps: μ passes over one batch.
       minibatches: optimizer steps per pass; groups stay whole and are shuffled. Must divide P.
       refresh_every: iterations between refreshes of θ_old.
+      refill: groups whose rewards all tie are drawn anew; None keeps them.
     """
 
     group_size: int = static(8, low=1)
@@ -119,6 +123,7 @@ class Loop:
     inner_steps: int = static(1, low=1)
     minibatches: int = static(1, low=1)
     refresh_every: int = static(1, low=1)
+    refill: Refill | None = None
 
 
 @part
@@ -174,6 +179,7 @@ def validate(config: Config, swept: Swept = ()) -> None:
     if prompts % config.loop.minibatches:
         raise ValueError(f"{config.loop.minibatches} minibatches do not divide {prompts} prompts")
     check_fit(config.policy, config.task)
+    _check_refill(config)
     _check_numbers(config)
     _check_reference(config, swept)
     _check_filters(config, swept)
@@ -181,6 +187,19 @@ def validate(config: Config, swept: Swept = ()) -> None:
     user_parts.check_method(config.method, swept)
     user_parts.check_problem(config.policy, config.task, prompts=config.loop.prompts)
     user_parts.check_optimizer(config.optimizer, config.policy)
+
+
+def _check_refill(config: Config) -> None:
+    refill = config.loop.refill
+    if refill is None:
+        return
+    if config.loop.group_size < 2:
+        raise ValueError("a group of one always ties: Loop(refill=...) needs groups of at least 2")
+    if refill.other and config.loop.prompts is None:
+        raise ValueError("Refill(other=True) takes prompts that are drawn; give Loop(prompts=...)")
+    age = None if config.behavior is None else config.behavior.age
+    if age is not None and age.loses:
+        raise ValueError("Loop(refill=...) does not draw groups anew that lose answers; use Age(refill=True)")
 
 
 _SLOTS = {

@@ -279,6 +279,20 @@ def trailing(x: Any, ndim: int) -> Any:
     return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
+def take_rows(tree: Any, rows: Array) -> Any:
+    """The same tree of arrays [P, ...(, R)] at the prompt rows [p(, R)]."""
+
+    def pick(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        if rows.ndim == 1 or leaf.ndim == 1:
+            return leaf[rows]
+        leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], rows.shape[1]))
+        index = per_prompt(rows, leaf.ndim)
+        return jnp.take_along_axis(leaf, index, axis=0)
+
+    return jax.tree.map(pick, tree)
+
+
 def per_prompt(x: Array, ndim: int) -> Array:
     """[P(, R)] with axes of length one behind the first, so that it meets [P, ...(, R)] of ``ndim`` axes."""
     return x.reshape(x.shape[:1] + (1,) * (ndim - x.ndim) + x.shape[1:])

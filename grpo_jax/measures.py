@@ -200,6 +200,13 @@ def _arrived(view: View) -> Array:
     return jnp.sum(view.batch.rollout.multiplicity, (0, 1)) / drawn
 
 
+def _samples_drawn(view: View) -> Array:
+    drawn = view.batch.drawn
+    if drawn is None:
+        drawn = jnp.ones_like(view.batch.rollout.multiplicity[:, 0])
+    return view.config.loop.group_size * jnp.sum(drawn, 0)
+
+
 def _finite(view: View) -> Array:
     start = view.config.policy.logits if isinstance(view.config.policy, Tabular) else None
     return diagnostics.finite(view.state.params, runs=view.runs, start=start)
@@ -323,6 +330,9 @@ DIAGNOSTICS: dict[str, Measure] = {
     ),
     "age": _iteration(_age, "age of the sampler's weights, iterations, mean over answers"),
     "arrived": _iteration(_arrived, "share of the answers that are not lost for their age"),
+    "samples_drawn": _iteration(
+        _samples_drawn, "answers drawn for the batch, those of groups that were drawn anew included"
+    ),
     "tied": _iteration(_tied, "share of tied groups"),
     "finite": Measure(_finite, (), about="parameters are finite (or -inf as at the start)", averaged=False),
     "probabilities": _iteration(

@@ -12,7 +12,17 @@ from grpo_jax.config import Config, Origin, TrainState
 from grpo_jax.kernels import exponential, trailing
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.sequences import inverse_cdf
-from grpo_jax.types import Array, Countable, Listable, Params, Rollout, Scores, support_of
+from grpo_jax.types import (
+    Array,
+    Countable,
+    Listable,
+    OverSequences,
+    Params,
+    Rollout,
+    Scores,
+    reads_truncation,
+    support_of,
+)
 
 
 def shared(array: Any, state: TrainState) -> Any:
@@ -28,6 +38,22 @@ def each(array: Array, width: int) -> Array:
 def side_by_side(array: Array) -> Array:
     """[P, S, A, ...] -> [P, S·A, ...]."""
     return array.reshape((array.shape[0], -1, *array.shape[3:]))
+
+
+def truncation(config: Config, tokens: Array, mask: Array) -> Array | None:
+    """[P, N] which outputs were cut off at the budget; None where no part asks for it.
+
+    ValueError where one does, and neither policy nor task says which token ends an output.
+    """
+    if not reads_truncation(config.method):
+        return None
+    for one in (config.policy, config.task):
+        if isinstance(one, OverSequences):
+            return one.space.truncated(tokens, mask)
+    raise ValueError(
+        f"{type(config.policy).__name__} does not say which outputs are cut off; a policy or a task over "
+        "``Sequences`` does"
+    )
 
 
 class Drawn(NamedTuple):

@@ -119,6 +119,12 @@ class Sequences:
         mask = self.mask(tokens)
         return (tokens if self.eos is None else jnp.where(mask > 0, tokens, self.eos)), mask
 
+    def truncated(self, tokens: Array, mask: Array) -> Array:
+        """[P, N] 1 where a sequence fills the horizon without EOS; nowhere, if no token ends one."""
+        if self.eos is None:
+            return jnp.zeros(mask[:, :, -1].shape)
+        return jnp.where((mask[:, :, -1] > 0) & (tokens[:, :, -1] != self.eos), 1.0, 0.0)
+
     def child(self, local: Array, token: Array) -> Array:
         """Place within its depth of the node reached from place ``local`` by ``token`` (any, after EOS)."""
         digit = token - (token > self.eos) if self.eos is not None else token

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from grpo_jax import optimizers
 from grpo_jax.config import Batch, Config, TrainState, prompt_count
-from grpo_jax.kernels import materialize, per_prompt
+from grpo_jax.kernels import materialize, take_rows
 from grpo_jax.measures import StepView
 from grpo_jax.part import put
 from grpo_jax.random import Stream, uniforms
@@ -29,20 +29,6 @@ def _minibatches(config: Config, state: TrainState) -> Array | None:
     order = uniforms(state.root, state.seed, state.step, Stream.SHUFFLE, (passes, count))
     rows = jnp.argsort(order, axis=1)
     return rows.reshape((passes * parts, count // parts) + rows.shape[2:])
-
-
-def _take(batch: Batch, rows: Array) -> Batch:
-    """The groups at prompt rows [p(, R)]."""
-
-    def pick(leaf: Any) -> Array:
-        leaf = jnp.asarray(leaf)
-        if rows.ndim == 1 or leaf.ndim == 1:
-            return leaf[rows]
-        leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], rows.shape[1]))
-        index = per_prompt(rows, leaf.ndim)
-        return jnp.take_along_axis(leaf, index, axis=0)
-
-    return jax.tree.map(pick, batch)
 
 
 def optimizer_steps(
@@ -74,7 +60,7 @@ def optimizer_steps(
 
     def body(carry: tuple[Params, Any], rows: Array | None) -> tuple[tuple[Params, Any], Any]:
         params, opt_state = carry
-        part = batch if rows is None else _take(batch, rows)
+        part = batch if rows is None else take_rows(batch, rows)
         point = state.old_params if at_old else params
 
         def negated(at: Params) -> tuple[Array, tuple[Array, Array]]:

@@ -60,6 +60,9 @@ class Rollout(NamedTuple):
     """[P, N, T] entropy in nats of the next-token distribution; needed by some corrections only."""
     baseline: Array | None = None
     """[P, N] baseline supplied from outside (ReMax's greedy reward); needed by one advantage only."""
+    truncated: Array | None = None
+    """[P, N] 1 where an output was cut off at the budget: it ends without end-of-sequence. Only there where a
+    part reads it (``ReadsTruncation``)."""
 
 
 class Evaluation(NamedTuple):
@@ -250,8 +253,15 @@ class ReadsLengths(Protocol):
 
 
 @runtime_checkable
+class ReadsTruncation(Protocol):
+    """A part that reads ``rollout.truncated``."""
+
+    reads_truncation: ClassVar[bool]
+
+
+@runtime_checkable
 class CellSafe(Protocol):
-    """A coupling part whose statistics are functions of rewards (and of lengths, where it reads them)."""
+    """A coupling part whose statistics are functions of rewards (and of what else it says that it reads)."""
 
     cell_safe: ClassVar[bool]
 
@@ -329,6 +339,11 @@ def coupling(tree: Any) -> Coupling:
 def reads_lengths(tree: Any) -> bool:
     """Whether any part of the tree reads lengths."""
     return any(p.reads_lengths for p in subparts(tree) if isinstance(p, ReadsLengths))
+
+
+def reads_truncation(tree: Any) -> bool:
+    """Whether any part of the tree reads which outputs were cut off."""
+    return any(p.reads_truncation for p in subparts(tree) if isinstance(p, ReadsTruncation))
 
 
 def evaluated_at_old(ratio: Any) -> bool:

@@ -471,6 +471,51 @@ RESUME = (
     ),
 )
 
+ANEW = (
+    Fault(
+        "cells ignore what is cut off",
+        "exact/groups.py",
+        "if reads_truncation(method) and rollout.truncated is not None:",
+        "if False:",
+        "test_truncation",
+    ),
+    Fault(
+        "an end in the last place is cut off",
+        "sequences.py",
+        "& (tokens[:, :, -1] != self.eos), 1.0, 0.0)",
+        ", 1.0, 0.0)",
+        "test_truncation",
+    ),
+    Fault(
+        "what is cut off votes",
+        "parts/truncation.py",
+        "self.inner(rollout._replace(multiplicity=voters), rewards)",
+        "self.inner(rollout, rewards)",
+        "test_truncation",
+    ),
+    Fault(
+        "a tied group is kept at every try",
+        "refill.py",
+        "jnp.where(same, ties ** (self.tries - 1), self.price(ties))",
+        "jnp.where(same, 1.0, self.price(ties))",
+        "test_refill",
+    ),
+    Fault(
+        "the last try is kept, not the first that is mixed",
+        "refill.py",
+        "jnp.argmin(same, 1)",
+        "self.tries - 1 - jnp.argmin(same[:, ::-1], 1)",
+        "test_refill",
+    ),
+    Fault(
+        "groups drawn anew cost nothing",
+        "measures.py",
+        "view.config.loop.group_size * jnp.sum(drawn, 0)",
+        "view.config.loop.group_size * jnp.sum(jnp.ones_like(drawn), 0)",
+        "test_refill",
+    ),
+)
+
 FAULTS = (
     *ADVANTAGES,
     *GAINS,
@@ -482,4 +527,5 @@ FAULTS = (
     *LOOP,
     *SWEEPS,
     *RESUME,
+    *ANEW,
 )

@@ -33,7 +33,6 @@ def test_defaults_give_a_finite_loss(library: str) -> None:
     ("library", "options", "message"),
     [
         ("trl", {"entropy_coef": 0.1}, "trl: entropy_coef=0.1 is not modelled"),
-        ("trl", {"mask_truncated_completions": True}, "mask_truncated_completions"),
         ("trl", {"epsilon_hgih": 0.3}, "epsilon_hgih is not modelled; did you mean .*epsilon_high"),
         ("trl", {"loss_type": "gmpo", "off_policy_mask_threshold": 0.1}, "GMPO trainer ignores"),
         ("verl", {"loss_mode": "clip_cov", "clip_cov_ratio": 0.1}, "clip_cov_ratio below 1"),

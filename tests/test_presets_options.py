@@ -20,6 +20,7 @@ TRL = {
     "off_policy_mask_threshold": 0.6, "use_vllm": True, "vllm_importance_sampling_correction": False,
     "vllm_importance_sampling_mode": "token_mask", "vllm_importance_sampling_clip_max": 2.2,
     "vllm_importance_sampling_clip_min": 0.4, "normalize_advantages": True, "reward_clip_range": (-1.0, 1.0),
+    "mask_truncated_completions": True,
 }  # fmt: skip
 LIGER = TRL | {"epsilon_low": 0.11, "use_bias_correction_kl": True}
 OPENRLHF = {
@@ -28,6 +29,7 @@ OPENRLHF = {
     "kl_estimator": "k3", "unbiased_gradient": True, "is_correction_level": "token",
     "is_correction_mode": "clip", "is_correction_gating": "tv", "is_correction_threshold": (0.7, 2.0),
     "overlong_buffer_len": 4, "overlong_penalty_factor": 0.5, "max_new_tokens": 16,
+    "stop_properly_penalty_coef": 0.5,
 }  # fmt: skip
 ENGINE = {"temperature": 0.7, "top_p": 0.9, "top_k": 5}
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "rloo", "gmpo")

@@ -95,7 +95,7 @@ FINAL = {
 """Kept as they are in the end; the clip's share is averaged over the run."""
 
 
-def trained(seed: int, size: Any, passes: int, **loop: int) -> xr.Dataset:
+def trained(seed: int, size: Any, passes: int, **loop: Any) -> xr.Dataset:
     """STEPS optimizer steps of every optimizer, clipped and not, on the same draws."""
     rng = np.random.default_rng(seed)
     table = np.stack([rng.permutation([0.9, 0.6, 0.2, 0.1, 0.0]) for _ in range(8)])

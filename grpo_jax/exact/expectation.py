@@ -24,6 +24,7 @@ from grpo_jax.exact.outcomes import listed, outcomes
 from grpo_jax.kernels import per_prompt
 from grpo_jax.part import aligned, leaf_paths, part, static
 from grpo_jax.parts.gains import ClipMask, clip_mask
+from grpo_jax.refill import Refill
 from grpo_jax.statistics import GROUP_AXES, divide, tied
 from grpo_jax.surrogate import advantages, objective_terms, sanitized
 from grpo_jax.types import Array, HasLevels, Params, Rollout, Scores, support_of
@@ -43,6 +44,9 @@ class Enumeration(NamedTuple):
     split: groups.Split
     rollout: Rollout
     """Every outcome; its multiplicity is its probability."""
+    refill: Refill | None = None
+    ties: Array | None = None
+    """[P(, R)] probability that a group ties, where such are drawn anew."""
 
     def group(self, counts: Array) -> Rollout:
         """The group that has these counts [C], as multiplicities of outcomes."""
@@ -51,7 +55,12 @@ class Enumeration(NamedTuple):
 
     def weights(self, counts: Array) -> Array:
         """[P(, R)] the group's probability at each prompt."""
-        return groups.weights(counts, int(self.counts[0].sum()), self.split.probabilities)
+        once = groups.weights(counts, int(self.counts[0].sum()), self.split.probabilities)
+        if self.refill is None or self.ties is None:
+            return once
+        group = self.group(counts)
+        same = tied(jnp.sum(group.rewards, 2), group.multiplicity, GROUP_AXES)[:, 0]
+        return once * self.refill.factor(same, self.ties)
 
 
 def enumeration(
@@ -75,7 +84,9 @@ def enumeration(
         if cell is not None:
             cell = jnp.concatenate([cell, jnp.full_like(cell[:, :1], width - 1)], 1)
     split = groups.split(probabilities, cell, width)
-    return Enumeration(groups.enumerate_groups(group_size, width), split, rollout)
+    refill = config.loop.refill
+    ties = None if refill is None else refill.ties(rollout, group_size)
+    return Enumeration(groups.enumerate_groups(group_size, width), split, rollout, refill, ties)
 
 
 def expect(config: Config, every: Enumeration, terms: Terms) -> Any:
@@ -156,9 +167,15 @@ class Exact:
         if config.loop.minibatches > 1:
             raise ValueError("Exact() takes whole batches: minibatches must be 1")
         groups.require_couplings(config.method, prompt_count(config))
+        size, refill = config.loop.group_size, config.loop.refill
+        if refill is not None and refill.other:
+            raise ValueError(
+                "which prompts fill a batch depends on all that are drawn, so that groups cannot be summed "
+                "prompt by prompt; use Refill(other=False), or Sampled()"
+            )
         rollout, origin = outcomes(config, state, draw_prompts(config, state))
-        rollout = rollout._replace(multiplicity=config.loop.group_size * rollout.multiplicity)
-        return Batch(rollout, None, origin)
+        drawn = None if refill is None else refill.price(refill.ties(rollout, size))
+        return Batch(rollout._replace(multiplicity=size * rollout.multiplicity), None, origin, drawn)
 
     def enumeration(self, config: Config, batch: Batch) -> Enumeration:
         """All groups of a collected batch."""
@@ -244,4 +261,4 @@ def _cells_of(config: Config) -> Array:
     if levels is None:
         return jnp.zeros((1, 1, 1), int)
     blank = Scores(logp=jnp.zeros(mask.shape), entropy=jnp.zeros(mask.shape))
-    return groups.cells(config.method, listed(contexts, tokens, mask, levels, blank, blank))
+    return groups.cells(config.method, listed(config, contexts, tokens, mask, levels, blank, blank))

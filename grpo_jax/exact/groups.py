@@ -25,7 +25,17 @@ from grpo_jax.parts.shaping import lengths
 from grpo_jax.statistics import divide
 from grpo_jax.surrogate import Method
 from grpo_jax.theory.counts import deviance, histograms, number_of_histograms, stirling_remainder
-from grpo_jax.types import Array, CellSafe, Couples, Coupling, ReadsOldLogp, Rollout, coupling, reads_lengths
+from grpo_jax.types import (
+    Array,
+    CellSafe,
+    Couples,
+    Coupling,
+    ReadsOldLogp,
+    Rollout,
+    coupling,
+    reads_lengths,
+    reads_truncation,
+)
 
 MAX_GROUPS = 300_000
 """The most groups that a sum may have."""
@@ -80,13 +90,15 @@ def cells(method: Method, rollout: Rollout) -> Array:
     """int [P, N] the cell of every outcome, numbered from 0 within its prompt.
 
     Outcomes share a cell if their rewards are equal, and their shaped rewards, and their lengths where a part
-    reads lengths.
+    reads lengths, and both or neither are cut off where a part reads that.
     """
     keys = [jnp.sum(rollout.rewards, 2)]
     if coupling(method.shaping) == Coupling.NOTHING:
         keys.append(method.shaping(rollout))
     if reads_lengths(method):
         keys.append(lengths(rollout))
+    if reads_truncation(method) and rollout.truncated is not None:
+        keys.append(rollout.truncated)
     shape = jnp.broadcast_shapes(*(key.shape for key in keys))
     keys = [jnp.broadcast_to(key, shape) for key in keys]
     order = jnp.lexsort(keys, axis=1)

@@ -7,7 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 
 from grpo_jax.config import Config, Origin, TrainState
-from grpo_jax.sampling import each, listing, mixed, sampler, scored, shared, support_score, with_reports
+from grpo_jax.sampling import (
+    each,
+    listing,
+    mixed,
+    sampler,
+    scored,
+    shared,
+    support_score,
+    truncation,
+    with_reports,
+)
 from grpo_jax.types import Array, HasLevels, HasNoise, Levels, Listable, Rollout, Scores, require_support
 
 
@@ -35,13 +45,12 @@ def outcomes(config: Config, state: TrainState, prompts: Any) -> tuple[Rollout, 
     old = config.policy.score_support(state.old_params, prompts)
     ref = config.policy.score_support(state.ref_params, prompts)
     if config.behavior is None:
-        return listed(prompts, tokens, mask, levels, old, ref), None
+        return listed(config, prompts, tokens, mask, levels, old, ref), None
     if mixed(config):
         return _by_age(config, state, prompts, levels, old, ref)
     drawn = sampler(config, state)
-    rollout = listed(
-        prompts, tokens, mask, levels, old, ref, drawn=drawn.policy.score_support(drawn.params, prompts)
-    )
+    scores = drawn.policy.score_support(drawn.params, prompts)
+    rollout = listed(config, prompts, tokens, mask, levels, old, ref, drawn=scores)
     score = support_score(prompts, levels.values.shape[2])
     return scored(config, state, rollout, score, drawn.params)
 
@@ -61,6 +70,7 @@ def _by_age(
     values, chance = (each(array, every.width) for array in (levels.values, levels.probabilities))
     law = every.probability[:, :, None] * chance
     alive = every.alive[:, :, None]
+    cut = truncation(config, every.tokens, every.mask)
     rollout = Rollout(
         prompts=prompts,
         tokens=each(every.tokens, width),
@@ -71,6 +81,7 @@ def _by_age(
         old_logp=each(old.logp, entries),
         ref_logp=each(ref.logp, entries),
         entropy=each(old.entropy, entries),
+        truncated=None if cut is None else each(cut, width),
     )
 
     score = support_score(prompts, entries)
@@ -83,6 +94,7 @@ def _by_age(
 
 
 def listed(
+    config: Config,
     prompts: Any,
     tokens: Array,
     mask: Array,
@@ -100,6 +112,7 @@ def listed(
     chance = jnp.exp(jnp.sum((old if drawn is None else drawn).logp, 2))
     probability = chance[:, :, None] * levels.probabilities
     old_logp = each(old.logp, width)
+    cut = truncation(config, tokens, mask)
     return Rollout(
         prompts=prompts,
         tokens=each(tokens, width),
@@ -110,6 +123,7 @@ def listed(
         old_logp=old_logp,
         ref_logp=each(ref.logp, width),
         entropy=each(old.entropy, width),
+        truncated=None if cut is None else each(cut, width),
     )
 
 

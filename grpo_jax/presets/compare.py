@@ -55,6 +55,7 @@ def random_batch(
         ref_logp=near(0.5),
         entropy=jnp.asarray(rng.gamma(2.0, 0.3, shape)),
         baseline=jnp.full(shape[:2], 0.5),
+        truncated=jnp.asarray((length == tokens).astype(float)),
     )
     return rollout, jnp.asarray(logp)
 

@@ -39,12 +39,13 @@ from grpo_jax.parts.sampler import (
     TotalVariation,
 )
 from grpo_jax.parts.shaping import Overlong, Shaping, Sum
+from grpo_jax.parts.truncation import TruncatedReward
 from grpo_jax.presets.engines import Sampling, drawn
 from grpo_jax.presets.options import NotModelled, choose, made, read, takes
 from grpo_jax.surrogate import Method
 from grpo_jax.types import Number
 
-NOT_MODELLED = {"entropy_coef": None, "aux_loss_coef": 0, "stop_properly_penalty_coef": None, "lambd": 1}
+NOT_MODELLED = {"entropy_coef": None, "aux_loss_coef": 0, "lambd": 1}
 
 FLAGS = {
     "algo.advantage.estimator": "estimator",
@@ -61,6 +62,7 @@ FLAGS = {
     "reward.clip_range": "reward_clip_range",
     "reward.overlong_buffer_len": "overlong_buffer_len",
     "reward.overlong_penalty_factor": "overlong_penalty_factor",
+    "reward.stop_properly_penalty_coef": "stop_properly_penalty_coef",
     "rollout.max_new_tokens": "max_new_tokens",
     "rollout.temperature": "temperature",
     "rollout.top_p": "top_p",
@@ -96,6 +98,7 @@ class Options:
     is_correction_threshold: Sequence[float] = (0.5, 5.0)
     overlong_buffer_len: Number | None = None
     overlong_penalty_factor: Number = 1.0
+    stop_properly_penalty_coef: float | None = None
     max_new_tokens: Number | None = None
     temperature: Number = 1.0
     top_p: Number = 1.0
@@ -146,12 +149,23 @@ def method(o: Options) -> Method:
 
 
 def shaping(o: Options) -> Shaping:
-    """DAPO's overlong punishment, where asked for."""
-    if o.overlong_buffer_len is None:
-        return Sum()
-    if o.max_new_tokens is None:
-        raise ValueError("openrlhf: overlong_buffer_len needs max_new_tokens")
-    return Overlong(limit=o.max_new_tokens, buffer=o.overlong_buffer_len, factor=o.overlong_penalty_factor)
+    """DAPO's overlong punishment, then the stop-properly penalty, where asked for.
+
+    The second is written from the source (``length_penalty.py``); no case of OpenRLHF's is recorded.
+    """
+    made: Shaping = Sum()
+    if o.overlong_buffer_len is not None:
+        if o.max_new_tokens is None:
+            raise ValueError("openrlhf: overlong_buffer_len needs max_new_tokens")
+        made = Overlong(
+            limit=o.max_new_tokens, buffer=o.overlong_buffer_len, factor=o.overlong_penalty_factor
+        )
+    coef = o.stop_properly_penalty_coef
+    if coef is None:
+        return made
+    if coef > 1:
+        raise ValueError(f"openrlhf: stop_properly_penalty_coef is {coef}; it must be in [0, 1] or negative")
+    return TruncatedReward(inner=made, scale=max(coef, 0.0), value=min(coef, 0.0))
 
 
 def advantage(o: Options) -> Advantage:

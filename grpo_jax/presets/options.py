@@ -58,7 +58,8 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
     )
     | dict.fromkeys(
         ("dynamic_filtering_enable", "dynamic_filtering_range"),
-        "the loop, which draws no group anew; the reduction Informative(inner=...) leaves tied groups out",
+        "the loop: Loop(prompts=..., refill=Refill(other=True)) draws other prompts in the place of tied "
+        "groups; the reduction Informative(inner=...) leaves them out",
     )
     | {
         "weight_decay": ADAM.format("weight_decay={value}"),

@@ -27,6 +27,7 @@ from grpo_jax.parts.returns import Standardized
 from grpo_jax.parts.sampler import MismatchRatio, SamplerMask, SamplerMismatch
 from grpo_jax.parts.shaping import ClampedReward, KLInReward, NormalizedSum, Shaping, Sum, WeightedSum
 from grpo_jax.parts.soft_gains import GeometricMean, Sapo, Vespo
+from grpo_jax.parts.truncation import MaskTruncated
 from grpo_jax.presets.engines import Sampling, drawn
 from grpo_jax.presets.options import NotModelled, choose, made, read, takes
 from grpo_jax.surrogate import Method
@@ -38,7 +39,6 @@ ADDED = 1e-4
 NOT_MODELLED = {
     "entropy_coef": 0.0,
     "use_adaptive_entropy": False,
-    "mask_truncated_completions": False,
     "router_aux_loss_coef": 0.0,
     "use_liger_kernel": False,
     "repetition_penalty": 1.0,
@@ -69,6 +69,7 @@ class Options:
     reward_weights: Sequence[float] | None = None
     max_completion_length: Number = 256
     gradient_accumulation_steps: int = 1
+    mask_truncated_completions: bool = False
     sapo_temperature_pos: Number = 1.0
     sapo_temperature_neg: Number = 1.05
     vespo_k_pos: Number = 2.0
@@ -141,6 +142,8 @@ def trl(**given: Any) -> Method:
 
 def method(o: Options) -> Method:
     """The method of these options."""
+    if o.loss_type in ("rloo", "gmpo") and o.mask_truncated_completions:
+        raise NotModelled(f"trl: mask_truncated_completions is not modelled with loss_type={o.loss_type!r}")
     if o.loss_type == "rloo":
         return _rloo(o)
     if o.loss_type == "gmpo":
@@ -260,7 +263,21 @@ def reduction(o: Options) -> Reduction:
     table |= dict.fromkeys(("bnpo", "dapo", "cispo", "vespo"), PerToken())
     length = o.max_completion_length if o.loss_type == "dr_grpo" else 1.0
     table |= {"dr_grpo": Constant(length=length), "luspo": Constant(length=1.0)}
-    return choose("trl", "loss_type", o.loss_type, table)
+    return masked(o, choose("trl", "loss_type", o.loss_type, table))
+
+
+def masked(o: Options, inner: Reduction) -> Reduction:
+    """Without the tokens of truncated completions, where asked for; their rewards count in the group's.
+
+    Written from the source of 1.10 (``grpo_trainer.py``); no case is recorded.
+    """
+    if not o.mask_truncated_completions:
+        return inner
+    if _narrows(o.top_entropy_quantile):
+        raise NotModelled(
+            "trl: top_entropy_quantile below 1 of the tokens that mask_truncated_completions keeps"
+        )
+    return MaskTruncated(inner=inner)
 
 
 def _rloo(o: Options) -> Method:

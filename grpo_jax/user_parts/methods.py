@@ -28,6 +28,7 @@ COUNTS = np.array([[1.0, 2.0, 3.0, 0.0, 0.0, 0.0], [2.0, 0.0, 1.0, 3.0, 0.0, 0.0
 TOKENS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 MASK = np.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
 REWARDS = np.array([0.3, 1.0, -0.5, 2.0])
+TRUNCATED = np.array([0.0, 0.0, 1.0, 0.0])
 NUMBERS = {
     "sampling_logp": [[-1.1, -0.7], [-0.8, 0.0], [-1.3, -0.4], [-2.0, -0.9]],
     "old_logp": [[-1.1, -0.7], [-0.8, 0.0], [-1.3, -0.4], [-2.0, -0.9]],
@@ -102,6 +103,7 @@ def _group(entries: Array, multiplicity: Array, factor: Array) -> tuple[Rollout,
         rewards=each(REWARDS)[:, :, None] * (1 + shaped(0.25 * second)[:, :, None]),
         multiplicity=shaped(multiplicity),
         baseline=shaped(0.2 + 0.1 * second + jnp.zeros(entries.shape)) * factor,
+        truncated=shaped(jnp.asarray(TRUNCATED)[entries]),
         **{name: each(table) for name, table in NUMBERS.items()},
     )
     return rollout, each(LOGP)
