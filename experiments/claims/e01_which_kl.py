@@ -1,0 +1,323 @@
+"""(TRL 6503.) "Multiplying that term by the importance sampling ratio makes the KL gradient the unbiased
+reverse-KL gradient."
+
+github.com/huggingface/trl/pull/6503, merged, and TRL's default since: the term is k3 in the loss, token by
+token; its "reverse KL" is KL(π‖π_ref). Trees of up to eight tokens, exact gradients by enumeration in NumPy,
+which the library's own gradients equal (instrument, 1e-10); training of random questions, each as if alone,
+from π_ref, exact and sampled (groups of 8, SGD and AdamW).
+
+Refuted if with one token, on-policy or after up to 31 optimizer steps on one batch, the gradient misses
+∇KL(π‖π_ref) by 1e-10 of its norm. Qualified if with 2 to 8 tokens it misses more than 5 %, on-policy, on the
+mean over trees, at any of the distances from π_ref tried. So are the rows, each by its own sentence: an
+identity that a source states for one token, for whole answers, on-policy or without a spread, and does not
+say so, is qualified with more tokens, token by token, off-policy or with a spread, by the same 5 %.
+
+Training: "better performance" is a return above by .01 for some kind of question and some β (.001, .04, .1),
+on the mean over three learning rates and with each its own best one. "Larger KL" is one 5 % above at β = .1
+than at 0 for some kind of question, after four optimizer steps a batch; qualified if not after one. 99.9 %
+intervals over questions. Rows of ours are refuted beyond the margins that they name.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import xarray as xr
+
+from experiments.harness.numbers import Number, each, hardest, mean, worst
+from experiments.harness.scripts import sizes
+from experiments.harness.verdict import Claim
+from experiments.problems import kl_places as kl
+from grpo_jax import plotting
+
+PRECISION = "float64"
+SIZES = sizes(trees=(8, 24, 100), tables=(8, 24, 100), exact=(300, 1500, 6000), sampled=(60, 150, 400))
+
+HORIZONS = [1, 2, 4, 8]
+SEVERAL = slice(2, None)
+EVERY = (*kl.PLACES, kl.RATIO_LOSS)
+BETAS = [0.001, 0.04, 0.1]
+WIDE = [0.1, 0.3, 1.0]
+"""Where exact ascent ends within reach."""
+RATES = {"SGD": [0.3, 1.0, 3.0], "AdamW": [0.02, 0.05, 0.12]}
+UPDATES = [1, 4]
+"""Optimizer steps on a batch."""
+EXACT, SHARE, WIN, CLOSE = 1e-10, 0.05, 0.01, 1e-3
+
+
+def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
+    """Identities; what gradients miss over T, steps and spreads; where training ends."""
+    return {
+        "identities": xr.Dataset({"gap": kl.identities(seed)}),
+        "tokens": kl.missed(EVERY, HORIZONS, size.trees, seed),
+        "whole": xr.Dataset({"missed": kl.missed_whole(HORIZONS, size.trees, seed)}),
+        "one": kl.drifted(EVERY, size.trees, seed, horizon=1),
+        "steps": kl.drifted(EVERY, size.trees, seed),
+        "spread": kl.divided(seed, size.trees),
+        "ends": kl.ends(seed, size.tables, sorted({*BETAS, *WIDE})),
+        "exact": exact(seed, size),
+        **{name: sampled(name, seed, size) for name in RATES},
+    }
+
+
+def exact(seed: int, size: Any) -> xr.Dataset:
+    """Where exact ascent ends, groups so large that they have no noise, with and without a spread."""
+    axes = {"power": [0.0, 1.0], "learning_rate": [2.0]}
+    given = kl.config(seed, size.tables, exact=True)
+    found = kl.trained(given, axes, kl.PLACES, WIDE, iterations=size.exact, root=seed)
+    return found.isel(learning_rate=0, drop=True)
+
+
+def sampled(name: str, seed: int, size: Any) -> xr.Dataset:
+    """Where sampled training ends without a spread, by learning rate and updates a batch; β = 0 as well."""
+    axes = {"learning_rate": RATES[name], "optimizer.steps": [float(n) for n in UPDATES]}
+    given = kl.config(seed, size.tables, adaptive=name == "AdamW")
+    found = kl.trained(given, axes, kl.PLACES, [0.0, *BETAS], iterations=size.sampled, root=seed)
+    return found.assign_coords({"optimizer.steps": UPDATES}).rename({"optimizer.steps": "updates"})
+
+
+def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Gradients of k1, k2 and k3 in the loss and in the reward, and what they train to."""
+    claim.requires("library - enumeration", worst(data["identities"].gap, tolerance=EXACT))
+    tokens, one = (data[name].missed.sel(place=kl.RATIO_LOSS) for name in ("tokens", "one"))
+    claim.refutes("one token, on- and off-policy: share missed", same(one))
+    partial = several(tokens)
+    claim.qualifies("2 to 8 tokens: share missed", partial, only="for answers of one token")
+    claim.finds(
+        "It is the gradient at each prefix, with the chance to meet the prefix held. With eight tokens it "
+        f"misses {told(tokens)}.",
+        when=partial.holds is False,
+    )
+    for judge in (estimators, equivalence, reward, pitfalls, performance, larger, ties, token_by_token):
+        judge(data, claim)
+
+
+def same(missed: xr.DataArray) -> Number:
+    """The greatest share missed, against none."""
+    return worst(missed, tolerance=EXACT)
+
+
+def several(missed: xr.DataArray) -> Number:
+    """Of all T from two tokens on, and all distances, the mean share missed that is furthest beyond 5 %."""
+    here = missed.sel(horizon=SEVERAL) if "horizon" in missed.dims else missed
+    return hardest(each(here, over="tree", expected=SHARE, relation="at most"))
+
+
+def biased(missed: xr.DataArray) -> Number:
+    """Of all settings the mean share missed that is least beyond 5 %."""
+    return hardest(each(missed, over="tree", expected=SHARE, relation="at least"))
+
+
+def told(missed: xr.DataArray) -> str:
+    """What is missed with the most tokens, at every distance."""
+    found = missed.sel(horizon=HORIZONS[-1]).mean("tree")
+    by_noise = ", ".join(f"{float(found.sel(policy=f'noise {x:g}')):.0%}" for x in kl.NOISE)
+    return (
+        f"{by_noise} of ∇KL(π‖π_ref) where π has left π_ref by .003, .03 and .3 nats a token, and "
+        f"{float(found.sel(policy=kl.TILTED)):.0%} where 5 % right answers have become half of all"
+    )
+
+
+def estimators(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """OpenRLHF's pull request; w·k1·∇log π, its remedy, is the expected gradient of the ratio times k3."""
+    row = claim.also(
+        '(OpenRLHF 1309.) "k2 is unbiased on-policy, but becomes biased once samples are drawn from '
+        "pi_theta_old, and needs an importance weight to recover. k1 and k3 are biased in both regimes: k1's "
+        "gradient vanishes in expectation, and k3's gradient descends the forward KL rather than the reverse "
+        'one." (Forward is KL(π_ref‖π).)'
+    )
+    first, last = (data["one"].sel(steps=steps) for steps in (0, kl.STEPS[-1]))
+    tokens = data["tokens"].sel(horizon=SEVERAL)
+    row.refutes("one token, on-policy: k2 misses", same(first.missed.sel(place=kl.K2_LOSS)))
+    row.refutes("one token, 31 steps: k2 misses", biased(last.missed.sel(place=kl.K2_LOSS)))
+    row.refutes("one token: k2 with the weight misses", same(data["one"].missed.sel(place=kl.RATIO_LOSS)))
+    gone = {name: here.missed.sel(place=kl.K1_LOSS) - 1 for name, here in (("on", first), ("off", last))}
+    row.refutes("one token, on-policy: k1 misses all, less 1", same(gone["on"]))
+    for name, here in (("on-policy", first), ("31 steps", last)):
+        row.refutes(f"one token, {name}: k3 misses", biased(here.missed.sel(place=kl.K3_LOSS)))
+    row.refutes("one token, on-policy: k3 - ∇KL(π_ref‖π)", same(first.backward.sel(place=kl.K3_LOSS)))
+    row.qualifies("one token, 31 steps: k1 misses all, less 1", same(gone["off"]), only="on-policy")
+    only = "for answers of one token"
+    row.qualifies("2 to 8 tokens: k2 misses", several(tokens.missed.sel(place=kl.K2_LOSS)), only=only)
+    row.qualifies(
+        "2 to 8 tokens: k3 - ∇KL(π_ref‖π)", several(tokens.backward.sel(place=kl.K3_LOSS)), only=only
+    )
+    row.reports("31 steps, one token: KL(π_old‖π) a token", mean(last.kl_old))
+    steps = data["steps"]
+    for place in (kl.K2_LOSS, kl.K3_LOSS, kl.RATIO_LOSS, kl.K1_REWARD):
+        for number in kl.STEPS:
+            at = steps.missed.sel(place=place, steps=number)
+            row.reports(f"{kl.HORIZON} tokens, {number} steps: {place} misses", mean(at))
+
+
+def equivalence(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """2510.01555, abstract."""
+    row = claim.also(
+        "(arXiv:2510.01555, abstract.) \"Under on-policy conditions, the 'k2 as loss' formulation is, in "
+        "fact, gradient-equivalent to 'k1 in reward'.\""
+    )
+    tokens, spread = data["tokens"].missed, data["spread"].sine
+    row.refutes("whole answers, 1 to 8 tokens: gap", same(data["whole"].missed))
+    row.refutes("one token: k2 misses", same(tokens.sel(place=kl.K2_LOSS, horizon=1)))
+    row.requires("k1 in the reward misses", same(tokens.sel(place=kl.K1_REWARD)))
+    row.qualifies(
+        "2 to 8 tokens, token by token: k2 misses", several(tokens.sel(place=kl.K2_LOSS)),
+        only="for whole answers, their log ratio squared",
+    )  # fmt: skip
+    row.qualifies(
+        "with GRPO's spread: sine of the angle", several(spread.sel(rewards=kl.UNEQUAL)),
+        only="without a division by the spread of rewards",
+    )  # fmt: skip
+
+
+def reward(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """TRL's issue."""
+    row = claim.also(
+        '(TRL 4967.) "K1-in-Reward (proposed implementation) provides unbiased gradients for the Reverse KL '
+        'objective."'
+    )
+    row.refutes("1 to 8 tokens: k1 in the reward misses", same(data["tokens"].missed.sel(place=kl.K1_REWARD)))
+    later = data["steps"].missed.sel(place=kl.K1_REWARD)
+    row.qualifies(
+        "up to 31 steps on a batch: misses", several(later), only="while the policy is the one that sampled"
+    )
+    row.qualifies(
+        "with GRPO's spread: sine of the angle", several(data["spread"].sine.sel(rewards=kl.UNEQUAL)),
+        only="without a division by the spread of rewards",
+    )  # fmt: skip
+
+
+def pitfalls(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """2506.09477: its abstract, and the beginning of its introduction."""
+    row = claim.also(
+        '(arXiv:2506.09477, abstract, of differentiating "through the KL estimate as loss functions".) "Such '
+        'implementations are generally incorrect and do not produce the desired KL gradient."'
+    )
+    missed = data["tokens"].missed
+    far = missed.sel(policy=[f"noise {x:g}" for x in kl.NOISE[1:]] + [kl.TILTED])
+    near = missed.sel(policy=f"noise {kl.NOISE[0]:g}", horizon=SEVERAL)
+    row.refutes("k1 and k3, 1 to 8 tokens: miss", biased(far.sel(place=[kl.K1_LOSS, kl.K3_LOSS])))
+    only = "for k1 and k3, once π has left π_ref"
+    row.qualifies("k2, 1 to 8 tokens: misses", biased(far.sel(place=kl.K2_LOSS)), only=only)
+    row.qualifies("close to π_ref, k3: misses", biased(near.sel(place=kl.K3_LOSS)), only=only)
+    for place in (kl.K2_LOSS, kl.K3_LOSS, kl.K3_REWARD):
+        for name, number in each(missed.sel(place=place), over="tree").items():
+            row.reports(f"{place} misses, {name}", number)
+
+
+def performance(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """2512.21852, abstract: what can be tested without a language model."""
+    row = claim.also(
+        '(arXiv:2512.21852, abstract; in-domain, on-policy.) "Using estimator configurations resulting in '
+        'unbiased gradients leads to better performance on in-domain" tasks.'
+    )
+    gains = {}
+    for name in RATES:
+        reward = data[name].reward.sel(updates=1)
+        ways = {"same rates": reward.mean("learning_rate"), "own best rate": at_best(reward)}
+        for way, found in ways.items():
+            for place in (kl.K1_LOSS, kl.K3_LOSS, kl.K3_REWARD):
+                gap = found.sel(place=kl.K1_REWARD, drop=True) - found.sel(place=place, drop=True)
+                number = greatest(gap.sel(beta=BETAS), expected=WIN)
+                gains[f"{name}, {way}: return, {kl.K1_REWARD} - {place}"] = number
+    row.refutes("", gains)
+    most = max(number.value for number in gains.values())
+    row.finds(
+        f"In a table unbiased gradients win at most {most:.3f} of return at equal β.",
+        when=all(number.holds is False for number in gains.values()),
+    )
+
+
+def greatest(gaps: xr.DataArray, *, expected: float) -> Number:
+    """Of all kinds of question and β the mean over questions that is greatest: is it this much?"""
+    found = each(gaps, over="table", expected=expected, relation="at least")
+    name = max(found, key=lambda name: found[name].value)
+    return replace(found[name], at=name)
+
+
+def at_best(reward: xr.DataArray) -> xr.DataArray:
+    """At the learning rate that is best on the mean over questions of a kind, for every setting."""
+    best = reward.mean("table").argmax("learning_rate")
+    return reward.isel(learning_rate=best)
+
+
+def larger(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """open-instruct's issue; its author saw it at β = .01 and .03, two mini-batches a batch."""
+    row = claim.also(
+        '(open-instruct 534, k1 in the loss.) "Kl1 looks wrong (larger beta induces larger KL...???)."'
+    )
+    for name in RATES:
+        for updates in reversed(UPDATES):
+            found = data[name].divergence.sel(updates=updates).mean("learning_rate")
+            ratio = found.sel(beta=BETAS[-1]) / found.sel(beta=0.0)
+            where = f"{name}, {updates} updates: KL at β = .1 over that at 0"
+            number = greatest(ratio.sel(place=kl.K1_LOSS), expected=1 + SHARE)
+            if updates > 1:
+                row.refutes(where, number)
+            else:
+                row.qualifies(where, number, only="with several updates a batch")
+            for place in (kl.K1_LOSS, kl.K2_LOSS, kl.K3_LOSS, kl.K1_REWARD):
+                for kind in (kl.RARE, kl.HALF, kl.GRADED):
+                    row.reports(f"{where}, {place}, {kind}", mean(ratio.sel(place=place, kind=kind)))
+
+
+def ties(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """What the spread makes of k1 where all rewards are equal."""
+    row = claim.ours(
+        "In groups whose rewards tie, k1 in a reward that is divided by the spread pulls as hard at β = .001 "
+        "as at .1 (to 1 %): its advantages have full size whatever β is."
+    )
+    force = data["spread"].force.sel(rewards=kl.TIED) * data["spread"].beta
+    row.refutes(
+        "force at .001 over that at .1",
+        worst(force.sel(beta=0.001) / force.sel(beta=0.1), expected=1.0, tolerance=0.01),
+    )
+    row.reports("over f∇KL(π‖π_ref) itself, at .1", mean(force.sel(beta=0.1)))
+    for kind in kl.UNEQUAL:
+        for beta in kl.DIVIDED:
+            found = data["spread"].force.sel(rewards=kind, beta=beta)
+            row.reports(f"{kind}, β = {beta:g}: force over β f∇KL(π‖π_ref)", mean(found))
+
+
+def token_by_token(data: dict[str, xr.Dataset], claim: Claim) -> None:
+    """Where token-by-token KL leads, and what that costs."""
+    row = claim.ours(
+        "With KL(π‖π_ref) token by token in the loss exact ascent ends (to .001 in return and KL) at π(a|s) "
+        "∝ π_ref(a|s) e^{Q(s,a)/β}, Q the reward to come without its penalty; with k1 in the reward it ends "
+        "at π_ref(o) e^{r(o)/β}, the optimum."
+    )
+    ends, found = data["ends"], data["exact"].sel(power=0.0)
+    pairs = {"token by token": kl.K2_LOSS, "optimum": kl.K1_REWARD}
+    for end, place in pairs.items():
+        aims = ends.sel(end=end, beta=WIDE, drop=False)
+        for what in ("reward", "divergence"):
+            gap = found[what].sel(place=place) - aims[what].drop_vars("end")
+            row.refutes(f"{place}: {what} - {end}", worst(gap, tolerance=CLOSE))
+    extra = ends.divergence.sel(end="token by token") - ends.divergence.sel(end="optimum")
+    more = ends.reward.sel(end="token by token") - ends.reward.sel(end="optimum")
+    for kind in (kl.RARE, kl.HALF, kl.GRADED):
+        for beta in BETAS:
+            at = {"kind": kind, "beta": beta}
+            row.reports(f"{kind}, β = {beta:g}: KL, token by token - optimum", mean(extra.sel(at)))
+            row.reports(f"{kind}, β = {beta:g}: return, token by token - optimum", mean(more.sel(at)))
+
+
+def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
+    """What every penalty misses of the gradient of KL(π‖π_ref), over T and over optimizer steps."""
+    figure.set_size_inches(7.2, 3.1)
+    left, right = plotting.panels(figure, 1, 2)
+    tokens = data["tokens"].missed.sel(policy=f"noise {kl.NOISE[1]:g}").mean("tree")
+    steps = data["steps"].missed.mean("tree")
+    moved = data["steps"].kl_old.mean("tree")
+    for place, color, marker in zip(EVERY, plotting.COLORS, "osv^xD", strict=False):
+        left.plot(tokens.horizon, tokens.sel(place=place), marker=marker, ms=4, color=color, label=place)
+        right.plot(1 + steps.steps, steps.sel(place=place), marker=marker, ms=4, color=color, label=place)
+    left.set(xscale="log", xlabel="T, tokens at most", ylabel="missed of ∇KL(π‖π_ref)", ylim=(-0.05, 1.5))
+    left.set_xticks(HORIZONS, HORIZONS)
+    left.set_xticks([], minor=True)
+    left.set_title("On-policy, .03 nats a token from π_ref")
+    right.set(xscale="log", xlabel="optimizer steps on one batch", ylim=(-0.05, 1.5))
+    ticks = [1 + step for step in kl.STEPS]
+    right.set_xticks(ticks, ticks)
+    right.set_xticks([], minor=True)
+    right.set_title(f"T = {kl.HORIZON}, .3 nats a token; at the end {float(moved[-1]):.2g} nats from π_old")
+    left.legend(fontsize="small")
