@@ -148,12 +148,12 @@ def of_groups(
     value = np.where(space.live, VALUES[divergence](sampler - token_logp(space, reference)), 0)
     earned = rewards - coef * value.sum(1)
     chance, total = np.exp(sampler.sum(1)), np.zeros(len(rewards))
-    for group in itertools.product(range(len(rewards)), repeat=size):
-        r = earned[list(group)]
-        advantage = r - r.mean()
-        if eps is not None:
-            advantage = advantage / (r.std() + eps)
-        np.add.at(total, list(group), chance[list(group)].prod() * advantage / size)
+    groups = np.array(list(itertools.product(range(len(rewards)), repeat=size)))
+    r = earned[groups]
+    advantage = r - r.mean(1, keepdims=True)
+    if eps is not None:
+        advantage = advantage / (r.std(1, keepdims=True) + eps)
+    np.add.at(total, groups, chance[groups].prod(1, keepdims=True) * advantage / size)
     return pulled(space, logits, total[:, None] * np.exp(logp - sampler))
 
 

@@ -34,10 +34,12 @@ K1_LOSS, K2_LOSS, K3_LOSS, RATIO_LOSS = (LOSS.format(name) for name in ESTIMATOR
 PLACES = (K1_REWARD, K3_REWARD, K1_LOSS, K2_LOSS, K3_LOSS)
 """What is trained; on-policy the ratio times k3 has k2's gradient in every sample."""
 NUMBERS = ("shaping.coef", "shaping.inner.coef", "penalty.coef", "penalty.weights")
-HORIZON = 5
+HORIZON = 4
 RARE, HALF, GRADED = "5 % right", "half right", "graded"
 SHARES = {RARE: 0.05, HALF: 0.5}
 """Chance of a right answer under the reference."""
+EXACT_RATE = 4.0
+"""Of exact ascent."""
 LEVELS = 4
 """Of graded rewards, from 0 to 1."""
 EPS = 1e-6
@@ -48,7 +50,8 @@ FAR = NOISE[-1]
 TILTED = "half right, of 5 %"
 STEPS, FIRST = (0, 1, 3, 7, 15, 31), 0.02
 """Optimizer steps since answers were drawn: 1, 2, 4, ... updates a batch, or as many iterations of lag."""
-DIVIDED = (0.001, 0.04, 0.1)
+DIVIDED, DRAWN = (0.001, 0.04, 0.1), 4
+"""β, and the size of groups, where a spread divides k1."""
 UNEQUAL, TIED = ["right or wrong", "graded"], "all right"
 
 
@@ -103,7 +106,9 @@ def config(
             penalty=Chosen(weights=np.zeros(len(ESTIMATORS))),
             reduction=LengthPower(apart=True),
         ),
-        optimizer=Stepper(adaptive=float(adaptive), steps=1.0, period=1.0 if exact else 4.0),
+        optimizer=Stepper(
+            learning_rate=EXACT_RATE, adaptive=float(adaptive), steps=1.0, period=1.0 if exact else 4.0
+        ),
         loop=gj.Loop(group_size=group_size, inner_steps=1 if exact else 4),
         expectation=Groups(exact=float(exact)),
         reference=logits,
@@ -214,7 +219,7 @@ def _expected(
 
 
 def missed(places: Iterable[str], horizons: Iterable[int], trees: int, seed: int) -> xr.Dataset:
-    """Shares of gradients that places miss on-policy, ``gaps``, over T and how π left π_ref, one a tree.
+    """Shares of both gradients that places miss on-policy (``gaps``), over T and how π left π_ref.
 
     π is π_ref with noise on its logits (``NOISE``), or tilted towards a random twentieth of the answers until
     every second answer is one of them, e^{s·r} as training with KL(π‖π_ref) does.
@@ -235,10 +240,15 @@ def missed(places: Iterable[str], horizons: Iterable[int], trees: int, seed: int
 
 
 def gaps(places: Iterable[str], tree: Any, now: Any, anchor: Any, old: Any) -> np.ndarray:
-    """‖g − aim‖/‖aim‖ [2, places], aims ∇KL(π‖π_ref) and ∇KL(π_ref‖π) of whole answers."""
+    """Shares missed [2, places] of ∇KL(π‖π_ref) and ∇KL(π_ref‖π) of whole answers."""
     aims = (by_hand.forward(tree, now, anchor), by_hand.backward(tree, now, anchor))
     found = [estimated(place, tree, now, anchor, old) for place in places]
-    return np.array([[np.linalg.norm(g - aim) / np.linalg.norm(aim) for g in found] for aim in aims])
+    return np.array([[share(gradient, aim) for gradient in found] for aim in aims])
+
+
+def share(gradient: np.ndarray, aim: np.ndarray) -> float:
+    """‖g − aim‖/max(‖g‖, ‖aim‖), at most 2, so that no tree where the aim all but vanishes rules a mean."""
+    return float(np.linalg.norm(gradient - aim) / max(np.linalg.norm(gradient), np.linalg.norm(aim)))
 
 
 def missed_whole(horizons: Iterable[int], trees: int, seed: int) -> xr.DataArray:
@@ -251,8 +261,7 @@ def missed_whole(horizons: Iterable[int], trees: int, seed: int) -> xr.DataArray
         for k in range(trees):
             anchor, now = rng.normal(size=(2, tree.nodes, 3))
             reward = by_hand.in_reward("k1", tree, now, anchor, now)
-            gap = by_hand.in_loss("k2", tree, now, anchor, now, whole=True) - reward
-            found[j, k] = np.linalg.norm(gap) / np.linalg.norm(reward)
+            found[j, k] = share(by_hand.in_loss("k2", tree, now, anchor, now, whole=True), reward)
     return xr.DataArray(found, where)
 
 
@@ -283,7 +292,7 @@ def drifted(places: Iterable[str], trees: int, seed: int, *, horizon: int = HORI
     for k in range(trees):
         anchor, moved = rng.normal(size=(2, tree.nodes, 3))
         old = anchor + FAR * moved
-        rewards = rng.integers(0, 2, len(tree.node)) * 1.0
+        rewards = rng.normal(size=len(tree.node))
         for j, now in enumerate(ascended(tree, old, rewards)):
             sampler, logp = by_hand.token_logp(tree, old), by_hand.token_logp(tree, now)
             chance = np.exp(sampler.sum(1))
@@ -307,11 +316,9 @@ def ascended(tree: Any, old: np.ndarray, rewards: np.ndarray) -> list[np.ndarray
         if step in STEPS:
             found.append(now)
         logp = by_hand.token_logp(tree, now)
-        chance = np.exp(logp.sum(1))
-        slope = by_hand.pulled(
-            tree, now, np.repeat((chance * (rewards - chance @ rewards))[:, None], logp.shape[1], 1)
-        )
+        slope = return_slope(tree, now, rewards)
         if not rate:
+            chance = np.exp(logp.sum(1))
             tried = by_hand.token_logp(tree, now + 1e-4 * slope) - logp
             rate = FIRST * 1e-4 / np.sqrt(chance @ (tried**2).sum(1) / (chance @ tree.live.sum(1)))
         now = now + rate * slope
@@ -321,8 +328,8 @@ def ascended(tree: Any, old: np.ndarray, rewards: np.ndarray) -> list[np.ndarray
 def divided(seed: int, trees: int) -> xr.Dataset:
     """k1 in a reward that is divided by the group's spread: its angle to ∇KL(π‖π_ref), and its force.
 
-    Sine of the angle, and the norm over that of f∇KL(π‖π_ref), by β and kind of reward; groups of four, every
-    one of them summed over. A question whose answers are all right has ties alone.
+    Sine of the angle, and the norm over that of β(1 − 1/G)∇KL(π‖π_ref), by β and kind of reward; groups of
+    four, every one of them summed over. A question whose answers are all right has ties alone.
     """
     tree = by_hand.tree(3, 2, eos=True)
     kinds = dict(zip((*UNEQUAL, TIED), (2, LEVELS, 1), strict=True))
@@ -339,16 +346,38 @@ def divided(seed: int, trees: int) -> xr.Dataset:
                 else rng.integers(0, levels, len(tree.node)) / (levels - 1)
             )
             plain, *pulls = (
-                by_hand.of_groups(tree, now, anchor, now, rewards, coef=c, size=4, eps=EPS)
+                by_hand.of_groups(tree, now, anchor, now, rewards, coef=c, size=DRAWN, eps=EPS)
                 for c in (0.0, *DIVIDED)
             )
             for j, pull in enumerate(pulls):
-                gap = plain - pull
-                cosine = (gap * whole).sum() / np.linalg.norm(gap) / np.linalg.norm(whole)
-                found[:, i, j, k] = (
-                    np.sqrt(max(1 - cosine**2, 0)),
-                    np.linalg.norm(gap) / np.linalg.norm(whole) / 0.75,
-                )
+                gap = (plain - pull) / DIVIDED[j]
+                norms = np.linalg.norm(gap), np.linalg.norm(whole)
+                cosine = (gap * whole).sum() / norms[0] / norms[1]
+                force = norms[0] / norms[1] / (1 - 1 / DRAWN)
+                found[:, i, j, k] = np.sqrt(max(1 - cosine**2, 0)), force
     dims = ("rewards", "beta", "tree")
     where = {"rewards": list(kinds), "beta": list(DIVIDED)}
     return xr.Dataset({"sine": (dims, found[0]), "force": (dims, found[1])}, where)
+
+
+def forces(seed: int, tables: int, betas: Iterable[float]) -> xr.DataArray:
+    """‖∇J − β g‖/‖∇J‖ where ``ends`` says that training with a penalty of gradient g ends, worst question."""
+    tree = by_hand.tree(3, HORIZON, eos=True)
+    betas, rules = list(betas), {K2_LOSS: by_hand.greedy, K1_REWARD: by_hand.optimum}
+    found = np.zeros((len(rules), len(betas)))
+    for reference, table in zip(*questions(seed, tables), strict=True):
+        for i, (place, rule) in enumerate(rules.items()):
+            for j, beta in enumerate(betas):
+                at = rule(tree, reference, table, beta)
+                slope = return_slope(tree, at, table)
+                force = slope - beta * estimated(place, tree, at, reference, at)
+                found[i, j] = max(found[i, j], np.linalg.norm(force) / np.linalg.norm(slope))
+    return xr.DataArray(found, {"place": list(rules), "beta": betas})
+
+
+def return_slope(tree: Any, logits: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """∇J."""
+    logp = by_hand.token_logp(tree, logits)
+    chance = np.exp(logp.sum(1))
+    weight = chance * (rewards - chance @ rewards)
+    return by_hand.pulled(tree, logits, np.repeat(weight[:, None], logp.shape[1], 1))
