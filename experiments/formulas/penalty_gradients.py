@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize
 
 IN_LOSS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "k1": lambda x, ratio: np.ones_like(x),
@@ -157,39 +158,63 @@ def of_groups(
     return pulled(space, logits, total[:, None] * np.exp(logp - sampler))
 
 
-def greedy(space: Tree, reference: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarray:
+def optimum(space: Tree, reference: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarray:
+    """[nodes, V] log of π* ∝ π_ref e^{r/β}, which maximises J − β KL(π‖π_ref)."""
+    return _backwards(space, reference, rewards, beta, _tilted, soft=True)
+
+
+def forward_end(space: Tree, reference: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarray:
     """[nodes, V] log-policy π(a|s) ∝ π_ref(a|s) e^{Q(s,a)/β}, Q the expected reward itself, last token first.
 
     Where ∇KL(π‖π_ref) token by token balances ∇J: at every prefix π_ref is tilted by the reward to come, as
     if the tokens to come had no divergence to pay for.
     """
-    return _backwards(space, reference, rewards, beta, soft=False)
+    return _backwards(space, reference, rewards, beta, _tilted)
 
 
-def optimum(space: Tree, reference: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarray:
-    """[nodes, V] log of π* ∝ π_ref e^{r/β}, which maximises J − β KL(π‖π_ref)."""
-    return _backwards(space, reference, rewards, beta, soft=True)
+def backward_end(space: Tree, reference: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarray:
+    """[nodes, V] log-policy π(a|s) = π_ref(a|s) β/(β + V(s) − Q(s,a)), last token first.
+
+    Where ∇KL(π_ref‖π) token by token, prefixes met under π, balances ∇J.
+    """
+    return _backwards(space, reference, rewards, beta, _shared)
+
+
+def _tilted(anchor: np.ndarray, worth: np.ndarray, beta: float) -> np.ndarray:
+    return log_softmax(anchor + worth / beta)
+
+
+def _shared(anchor: np.ndarray, worth: np.ndarray, beta: float) -> np.ndarray:
+    chance = np.exp(anchor)
+
+    def excess(level: float) -> float:
+        return float((beta * chance / (level - worth)).sum() - 1)
+
+    low, high = float((worth + beta * chance).max()), float(worth.max() + beta)
+    level = low if excess(low) <= 0 else optimize.brentq(excess, low, high, xtol=1e-15)
+    return log_softmax(anchor - np.log(level - worth))
 
 
 def _backwards(
-    space: Tree, reference: np.ndarray, rewards: np.ndarray, beta: float, *, soft: bool
+    space: Tree,
+    reference: np.ndarray,
+    rewards: np.ndarray,
+    beta: float,
+    rule: Callable[[np.ndarray, np.ndarray, float], np.ndarray],
+    *,
+    soft: bool = False,
 ) -> np.ndarray:
+    """The rule at every prefix, from the last ones on; ``soft`` counts what later tokens pay."""
     anchor = log_softmax(reference)
-    worth = np.zeros_like(anchor)
-    found = np.zeros_like(anchor)
-    done = np.zeros(len(anchor), bool)
+    worth, found = np.zeros_like(anchor), np.zeros_like(anchor)
     last = space.live.sum(1) - 1
     rows = np.arange(len(last))
     worth[space.node[rows, last], space.token[rows, last]] = rewards
     for t in range(space.node.shape[1] - 1, -1, -1):
-        for i in np.flatnonzero(space.live[:, t]):
-            s = space.node[i, t]
-            if not done[s]:
-                done[s] = True
-                tilted = anchor[s] + worth[s] / beta
-                found[s] = log_softmax(tilted)
+        nodes, first = np.unique(space.node[:, t], return_index=True)
+        for s, i in zip(nodes[nodes >= 0], first[nodes >= 0], strict=True):
+            found[s] = rule(anchor[s], worth[s], beta)
+            own = np.exp(found[s]) @ (worth[s] - soft * beta * (found[s] - anchor[s]))
             if t:
-                value = beta * np.log(np.exp(anchor[s] + (worth[s] - worth[s].max()) / beta).sum())
-                own = np.exp(found[s]) @ worth[s]
-                worth[space.node[i, t - 1], space.token[i, t - 1]] = value + worth[s].max() if soft else own
+                worth[space.node[i, t - 1], space.token[i, t - 1]] = own
     return found
