@@ -190,7 +190,7 @@ def _shared(anchor: np.ndarray, worth: np.ndarray, beta: float) -> np.ndarray:
     def excess(level: float) -> float:
         return float((beta * chance / (level - worth)).sum() - 1)
 
-    low, high = float((worth + beta * chance).max()), float(worth.max() + beta)
+    low, high = float((worth + beta * chance).max()), float(worth.max() + beta * (1 + 1e-9))
     level = low if excess(low) <= 0 else optimize.brentq(excess, low, high, xtol=1e-15)
     return log_softmax(anchor - np.log(level - worth))
 

@@ -38,7 +38,7 @@ HORIZON = 4
 RARE, HALF, GRADED = "5 % right", "half right", "graded"
 SHARES = {RARE: 0.05, HALF: 0.5}
 """Chance of a right answer under the reference."""
-EXACT_RATE = 4.0
+EXACT_RATE = 2.0
 """Of exact ascent."""
 LEVELS = 4
 """Of graded rewards, from 0 to 1."""
