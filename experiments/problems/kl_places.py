@@ -16,11 +16,11 @@ import xarray as xr
 import grpo_jax as gj
 from experiments.formulas import penalty_gradients as by_hand
 from experiments.problems.divergences import ESTIMATORS, Chosen
-from experiments.problems.trees import Groups, Stepper
+from experiments.problems.trees import Groups
 from experiments.problems.weights import LengthPower
 from grpo_jax import diagnostics
 from grpo_jax.measures import View
-from grpo_jax.parts.advantages import Normalized
+from grpo_jax.methods import SHIFT
 from grpo_jax.parts.gains import Clip
 from grpo_jax.parts.penalties import K3
 from grpo_jax.parts.shaping import KLInReward
@@ -81,24 +81,28 @@ def numbers(place: str, beta: float) -> tuple[Any, ...]:
 
 
 def config(
-    seed: int, tables: int, *, group_size: int = 8, exact: bool = False, adaptive: bool = False
-) -> Any:
-    """GRPO with PPO's clip of .2 and tokens summed; four optimizer steps a batch, of which some are taken."""
+    seed: int,
+    tables: int,
+    *,
+    optimizer: Any = None,
+    updates: int = 1,
+    exact: bool = False,
+    group_size: int = 8,
+) -> gj.Config:
+    """GRPO with PPO's clip of .2 and tokens summed; exact: in groups so large that they have no noise."""
     logits, rewards = questions(seed, tables)
     return gj.Config(
         policy=gj.TreePolicy(space=space(), logits=logits),
         task=gj.SequenceTable(space=space(), table=rewards),
         method=gj.Method(
             shaping=KLInReward(inner=KLInReward(divergence=K3())),
-            advantage=Normalized(power=0.0, eps=1e-6),
+            advantage=SHIFT,
             gain=Clip(low=0.2, high=0.2),
             penalty=Chosen(weights=np.zeros(len(ESTIMATORS))),
             reduction=LengthPower(apart=True),
         ),
-        optimizer=Stepper(
-            learning_rate=EXACT_RATE, adaptive=float(adaptive), steps=1.0, period=1.0 if exact else 4.0
-        ),
-        loop=gj.Loop(group_size=group_size, inner_steps=1 if exact else 4),
+        optimizer=gj.SGD(learning_rate=EXACT_RATE) if optimizer is None else optimizer,
+        loop=gj.Loop(group_size=group_size, inner_steps=updates),
         expectation=Groups(exact=float(exact)),
         reference=logits,
     )
