@@ -119,15 +119,16 @@ def divergence(view: View) -> Array:
 def trained(
     given: Any, axes: Mapping[Any, Any], places: Iterable[str], betas: Iterable[float], **told: Any
 ) -> xr.Dataset:
-    """J and KL(π‖π_ref) of every question when training ends, by place of the penalty and β."""
+    """J and KL(π‖π_ref) of every question when training ends, and ``path``, the KL's mean over ten records."""
     settings = {(place, beta): numbers(place, beta) for place in places for beta in betas}
     labels = [f"{place}, {beta}" for place, beta in settings]
     data = gj.sweep(
         given, {NUMBERS: dict(zip(labels, settings.values(), strict=True)), **axes}, record=["prompt_reward"],
-        measure={"divergence": divergence}, record_every=told["iterations"], progress=False, **told,
+        measure={"divergence": divergence}, record_every=told["iterations"] // 10, progress=False, **told,
     )  # fmt: skip
     name = "+".join(NUMBERS)
-    kept = data[["prompt_reward", "divergence"]].isel(iteration=-1, seed=0, drop=True)
+    last = data[["prompt_reward", "divergence"]].isel(iteration=-1, drop=True)
+    kept = last.assign(path=data.divergence.mean("iteration")).isel(seed=0, drop=True)
     kept = kept.drop_vars([*NUMBERS, name], errors="ignore")
     where = {"place": (name, [p for p, _ in settings]), "beta": (name, [b for _, b in settings])}
     found = kept.assign_coords(where).set_index({name: ["place", "beta"]}).unstack(name)
