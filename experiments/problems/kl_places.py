@@ -119,7 +119,7 @@ def divergence(view: View) -> Array:
 def trained(
     given: Any, axes: Mapping[Any, Any], places: Iterable[str], betas: Iterable[float], **told: Any
 ) -> xr.Dataset:
-    """J and KL(π‖π_ref) of every question when training ends, and ``path``, the KL's mean over ten records."""
+    """J and KL(π‖π_ref) of every question when training ends; ``path`` is the KL's mean over ten records."""
     settings = {(place, beta): numbers(place, beta) for place in places for beta in betas}
     labels = [f"{place}, {beta}" for place, beta in settings]
     data = gj.sweep(
