@@ -14,9 +14,10 @@ and does not say so, is qualified with more tokens, token by token, off-policy o
 
 Training: "better performance" is a return above by .01 at some β (.001, .04, .1), both where the reference is
 right in 5 % and with graded rewards, on the mean over three learning rates and with each its own best one.
-"Larger KL" is one 5 % above at β = .1 than at 0 over the run, for some kind of question and learning rate, with
-four optimizer steps a batch under AdamW, in groups so large that they have no noise; qualified if not with one
-(sampled) or under SGD. 99.9 % intervals over questions. Rows of ours fall beyond the margins that they name.
+"Larger KL" is one 5 % above at β = .1 than at 0 over the run, for some kind of question and learning rate,
+with four optimizer steps a batch under AdamW, in groups so large that they have no noise; qualified if not with
+one (sampled) or under SGD. 99.9 % intervals over questions, of all settings at once where any one would do. Rows
+of ours fall beyond the margins that they name.
 """
 
 from dataclasses import replace
@@ -239,7 +240,7 @@ def performance(data: dict[str, xr.Dataset], claim: Claim) -> None:
         for way, found in ways.items():
             for place in (kl.K1_LOSS, kl.K3_LOSS, kl.K3_REWARD):
                 gap = (found.sel(place=kl.K1_REWARD) - found.sel(place=place)).sel(beta=BETAS)
-                by_kind = {k: greatest(gap.sel(kind=k), expected=WIN) for k in gap.kind.values}
+                by_kind = {k: anywhere(gap.sel(kind=k), expected=WIN) for k in gap.kind.values}
                 gains[f"{name}, {way}: {kl.K1_REWARD} - {place}"] = hardest(by_kind)
     row.refutes("return", gains)
     by_place = {p: [n for name, n in gains.items() if name.endswith(p)] for p in (kl.K1_LOSS, kl.K3_LOSS)}
@@ -252,10 +253,15 @@ def performance(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
 
 
-def greatest(gaps: xr.DataArray, *, expected: float) -> Number:
-    """Of all settings the mean over questions that is greatest: is it this much?"""
-    found = each(gaps, over="table", expected=expected, relation="at least")
-    name = max(found, key=lambda name: found[name].value)
+def anywhere(gaps: xr.DataArray, *, expected: float) -> Number:
+    """Is the mean over questions this much in any setting? Where it is most surely, else where it comes closest.
+
+    It fails only if every setting's does; intervals hold for all settings at once.
+    """
+    found = each(gaps, over="table", expected=expected, relation="at least", together=True)
+    held = {name: number.low for name, number in found.items() if number.holds is True}
+    ends = held or {name: number.high for name, number in found.items()}
+    name = max(ends, key=lambda name: ends[name] or 0.0)
     return replace(found[name], at=name)
 
 
@@ -275,7 +281,7 @@ def larger(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
     what = "KL over the run at β = .1 over that at 0"
     for name, ratio in several.items():
-        number = greatest(ratio.sel(place=kl.K1_LOSS), expected=1 + SHARE)
+        number = anywhere(ratio.sel(place=kl.K1_LOSS), expected=1 + SHARE)
         if name == "AdamW":
             row.refutes(f"{name}, 4 steps a batch: {what}", number)
         else:
@@ -284,7 +290,7 @@ def larger(data: dict[str, xr.Dataset], claim: Claim) -> None:
             row.reports(f"{name}, 4 steps a batch: {what}, {label}", reported)
     for name, ratio in one.items():
         means = ratio.mean("learning_rate")
-        number = greatest(means.sel(place=kl.K1_LOSS), expected=1 + SHARE)
+        number = anywhere(means.sel(place=kl.K1_LOSS), expected=1 + SHARE)
         only = "with several optimizer steps a batch"
         row.qualifies(f"{name}, one step a batch: {what}", number, only=only)
         for label, reported in each(means, over="table").items():
