@@ -111,7 +111,7 @@ def missed(places: Iterable[str], horizons: Iterable[int], trees: int, seed: int
     """
     places, horizons = list(places), list(horizons)
     labels = [f"noise {spread:g}" for spread in NOISE] + [TILTED]
-    where = {"place": places, "horizon": horizons, "policy": labels, "tree": range(trees)}
+    where: dict[str, Any] = {"place": places, "horizon": horizons, "policy": labels, "tree": range(trees)}
     found = np.zeros((2, *(len(values) for values in where.values())))
     for j, horizon in enumerate(horizons):
         tree = by_hand.tree(3, horizon, eos=True)

@@ -70,8 +70,12 @@ def named(data: xr.DataArray | xr.Dataset, *, over: str = "context") -> Any:
     count = data.sizes[over] // 3
     kinds = np.repeat([RARE, HALF, GRADED], count)
     places = {"kind": (over, kinds), "table": (over, np.tile(np.arange(count), 3))}
-    dropped = data.drop_vars(over, errors="ignore")
-    return dropped.assign_coords(places).set_index({over: ["kind", "table"]}).unstack(over)
+    return unstacked(data.drop_vars(over, errors="ignore"), over, places)
+
+
+def unstacked(data: Any, over: str, places: Mapping[str, Any]) -> Any:
+    """A dimension as several, by their coordinates along it."""
+    return data.assign_coords(places).set_index({over: list(places)}).unstack(over)
 
 
 def numbers(place: str, beta: float) -> tuple[Any, ...]:
@@ -131,7 +135,7 @@ def trained(
     kept = last.assign(path=data.divergence.mean("iteration")).isel(seed=0, drop=True)
     kept = kept.drop_vars([*NUMBERS, name], errors="ignore")
     where = {"place": (name, [p for p, _ in settings]), "beta": (name, [b for _, b in settings])}
-    found = kept.assign_coords(where).set_index({name: ["place", "beta"]}).unstack(name)
+    found = unstacked(kept, name, where)
     return named(found.rename(prompt_reward="reward")).drop_attrs()
 
 

@@ -104,8 +104,8 @@ would descend.
 
 - **place**: "reward" where advantages depend on the coefficient, else "loss".
 - **descends**: the divergence whose gradient this is, up to a factor; after ≈ the nearest one, with the \
-sine of the angle between the two. "Token by token" holds the chance to meet each prefix; a divergence without \
-these words is that of whole answers.
+sine of the angle between the two. "Token by token" holds the chance to meet each prefix; a divergence \
+without these words is that of whole answers.
 - **off ∇KL(π‖π_ref)**: the sine of the angle to the gradient of KL(π‖π_ref) of whole answers, the \
 divergence that papers write down.
 - **off-policy**: the same where logits have moved by {drift:g} (standard deviation) since the answers were \
@@ -218,7 +218,7 @@ def nearest(gradient: np.ndarray, divergences: Mapping[str, np.ndarray]) -> tupl
 def descent(label: str, at: Point) -> Descent:
     """What the penalty of a row descends at a point."""
     on, off, doubled = pull(label, at)
-    now, old, reference = (x[..., None] for x in (at.now, at.old, at.reference))
+    now, old, reference = (jnp.asarray(x)[..., None] for x in (at.now, at.old, at.reference))
     here, there = (
         {name: np.asarray(gradient)[..., 0] for name, gradient in found.items()}
         for found in (divergence_gradients(at.policy, now, reference, old=q) for q in (now, old))
