@@ -10,6 +10,7 @@ import pytest
 
 import grpo_jax as gj
 from grpo_jax import presets
+from grpo_jax.cli import commands
 from grpo_jax.exact import divergences, penalties
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -149,3 +150,11 @@ def test_a_documented_row_is_what_comes_out():
 @pytest.mark.slow
 def test_the_documented_table_is_what_comes_out():
     assert documented()[0] == penalties.report()
+
+
+def test_the_command_prints_the_report(monkeypatch, capsys):
+    monkeypatch.setattr(
+        penalties, "rows", lambda: {"a": penalties.Descent("x", 0.0, "y", 0.5, 0.0, True, False, 0.1)}
+    )
+    commands.penalties()
+    assert capsys.readouterr().out.endswith("| `a` | 0.1 | reward | x | 0 | ≈ y (0.50) | no |\n\n")
