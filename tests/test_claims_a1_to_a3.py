@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from experiments.claims import (
     a03_penalty_gradient,
 )
 from experiments.formulas import group_sums
-from experiments.formulas.sequence_divergences import sequence_gradients
 from experiments.harness.verdict import Claim
 from experiments.problems import divergences
 from grpo_jax.types import Evaluation
@@ -179,30 +177,6 @@ def test_rare_levels_that_see_the_limit_refute_a2_s_row():
     found = judged(a02_large_groups.check, data | {"rare": seen})
     assert found.verdict().verdict == "qualified"
     assert found.rows[1].verdict().verdict == "refuted"
-
-
-def test_gradients_of_both_divergences_of_sequences_equal_sums_over_sequences():
-    rng = np.random.default_rng(4)
-    logits, reference = jnp.asarray(rng.normal(size=(2, 4, 3)))
-
-    def both(free, prefix):
-        """KL(π‖π_ref) and KL(π_ref‖π), the first token's chance held at π's if `prefix`."""
-        p, q = jax.nn.log_softmax(free, 1), jax.nn.log_softmax(reference, 1)
-        held = jax.nn.log_softmax(logits, 1)[0]
-        total = jnp.stack([jnp.exp(p[0]) @ (p[0] - q[0]), jnp.exp(q[0]) @ (q[0] - p[0])])
-        for a in range(3):
-            met = jnp.exp(jnp.stack([held[a], held[a]] if prefix else [p[0, a], q[0, a]]))
-            here, there = p[1 + a], q[1 + a]
-            total += met * jnp.stack([jnp.exp(here) @ (here - there), jnp.exp(there) @ (there - here)])
-        return total
-
-    found = sequence_gradients(
-        gj.Sequences(vocab=3, horizon=2), logits[None, ..., None], reference[None, ..., None]
-    )
-    for held in ("prefix", "sequence"):
-        aims = jax.jacobian(both)(logits, held == "prefix")
-        for aim, direction in zip(aims, ("forward", "reverse"), strict=True):
-            np.testing.assert_allclose(found[direction, held][0, ..., 0], aim, atol=1e-13)
 
 
 def test_a_penalty_chosen_by_numbers_is_that_penalty():

@@ -12,9 +12,8 @@ import numpy as np
 import xarray as xr
 
 import grpo_jax as gj
-from experiments.formulas.sequence_divergences import sequence_gradients
 from experiments.problems.answers import method
-from grpo_jax.exact import expected_gradient
+from grpo_jax.exact import divergences, expected_gradient
 from grpo_jax.part import put
 from grpo_jax.parts.penalties import K1, K2, K3, Penalty, RatioWeight
 from grpo_jax.parts.reductions import Constant, Reduction
@@ -74,13 +73,14 @@ def missed_on_trees(horizons: Iterable[int], trees: int, seed: int) -> xr.DataAr
             loop=gj.Loop(group_size=2),
             expectation=gj.Exact(),
         )
-        aims = jax.jit(sequence_gradients, static_argnums=0)(space, now, anchor)
-        for name, direction in (("k2", "forward"), ("k3", "reverse")):
+        aims = jax.jit(divergences.divergence_gradients)(config.policy, now, anchor)
+        for name, whole in (("k2", divergences.FORWARD), ("k3", divergences.BACKWARD)):
             chosen = put(config, "method.penalty.weights", weights([name])[name])
             gradient = -np.asarray(expected_gradient(chosen, now, reference=anchor))
-            for held in ("prefix", "sequence"):
-                gap, whole = gradient - aims[direction, held], aims[direction, "sequence"]
-                missed = np.linalg.norm(gap, axis=(1, 2)) / np.linalg.norm(whole, axis=(1, 2))
+            held_at = {"prefix": divergences.TOKENWISE.format(whole), "sequence": whole}
+            for held, aim in held_at.items():
+                gap, norm = gradient - aims[aim], np.linalg.norm(aims[whole], axis=(1, 2))
+                missed = np.linalg.norm(gap, axis=(1, 2)) / norm
                 place = {"horizon": [horizon], "estimator": [name], "held": [held]}
                 found.append(xr.DataArray(missed[None, None], place, (*place, "tree")))
     return xr.combine_by_coords([each.to_dataset(name="missed") for each in found]).missed

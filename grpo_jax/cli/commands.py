@@ -1,4 +1,4 @@
-"""The commands: methods, problems, run, sweep, show, diff."""
+"""The commands: methods, penalties, problems, options, run, sweep, show, paths, diff."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import xarray as xr
 from grpo_jax import methods as method_table
 from grpo_jax import presets
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
+from grpo_jax.exact import penalties as penalty_table
 from grpo_jax.part import nearest
 from grpo_jax.sweeps import load
 from grpo_jax.sweeps import sweep as run_sweep
@@ -46,6 +47,12 @@ def methods(markdown: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> 
 
 def _spell(part: object) -> str:
     return method_table.describe(part, defaults=True)
+
+
+@app.command
+def penalties() -> None:
+    """Print what every library's penalty descends, as a Markdown table: exact gradients on a small tree."""
+    print(penalty_table.report())
 
 
 @app.command
