@@ -28,6 +28,7 @@ from grpo_jax.tasks import Bernoulli
 from grpo_jax.types import Array
 
 ABILITIES = np.array([0.05, 0.35, 0.65, 0.85, 0.95, 0.98, 0.99, 1.0])
+ABLE, HARD, FLAT = "able", "a fifth as able", "length does not matter"
 GROUP = 8
 OPTIMIZER = ("optimizer.learning_rate", "optimizer.b1", "optimizer.eps")
 OPTIMIZERS = {"SGD": (1e9, 0.0, 1e9), "AdamW": (0.05, 0.9, 1e-8)}
@@ -71,10 +72,11 @@ def start(space: gj.Sequences, *, mean: float = 0.8, spread: float = 0.15) -> np
     return found
 
 
-def success(space: gj.Sequences, *, flat: bool = False) -> np.ndarray:
-    """[prompts, S] probability that an answer is right; `flat` if its length does not matter."""
+def success(space: gj.Sequences) -> dict[str, np.ndarray]:
+    """[prompts, S] probability that an answer is right, by kind of prompts."""
     x = (lengths_of(space) - 1) / (space.horizon - 1)
-    return ABILITIES[:, None] * (np.full_like(x, 0.95) if flat else 1 - (1 - x) ** 2)
+    grown = ABILITIES[:, None] * (1 - (1 - x) ** 2)
+    return {ABLE: grown, HARD: grown / 5, FLAT: ABILITIES[:, None] * np.full_like(x, 0.95)}
 
 
 def method(shaping: Shaping, advantage: Advantage | None = None) -> gj.Method:
@@ -86,7 +88,7 @@ def method(shaping: Shaping, advantage: Advantage | None = None) -> gj.Method:
 
 
 def config(
-    given: gj.Method, *, horizon: int = 10, shared: bool = True, flat: bool = False, **changes: Any
+    given: gj.Method, *, horizon: int = 10, shared: bool = True, kind: str = ABLE, **changes: Any
 ) -> gj.Config:
     """Groups of eight for every prompt; without `shared` each prompt has a policy of its own."""
     space = stops(horizon)
@@ -96,10 +98,9 @@ def config(
         if shared
         else TreePolicy(space=space, logits=np.repeat(start(space), count, 0))
     )
-    table = success(space, flat=flat)
     base: dict[str, Any] = {
         "policy": policy,
-        "task": gj.SequenceTable(space=space, table=table, noise=Bernoulli()),
+        "task": gj.SequenceTable(space=space, table=success(space)[kind], noise=Bernoulli()),
         "method": given,
         "optimizer": gj.AdamW(learning_rate=0.05),
         "loop": gj.Loop(group_size=GROUP),
