@@ -1,7 +1,7 @@
 """Questions whose answers earn two rewards: random ones of four kinds, and every group of reward pairs.
 
-A task of this package gives one reward, so that outcomes can be listed; here it gives the sum, and `Looked`
-hands the two to a shaping. Used by the claim on rewards normalised apart (E8).
+What is listed instead of sampled has its total reward only: for exact expectations `Looked` hands the two
+rewards to a shaping, and samples come from a task that gives two. Used by the claim on rewards normalised apart (E8).
 """
 
 from __future__ import annotations
@@ -35,6 +35,34 @@ KINDS = ("coins", "graded", "a hard and an easy one", "one a tenth as large")
 
 
 @part
+class TwoRewards:
+    """Two rewards for each answer, from tables [C, K], without noise."""
+
+    first: Any = number(rank=2)
+    second: Any = number(rank=2)
+    noise: Any = None
+
+    def prompts(self, uniforms: Array) -> Array:
+        """Questions drawn uniformly."""
+        count = jnp.shape(self.first)[0]
+        return jnp.minimum((uniforms * count).astype(int), count - 1)
+
+    def rewards(self, prompts: Array, tokens: Array, mask: Array, uniforms: Array) -> Array:
+        """[P, N, 2]."""
+        return _both(self, prompts, tokens)
+
+    def means(self, prompts: Array, tokens: Array, mask: Array) -> Array:
+        """[P, N] their sum."""
+        return jnp.sum(_both(self, prompts, jnp.asarray(tokens)), 2)
+
+
+def _both(tables: Any, prompts: Array, tokens: Array) -> Array:
+    """[P, N, 2] the rewards of answers, from `first` and `second`."""
+    pair = (at_prompts(jnp.asarray(table, float), prompts) for table in (tables.first, tables.second))
+    return jnp.stack([lookup(table, tokens[:, :, 0]) for table in pair], 2)
+
+
+@part
 class Looked:
     """`inner` sees the two rewards of each answer, from tables [C, K]."""
 
@@ -44,41 +72,40 @@ class Looked:
 
     def __call__(self, rollout: Rollout) -> Array:
         """[P, N]."""
-        place = rollout.tokens[:, :, 0]
-        both = [
-            lookup(at_prompts(jnp.asarray(t, float), rollout.prompts), place)
-            for t in (self.first, self.second)
-        ]
-        return self.inner(rollout._replace(rewards=jnp.stack(both, 2)))
+        return self.inner(rollout._replace(rewards=_both(self, rollout.prompts, rollout.tokens)))
 
 
-def method(name: str, tables: np.ndarray) -> Method:
-    """One plain step a batch on the tables [2, C, K]."""
+def method(name: str, tables: np.ndarray | None = None) -> Method:
+    """One plain step a batch; on the tables [2, C, K], where the task gives the sum only."""
     shaping, advantage = INNER[name]
+    if tables is not None:
+        shaping = Looked(inner=shaping, first=tables[0], second=tables[1])
     return Method(
-        shaping=Looked(inner=shaping, first=tables[0], second=tables[1]),
-        advantage=advantage, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0),
-    )  # fmt: skip
+        shaping=shaping, advantage=advantage, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0)
+    )
 
 
-def config(name: str, tables: np.ndarray, logits: np.ndarray, *, group: int, **changes: Any) -> gj.Config:
+def config(
+    name: str, tables: np.ndarray, logits: np.ndarray, *, group: int, exact: bool = True, **changes: Any
+) -> gj.Config:
     """Questions with these rewards [2, C, K], from these logits [C, K]."""
+    total = gj.Questions(table=tables.sum(0))
     base: dict[str, Any] = {
         "policy": gj.ActionPolicy(logits=logits),
-        "task": gj.Questions(table=tables.sum(0)),
-        "method": method(name, tables),
-        "optimizer": gj.SGD(learning_rate=1.0),
+        "task": total if exact else TwoRewards(first=tables[0], second=tables[1]),
+        "method": method(name, tables if exact else None),
+        "optimizer": gj.AdamW(learning_rate=1.0),
         "loop": gj.Loop(group_size=group),
-        "expectation": gj.Exact(),
+        "expectation": gj.Exact() if exact else gj.Sampled(),
     }
     return gj.Config(**(base | changes))
 
 
-def questions(kind: str, count: int, seed: int, *, answers: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def questions(kind: str, count: int, seed: int, *, answers: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Tables [2, count, answers] and logits [count, answers] of random questions.
 
     Coins: both rewards 1 with probability .4, drawn anew until neither ties. Graded: uniform. A hard and an
-    easy one: one right answer, and four of six well-formed. One a tenth as large: graded, the second × .1.
+    easy one: one right answer, and three of five well-formed. One a tenth as large: graded, the second × .1.
     """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     tables = np.zeros((2, count, answers))
@@ -89,7 +116,7 @@ def questions(kind: str, count: int, seed: int, *, answers: int = 6) -> tuple[np
                 tables[:, c] = tables[:, c] < 0.4
             elif kind == "a hard and an easy one":
                 tables[0, c] = np.arange(answers) == 0
-                tables[1, c] = rng.permutation(answers) < 4
+                tables[1, c] = rng.permutation(answers) < 3
     if kind == "one a tenth as large":
         tables[1] *= 0.1
     return tables, rng.normal(size=(count, answers))
