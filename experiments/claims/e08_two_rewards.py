@@ -157,9 +157,11 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
 
 def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """Resolution, convergence, the filter, and sizes."""
-    claim.requires("advantages: library - NumPy", worst(data["identities"].advantage, tolerance=1e-10))
-    claim.requires("GDPO's update - Σ w_G(p_m) ∇p_m", worst(data["identities"].update, tolerance=1e-10))
-    claim.requires("twice the same reward: GDPO - 2 GRPO", worst(data["identities"].placebo, tolerance=1e-10))
+    claim.requires("advantages: library - NumPy", worst(data["identities"]["advantage"], tolerance=1e-10))
+    claim.requires("GDPO's update - Σ w_G(p_m) ∇p_m", worst(data["identities"]["update"], tolerance=1e-10))
+    claim.requires(
+        "twice the same reward: GDPO - 2 GRPO", worst(data["identities"]["placebo"], tolerance=1e-10)
+    )
     vectors = data["counted"].vectors
     share = vectors.sel(method=SUM, drop=True) / vectors.sel(method=GDPO, drop=True)
     claim.refutes("different advantage vectors, GRPO / GDPO", worst(share, expected=HALF, relation="at most"))
@@ -201,7 +203,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         "two rewards: greatest advantage in groups whose sums tie", two, only="with three rewards or more"
     )
     row = claim.ours("Normalised apart, a reward's size does not count: GDPO stands still between 1 and .1.")
-    first = data["sizes"].first
+    first = data["sizes"]["first"]
     row.refutes("GDPO: π(a) - its start", Number(float(first.sel(method=GDPO)) - 0.3, 0.0, 1e-9))
     row.refutes("GRPO: π(a)", Number(float(first.sel(method=SUM)), SURE, relation="at least"))
 

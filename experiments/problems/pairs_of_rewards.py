@@ -1,7 +1,8 @@
 """Questions whose answers earn two rewards: random ones of four kinds, and every group of reward pairs.
 
 What is listed instead of sampled has its total reward only: for exact expectations `Looked` hands the two
-rewards to a shaping, and samples come from a task that gives two. Used by the claim on rewards normalised apart (E8).
+rewards to a shaping, and samples come from a task that gives two. Used by the claim on rewards normalised
+apart (E8).
 """
 
 from __future__ import annotations
