@@ -215,8 +215,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     right.refutes("right answers only: J at the end / start", few)
     middle = {name: float(left[name].sel(dose="0.1").mean()) for name in ARMS}
     told = ", ".join(f"{name} {value:.2f}" for name, value in middle.items())
-    least = float(left[NONE].sel(dose="0.001").mean())
-    claim.finds(f"Share of J that is left at λ = .1: {told}; at λ = .001 under σ {least:.2f}.")
+    claim.finds(f"Share of J that is left at λ = .1: {told}; at λ = .001 under σ {float(least.mean()):.2f}.")
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:

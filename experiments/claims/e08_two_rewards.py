@@ -57,7 +57,7 @@ def counted() -> xr.DataArray:
             for name, values in pairs.by_hand(rows).items():
                 told[name].add(tuple(np.sort(values.round(9) + 0.0)))
         found[:, j] = [len(told[name]) for name in pairs.INNER]
-    return xr.DataArray(found, {"method": list(pairs.INNER), "group": COUNTED})
+    return xr.DataArray(found, {"algorithm": list(pairs.INNER), "group": COUNTED})
 
 
 def silent(rewards: int) -> float:
@@ -73,7 +73,7 @@ def identities() -> xr.Dataset:
         at = np.arange(4)[None]
         method = {name: pairs.method(name, rows.T[:, None]) for name in pairs.INNER}
         rollout = gj.Rollout(
-            prompts=np.arange(1), tokens=jnp.asarray(at[:, :, None]), mask=jnp.ones((1, 4, 1)),
+            prompts=jnp.arange(1), tokens=jnp.asarray(at[:, :, None]), mask=jnp.ones((1, 4, 1)),
             rewards=jnp.asarray(rows.sum(1)[None, :, None]), multiplicity=jnp.ones((1, 4)),
             sampling_logp=jnp.zeros((1, 4, 1)), old_logp=jnp.zeros((1, 4, 1)), ref_logp=jnp.zeros((1, 4, 1)),
         )  # fmt: skip
@@ -131,7 +131,7 @@ def trained(kind: str, seed: int, size: Any, *, exact: bool) -> xr.DataArray:
         )  # fmt: skip
         found.append(renamed(data, {OPTIMIZER: "optimizer"}).prompt_reward.isel(iteration=-1, drop=True))
     best = xr.DataArray(tables.sum(0).max(1), {"context": np.arange(size.questions)})
-    return xr.concat(found, xr.Variable("method", list(pairs.INNER))).mean("seed") / best
+    return xr.concat(found, xr.Variable("algorithm", list(pairs.INNER))).mean("seed") / best
 
 
 def sizes_apart() -> xr.DataArray:
@@ -142,7 +142,7 @@ def sizes_apart() -> xr.DataArray:
         config = pairs.config(name, tables, logits, group=GROUP, optimizer=gj.SGD(learning_rate=1.0))
         data = gj.sweep(config, iterations=400, record_every=400, record=["probabilities"])
         ends.append(float(data.probabilities.isel(iteration=-1, output=0).squeeze()))
-    return xr.DataArray(ends, {"method": list(pairs.INNER)})
+    return xr.DataArray(ends, {"algorithm": list(pairs.INNER)})
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
@@ -163,35 +163,35 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         "twice the same reward: GDPO - 2 GRPO", worst(data["identities"]["placebo"], tolerance=1e-10)
     )
     vectors = data["counted"].vectors
-    share = vectors.sel(method=SUM, drop=True) / vectors.sel(method=GDPO, drop=True)
+    share = vectors.sel(algorithm=SUM, drop=True) / vectors.sel(algorithm=GDPO, drop=True)
     claim.refutes("different advantage vectors, GRPO / GDPO", worst(share, expected=HALF, relation="at most"))
     claim.reports(
         "the same without σ / GDPO, groups of 8",
-        Number(float(vectors.sel(method=PLAIN, group=8) / vectors.sel(method=GDPO, group=8))),
+        Number(float(vectors.sel(algorithm=PLAIN, group=8) / vectors.sel(algorithm=GDPO, group=8))),
     )
     for way in ("exact", "sampled"):
         kept = data[way].kept
-        gap = kept.sel(method=GDPO, drop=True) - kept.sel(method=SUM, drop=True)
+        gap = kept.sel(algorithm=GDPO, drop=True) - kept.sel(algorithm=SUM, drop=True)
         for optimizer in gap.optimizer.values:
             at = each(
                 gap.sel(optimizer=optimizer, drop=True), over="context", expected=GAP, relation="at least"
             )
             claim.refutes(f"{way}, {optimizer}: share of the best total, GDPO - GRPO", at)
-        bare = kept.sel(method=GDPO, drop=True) - kept.sel(method=PLAIN, drop=True)
+        bare = kept.sel(algorithm=GDPO, drop=True) - kept.sel(algorithm=PLAIN, drop=True)
         claim.reports(
             f"{way}, SGD: share of the best total, GDPO - GRPO without σ",
             each(bare.sel(optimizer="SGD", drop=True), over="context"),
         )
     end = data["exact"].kept.sel(optimizer="AdamW").mean("context")
+    ours, theirs = end.sel(algorithm=GDPO), end.sel(algorithm=SUM)
     told = "; ".join(
-        f"{kind} {float(end.sel(kind=kind, method=GDPO)):.2f} and {float(end.sel(kind=kind, method=SUM)):.2f}"
-        for kind in KINDS
+        f"{kind} {float(ours.sel(kind=kind)):.2f} and {float(theirs.sel(kind=kind)):.2f}" for kind in KINDS
     )
-    eight = vectors.sel(group=8)
+    eight = {name: int(vectors.sel(group=8, algorithm=name)) for name in pairs.INNER}
     claim.finds(
-        f"Groups of 8 pairs of coins have {int(eight.sel(method=GDPO))} advantage vectors under GDPO, "
-        f"{int(eight.sel(method=PLAIN))} under a sum without σ, {int(eight.sel(method=SUM))} under GRPO. "
-        f"Share of the best total in the end, exact AdamW, GDPO and GRPO: {told}."
+        f"Groups of 8 pairs of coins have {eight[GDPO]} advantage vectors under GDPO, {eight[PLAIN]} under a "
+        f"sum without σ, {eight[SUM]} under GRPO. Share of the best total in the end, exact AdamW, GDPO and "
+        f"GRPO: {told}."
     )
     dropped = claim.also(
         "(SkyRL 2104, a review.) A filter on the sum's spread drops \"groups whose components differ but "
@@ -204,8 +204,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
     row = claim.ours("Normalised apart, a reward's size does not count: GDPO stands still between 1 and .1.")
     first = data["sizes"]["first"]
-    row.refutes("GDPO: π(a) - its start", Number(float(first.sel(method=GDPO)) - 0.3, 0.0, 1e-9))
-    row.refutes("GRPO: π(a)", Number(float(first.sel(method=SUM)), SURE, relation="at least"))
+    row.refutes("GDPO: π(a) - its start", Number(float(first.sel(algorithm=GDPO)) - 0.3, 0.0, 1e-9))
+    row.refutes("GRPO: π(a)", Number(float(first.sel(algorithm=SUM)), SURE, relation="at least"))
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
@@ -213,7 +213,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     figure.set_size_inches(7.4, 3.0)
     left, right = plotting.panels(figure, 1, 2)
     for name, color in zip(pairs.INNER, plotting.COLORS, strict=False):
-        here = data["counted"].vectors.sel(method=name)
+        here = data["counted"].vectors.sel(algorithm=name)
         left.plot(here.group, here, "o-", ms=4, color=color, label=name)
     left.set(xscale="log", yscale="log", xlabel="group size", ylabel="different advantage vectors")
     left.set_xticks(COUNTED, [str(size) for size in COUNTED])
@@ -221,7 +221,7 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     left.set_title("GDPO tells more groups apart …", loc="left")
     left.legend()
     kept = data["exact"].kept.sel(optimizer="AdamW", drop=True)
-    gap = kept.sel(method=GDPO, drop=True) - kept.sel(method=SUM, drop=True)
+    gap = kept.sel(algorithm=GDPO, drop=True) - kept.sel(algorithm=SUM, drop=True)
     plotting.intervals(right, each(gap, over="context"), expected=0.0)
     right.set(xlabel="GDPO − GRPO, share of the best total")
     right.set_title("… what is it worth in the end?", loc="left")

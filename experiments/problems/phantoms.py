@@ -112,7 +112,8 @@ def config(
 @gj.measure("context", about="mean length of the policy's answers, tokens")
 def own_length(view: View) -> Array:
     """[C(, R)]."""
-    tokens = jnp.asarray(lengths_of(view.config.policy.space))
+    policy: Any = view.config.policy
+    tokens = jnp.asarray(lengths_of(policy.space))
     return jnp.sum(view.probabilities * tokens.reshape((1, -1) + (1,) * (view.probabilities.ndim - 2)), 1)
 
 
