@@ -83,7 +83,7 @@ def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, m
     )
     labels = {
         "kind": list(e8.KINDS), "algorithm": names, "optimizer": ["SGD", "SGD, equal advantages", "AdamW"],
-        "context": range(8),
+        "iteration": [1, 2], "context": range(8),
     }  # fmt: skip
     kept = xr.DataArray(0.8 + 1e-4 * RNG.normal(size=[len(v) for v in labels.values()]), labels)
     kept.loc[{"algorithm": e8.GDPO}] += gain
@@ -101,15 +101,15 @@ def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, m
 @pytest.mark.parametrize(
     ("changed", "want"),
     [
-        ({}, "+++"),
-        ({"gain": 0.0}, "-++"),
-        ({"slow": 0.0}, "-++"),
-        ({"vectors": 0.6}, "-++"),
-        ({"two": 0.0}, "+q+"),
-        ({"three": 0.0}, "+-+"),
-        ({"first": 0.4}, "++-"),
-        ({"most": 0.5}, "++-"),
-        ({"placebo": 1e-6}, "?++"),
+        ({}, "++++"),
+        ({"gain": 0.0}, "-+++"),
+        ({"slow": 0.0}, "-+++"),
+        ({"vectors": 0.6}, "--++"),
+        ({"two": 0.0}, "++q+"),
+        ({"three": 0.0}, "++-+"),
+        ({"first": 0.4}, "+++-"),
+        ({"most": 0.5}, "+++-"),
+        ({"placebo": 1e-6}, "?+++"),
     ],
 )
 def test_what_e8_says_falls_when_it_should(changed, want):
