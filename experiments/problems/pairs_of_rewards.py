@@ -97,7 +97,7 @@ def config(
         "method": method(name, tables if exact else None),
         "optimizer": gj.AdamW(learning_rate=1.0),
         "loop": gj.Loop(group_size=group),
-        "expectation": gj.Exact() if exact else gj.Sampled(),
+        "expectation": gj.Exact(cells=0) if exact else gj.Sampled(),
     }
     return gj.Config(**(base | changes))
 
