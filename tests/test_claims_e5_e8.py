@@ -42,7 +42,7 @@ def e5_data(
         e5.PLAIN: run(plain),
         e5.SPLIT: run(1.0, doses=["0.01", "0.1"]),
         f"{e5.NONE}, hard": run(hard, doses=doses),
-        f"{e5.GATE}, hard": run(1.0, doses=doses),
+        f"{e5.GATE}, hard": run(1.0, doses=["0.1"]),
         "flat": run(1.0, doses=["0.3"]),
         "alone": run(1.0, doses=["0.1"]),
         "exact": run(end, doses=["0", "0.001", "0.1"]),

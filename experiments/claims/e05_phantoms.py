@@ -9,14 +9,15 @@ of stopping decisions, 1 to 10 tokens; an answer of n tokens is right with proba
 x = (n − 1)/9. Groups of 8, σ with eps 0, SGD and AdamW; λ down to .001.
 
 Refuted if for any λ in {.001, .01, .1, .3, .5} J does not end below half of where it started (theirs took 40
-steps, here it has 200). Other rows, other sentences of that page: an outcome gate keeps nine tenths of J at λ
-of .1 to .5; mean J over training falls by .01 or more from λ = .1 to .3 to .5; with length paid instead (λ =
-−.3) nobody falls by a tenth. Ours: λ = .001 costs a tenth or more, and within a tenth what λ = .5 costs;
-prompts a fifth as able fall below half at every λ, not with the gate; without σ, or with the length
-normalised apart, λ = .01 costs less than a tenth; paying for brevity on right answers only (prime-rl 3376) is
-enough. Checks of the instrument: by enumeration in NumPy (two prompts, unequal groups of three) the update's
-part from groups that tie in outcome is, to 1e-10, independent of λ at eps 0, Σ λσ/(λσ + eps) of it at eps
-.01, λ times a vector without σ; at λ = 0, and where length does not matter at λ = .3, J does not fall by .02.
+steps, here it has 1000). Other rows, other sentences of that page: an outcome gate keeps nine tenths of J at
+λ of .1 to .5; mean J over training falls by .01 or more from λ = .1 to .3 to .5; with length paid instead
+(λ = −.3) nobody falls by a tenth. Ours: λ = .001 costs a tenth or more, and more than half of what λ = .5
+costs; prompts a fifth as able fall below half at every λ, not with the gate at .1; without σ, or with the
+length normalised apart, λ = .01 costs less than a tenth; paying for brevity on right answers only (prime-rl
+3376) is enough. Checks of the instrument: by enumeration in NumPy (two prompts, unequal groups of three) the
+update's part from groups that tie in outcome is, to 1e-10, independent of λ at eps 0, Σ λσ/(λσ + eps) of it
+at eps .01, λ times a vector without σ; at λ = 0, and where length does not matter at λ = .3, J does not fall
+by .02.
 """
 
 import itertools
@@ -40,7 +41,7 @@ from grpo_jax.parts.returns import MixedOnly
 from grpo_jax.parts.shaping import NormalizedSum, OnSuccess, WithLength
 
 PRECISION = "float64"
-SIZES = sizes(seeds=(12, 48, 512), iterations=(200, 200, 200))
+SIZES = sizes(seeds=(8, 16, 256), iterations=(1000, 1000, 4000))
 
 DOSES = [0.001, 0.01, 0.1, 0.3, 0.5]
 PRINTED = ["0.1", "0.3", "0.5"]
@@ -124,14 +125,14 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     doses = [LONG, 0.0, *DOSES]
     found = {"identities": xr.Dataset({"gap": identities()})}
     for name, given in ARMS.items():
-        some = [0.01, 0.1] if name == SPLIT else doses
+        some = {NONE: doses, SPLIT: DOSES[1:3]}.get(name, DOSES[1:])
         found[name] = phantoms.trained(given, some, size, seed)
-    for name in (NONE, GATE):
-        found[f"{name}, hard"] = phantoms.trained(ARMS[name], DOSES, size, seed, kind=phantoms.HARD)
+    for name, some in {NONE: DOSES, GATE: [0.1]}.items():
+        found[f"{name}, hard"] = phantoms.trained(ARMS[name], some, size, seed, kind=phantoms.HARD)
     found["flat"] = phantoms.trained(ARMS[NONE], [0.3], size, seed, kind=phantoms.FLAT)
     found["alone"] = phantoms.trained(ARMS[NONE], [0.1], size, seed, shared=False)
     short = phantoms.method(WithLength(weight=0.1, limit=3.0))
-    one = type(size)(seeds=1, iterations=size.iterations)
+    one = type(size)(seeds=1, iterations=300)
     found["exact"] = phantoms.trained(short, [0.0, 0.001, 0.1], one, seed, horizon=3, expectation=gj.Exact())
     return found
 
@@ -190,16 +191,19 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     )
     paid = each(left[NONE].sel(dose=f"{LONG:g}", drop=True), expected=TENTH, relation="at least")
     long.refutes("length paid for, λ = -.3: J at the end / start", paid)
-    small = claim.ours("Under σ no dose is small: a thousandth costs what a half costs.")
+    small = claim.ours("Under σ no dose is small: a thousandth costs more than half of what a half costs.")
     least, most = (left[NONE].sel(dose=dose, drop=True) for dose in ("0.001", "0.5"))
     small.refutes("λ = .001: J at the end / start", each(least, expected=TENTH, relation="at most"))
     small.refutes(
-        "J at the end / start, λ = .001 - .5", each(least - most, expected=0.0, tolerance=1 - TENTH)
+        "what λ = .001 costs, less half of what λ = .5 does",
+        each((1 - least) - (1 - most) / 2, expected=0.0, relation="at least"),
     )
-    hard = claim.ours("Prompts a fifth as able collapse under σ at every dose; the outcome gate keeps them.")
+    hard = claim.ours(
+        "Prompts a fifth as able collapse under σ at every dose; the outcome gate keeps them at .1."
+    )
     fallen = each(kept(data[f"{NONE}, hard"]), expected=HALF, relation="at most")
     hard.refutes("σ: J at the end / start", fallen)
-    stands = each(kept(data[f"{GATE}, hard"]).sel(dose=PRINTED), expected=TENTH, relation="at least")
+    stands = each(kept(data[f"{GATE}, hard"]), expected=TENTH, relation="at least")
     hard.refutes("outcome gate: J at the end / start", stands)
     for name in (PLAIN, SPLIT):
         mild = claim.ours(
@@ -233,5 +237,5 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         doses = [d for d in end.dose.values if float(d) > 0]
         right.plot([float(d) for d in doses], end.sel(dose=doses), "o-", ms=4, color=color, label=name)
     right.set(xscale="log", ylim=(0, 1), xlabel="λ, weight of the length", ylabel="J in the end")
-    right.set_title("… other handlings pay for it as they should", loc="left")
+    right.set_title("… without it, or gated, it is", loc="left")
     right.legend()
