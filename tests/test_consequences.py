@@ -43,9 +43,14 @@ def test_groups_with_one_outcome_are_counted():
 
 def test_conventions_act_on_the_penalty():
     found = told("grpo", "trl:grpo")["convention"]
-    assert "acts as 1 times itself" in found.sides[0]
+    assert "act as 1 times itself" in found.sides[0]
     # Nearly √(8/7): the constant 1e-4 is small beside a spread of one half.
-    assert f"acts as {math.sqrt(8 / 7):.3f}" in found.sides[1]
+    assert f"act as {math.sqrt(8 / 7):.3f}" in found.sides[1]
+
+
+def test_constants_that_do_not_count_are_not_told():
+    """1e-4 and 1e-6 beside a spread of one half."""
+    assert "convention" not in told("trl:grpo", "verl:vanilla")
 
 
 def test_a_penalty_beside_the_spread():

@@ -117,7 +117,7 @@ def _convention(method: Method) -> Hashable:
 def _acts(convention: tuple[float, float], at: Settings) -> str:
     ddof, added = convention
     beta = effective_beta(1.0, HALF, group_size=at.group_size, convention=_plain(ddof, added))
-    return f"ddof {ddof:g}, {added:g} added: a penalty acts as {float(beta):.4g} times itself (gap 1, p = .5)"
+    return f"ddof and constant let β act as {float(beta):.4g} times itself (rewards 1 and 0, p = .5)"
 
 
 def _centre(method: Method) -> str | None:
