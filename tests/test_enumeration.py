@@ -22,7 +22,7 @@ from grpo_jax.config import Config, Loop, TrainState
 from grpo_jax.exact import Exact
 from grpo_jax.part import aligned
 from grpo_jax.parts import advantages as adv
-from grpo_jax.parts import corrections, reductions, shaping
+from grpo_jax.parts import corrections, reductions, returns, shaping
 from grpo_jax.parts.gains import clip_mask
 from grpo_jax.parts.penalties import K3, Penalty
 from grpo_jax.policies import TreePolicy
@@ -60,6 +60,18 @@ METHODS = methods.METHODS | {
     "overlong": dataclasses.replace(methods.grpo, shaping=shaping.Overlong(limit=3, buffer=2, factor=0.4)),
     "overlong_normalized": dataclasses.replace(
         methods.grpo, shaping=shaping.Overlong(inner=shaping.NormalizedSum(), limit=3, buffer=2)
+    ),
+    "length_summed": dataclasses.replace(methods.grpo, shaping=shaping.WithLength(weight=0.3, limit=2.0)),
+    "length_apart": dataclasses.replace(
+        methods.grpo, shaping=shaping.WithLength(inner=shaping.NormalizedSum(weights=(1.0, 0.3)), limit=2.0)
+    ),
+    "on_success": dataclasses.replace(
+        methods.grpo, shaping=shaping.OnSuccess(inner=shaping.Overlong(limit=3, buffer=2), above=0.25)
+    ),
+    "mixed_only": dataclasses.replace(
+        methods.grpo,
+        shaping=shaping.Overlong(limit=3, buffer=2, factor=0.4),
+        advantage=returns.MixedOnly(inner=adv.Normalized()),
     ),
     "best_of_group": dataclasses.replace(methods.grpo, advantage=adv.Normalized(center=adv.BestOfGroup())),
     "conflict": dataclasses.replace(methods.grpo, corrections=(corrections.Conflict(),)),

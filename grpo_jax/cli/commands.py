@@ -231,14 +231,22 @@ def paths(setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP) -> None:
 
 
 @app.command
-def diff(first: tyro.conf.Positional[str], second: tyro.conf.Positional[str]) -> None:
-    """Show, slot by slot, where two libraries' settings differ, and by how much on a random batch.
+def diff(
+    first: tyro.conf.Positional[str],
+    second: tyro.conf.Positional[str],
+    group_size: int = 8,
+    longest: float = 10.0,
+) -> None:
+    """Show, slot by slot, where two libraries' settings differ, what that means, and by how much on a batch.
 
     Args:
         first: LIBRARY:NAME with options, for example trl:dapo or verl:vanilla,kl_loss_coef=0.04.
         second: the other.
+        group_size: G, for the numbers of what a difference means.
+        longest: tokens of the longest answer, the shortest having one, for the same.
     """
-    print(presets.diff(first, second))
+    at = presets.Settings(group_size=group_size, longest=longest)
+    print(presets.diff(first, second, at=at))
 
 
 def main() -> None:

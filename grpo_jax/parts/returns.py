@@ -116,6 +116,30 @@ class ClampedAdvantage:
 
 
 @part
+class MixedOnly:
+    """An inner advantage, 0 in groups whose rewards from the task all tie, whatever shaping makes of them.
+
+    An outcome gate: verl's ``filter_groups.metric=acc`` by advantages, so that no denominator changes. With
+    several rewards a group ties where their sums do; with ``apart`` only where each of them does.
+    """
+
+    inner: Advantage
+    apart: bool = static(False)
+    couples: ClassVar[Coupling] = Coupling.GROUP
+    cell_safe: ClassVar[bool] = True
+
+    @property
+    def splits_rewards(self) -> bool:
+        """Whether several rewards are read one by one."""
+        return self.apart
+
+    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
+        given = rollout.rewards if self.apart else jnp.sum(rollout.rewards, 2, keepdims=True)
+        flat = jnp.all(tied(given, rollout.multiplicity[:, :, None], GROUP_AXES), 2, keepdims=True)
+        return jnp.where(flat, 0, self.inner(rollout, rewards))
+
+
+@part
 class PerInformative:
     """GPG's α̂ (arXiv:2504.02546): an inner advantage times groups / (norm · groups that do not tie)."""
 

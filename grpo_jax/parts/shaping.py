@@ -161,3 +161,40 @@ class Overlong:
     def __call__(self, rollout: Rollout) -> Array:
         excess = (lengths(rollout) - (self.limit - self.buffer)) / self.buffer
         return self.inner(rollout) - self.factor * jnp.clip(excess, 0, 1)
+
+
+@part
+class WithLength:
+    """``inner`` sees one more reward, −weight·min(|o_i|/limit, 1): the length as a reward of its own.
+
+    Summed it is r_i − weight·min(|o_i|/limit, 1), and a negative weight pays for length. Under
+    ``inner=NormalizedSum(weights=(1, λ))`` outcome and length are normalised apart.
+    """
+
+    inner: Shaping = Sum()
+    weight: Number = number(1.0)
+    limit: Number = number(low=0.0, open_low=True)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        cost = -self.weight * jnp.minimum(lengths(rollout) / self.limit, 1)
+        runs = jnp.broadcast_shapes(rollout.rewards.shape[3:], cost.shape[2:])
+        columns = [
+            jnp.broadcast_to(column, (*column.shape[:3], *runs))
+            for column in (rollout.rewards, cost[:, :, None])
+        ]
+        return self.inner(rollout._replace(rewards=jnp.concatenate(columns, 2)))
+
+
+@part
+class OnSuccess:
+    """``inner`` where the task's own reward Σ_m r_{i,m} exceeds ``above``, that reward itself elsewhere.
+
+    A success gate: what shaping adds counts only for answers that are right (prime-rl 3376).
+    """
+
+    inner: Shaping
+    above: Number = number(0.0)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        outcome = jnp.sum(rollout.rewards, 2)
+        return jnp.where(outcome > self.above, self.inner(rollout), outcome)

@@ -6,6 +6,7 @@ Versions: TRL 1.16.0, verl 0.9.1, OpenRLHF 0.11.2, Liger-Kernel 0.8.5, prime-rl 
 
 from grpo_jax.presets.areal import areal
 from grpo_jax.presets.compare import Comparison, compare, diff
+from grpo_jax.presets.consequences import Consequence, Settings, consequences
 from grpo_jax.presets.engines import Sampling
 from grpo_jax.presets.liger import liger
 from grpo_jax.presets.openrlhf import openrlhf
@@ -18,10 +19,13 @@ from grpo_jax.presets.verl import verl
 __all__ = [
     "PRESETS",
     "Comparison",
+    "Consequence",
     "NotModelled",
     "Sampling",
+    "Settings",
     "areal",
     "compare",
+    "consequences",
     "diff",
     "liger",
     "openrlhf",

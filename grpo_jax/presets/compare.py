@@ -11,6 +11,7 @@ import numpy as np
 
 from grpo_jax.methods import effective
 from grpo_jax.part import subparts
+from grpo_jax.presets.consequences import USUAL, Settings, consequences
 from grpo_jax.presets.registry import parse
 from grpo_jax.surrogate import Method, advantages, loss
 from grpo_jax.types import Array, Rollout
@@ -97,15 +98,26 @@ def _line(kind: type) -> str:
     return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
-def diff(a: str, b: str, *, seed: int = 0) -> str:
-    """A table of where two named methods differ (see ``parse`` for names), ready to print."""
-    found = compare(parse(a), parse(b), seed=seed)
+def diff(a: str, b: str, *, seed: int = 0, at: Settings = USUAL) -> str:
+    """A table of where two named methods differ (see ``parse`` for names), ready to print.
+
+    What a switch means is told with its number at these settings, and the claim that shows it.
+    """
+    left_method, right_method = parse(a), parse(b)
+    found = compare(left_method, right_method, seed=seed)
     lines = []
     for slot, (left, right) in found.slots.items():
         lines += [slot, f"  {a:<16} {left}", f"  {b:<16} {right}"]
     if not lines:
         lines = ["no slot differs"]
     lines += [f"  where {name}: {line}" for name, line in found.parts.items() if line]
+    told = consequences(left_method, right_method, at)
+    if told:
+        lines.append(
+            f"what that means, in groups of {at.group_size} with answers of 1 to {at.longest:g} tokens"
+        )
+    for switch, sides, claim in told:
+        lines += [f"  {switch} ({claim})", f"    {a:<16} {sides[0]}", f"    {b:<16} {sides[1]}"]
     lines += [
         "on a random batch",
         f"  loss             {found.losses[0]:.6g} and {found.losses[1]:.6g}",

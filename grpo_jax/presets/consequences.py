@@ -1,0 +1,299 @@
+"""What a switch means: a sentence with its number at given settings, and the claim that shows it.
+
+The claims are those of `experiments/README.md` in the repository; their numbers are computed here from closed
+forms, for groups of G and for answers of which the longest has `longest` times the tokens of the shortest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grpo_jax.part import subparts
+from grpo_jax.parts.advantages import (
+    BatchMean,
+    BatchSpread,
+    GroupLevel,
+    GroupMean,
+    GroupSpread,
+    LeaveOneOut,
+    Normalized,
+)
+from grpo_jax.parts.gains import Clip, DualClip, TwoSided, UpperClip
+from grpo_jax.parts.penalties import K1, K2, K3, Penalty, RatioWeight, StraightThrough
+from grpo_jax.parts.ratios import SequenceMean, SequenceMeanToken, Token, Trajectory
+from grpo_jax.parts.reductions import Constant, PerSequence, PerToken, TokenSum
+from grpo_jax.parts.returns import MixedOnly, Standardized, Whitened
+from grpo_jax.parts.shaping import KLInReward, NormalizedSum
+from grpo_jax.surrogate import Method
+from grpo_jax.theory import Convention, convention_gap, effective_beta, effective_penalty_binary
+from grpo_jax.types import CorrectsSampler
+
+SMALL, HALF, KEPT, DISTANCE = 0.05, 0.5, 0.9, 0.01
+"""A low success rate, a middling one, the mass that top-p keeps, χ² of one token."""
+
+
+class Settings(NamedTuple):
+    """Where the numbers are taken."""
+
+    group_size: int = 8
+    longest: float = 10.0
+    """Tokens of the longest answer, the shortest having one."""
+
+
+USUAL = Settings()
+
+
+class Consequence(NamedTuple):
+    """A switch in which two methods differ: what it means for each, and the claim."""
+
+    switch: str
+    sides: tuple[str, str]
+    claim: str
+
+
+class Switch(NamedTuple):
+    """`reads` gives what a method does there, None where nothing can be said; `says` what that means."""
+
+    name: str
+    claim: str
+    reads: Callable[[Method], Hashable]
+    says: Callable[[Any, Settings], str]
+
+
+def _find(tree: Any, *kinds: type) -> Any:
+    """The first part of one of these kinds, or None."""
+    return next((part for part in subparts(tree) if isinstance(part, kinds)), None)
+
+
+def _scalar(value: Any) -> float | None:
+    return float(value) if np.ndim(value) == 0 else None
+
+
+def _divisor(method: Method) -> str | None:
+    """What advantages are divided by: group, level, batch, nothing; None where it is something else."""
+    if _find(method.advantage, Whitened, Standardized):
+        return "batch"
+    given = _find(method.advantage, Normalized)
+    if given is None:
+        return None
+    if given.scale is None or _scalar(given.power) == 0:
+        return "nothing"
+    kinds: Mapping[type, str] = {GroupSpread: "group", GroupLevel: "level", BatchSpread: "batch"}
+    return kinds.get(type(given.scale)) if _scalar(given.power) == 1 else None
+
+
+def _weighs(divisor: str, at: Settings) -> str:
+    rivals = at.group_size - 1
+    return {
+        "group": f"divides by the group's σ: weighs prompts by w_{at.group_size}(p), at most "
+        f"{fold(at.group_size):.3g}-fold",
+        "level": f"divides by the group's mean: weighs prompts by (1 - (1 - p)^{rivals})/p, at most "
+        f"{rivals}-fold (E3)",
+        "batch": "one divisor for the whole batch: within it all prompts weigh alike",
+        "nothing": "no division: all prompts weigh alike",
+    }[divisor]
+
+
+def fold(group_size: int) -> float:
+    """Greatest over least weight w_G(p) = E√(K(G − K))/(G p(1 − p)) of a success rate (E2)."""
+    found = np.asarray(convention_gap(np.linspace(0, 1, 201), group_size=group_size, convention=_plain()))
+    return float(found.max() / found.min())
+
+
+def _plain(ddof: float = 0.0, added: float = 0.0) -> Convention:
+    return Convention(ddof=ddof, added=added)
+
+
+def _convention(method: Method) -> Hashable:
+    given = _find(method.advantage, Normalized)
+    if _divisor(method) != "group" or None in (numbers := (_scalar(given.scale.ddof), _scalar(given.eps))):
+        return None
+    return numbers
+
+
+def _acts(convention: tuple[float, float], at: Settings) -> str:
+    ddof, added = convention
+    beta = effective_beta(1.0, HALF, group_size=at.group_size, convention=_plain(ddof, added))
+    return f"ddof and constant let β act as {float(beta):.4g} times itself (rewards 1 and 0, p = .5)"
+
+
+def _centre(method: Method) -> str | None:
+    given = _find(method.advantage, Normalized)
+    kinds: Mapping[type, str] = {GroupMean: "group", LeaveOneOut: "others", BatchMean: "batch"}
+    return None if given is None else kinds.get(type(given.center))
+
+
+def _centred(centre: str, at: Settings) -> str:
+    share = 1 - 1 / at.group_size
+    return {
+        "group": f"less the group's own mean: {share:.4g} of ∇J where nothing is divided",
+        "others": f"less the mean of the others: {1 / share:.4g} times what the group's own mean gives",
+        "batch": "less the batch's mean: a prompt's difficulty stays in its advantages",
+    }[centre]
+
+
+def _phantom(method: Method) -> Hashable:
+    """Whether a small extra term in the reward moves groups with one outcome at full size."""
+    if _find(method.advantage, MixedOnly):
+        return "gated"
+    return {"group": "full", "nothing": "linear"}.get(_divisor(method) or "")
+
+
+def _phantoms(kind: str, at: Settings) -> str:
+    dead = SMALL**at.group_size + (1 - SMALL) ** at.group_size
+    return {
+        "full": f"a small length term in the reward counts at full size in groups with one outcome, "
+        f"whatever its weight: {dead:.2g} of the groups at p = {SMALL:g}",
+        "linear": "a length term in the reward counts in proportion to its weight",
+        "gated": "groups with one outcome are silent, whatever a length term makes of them",
+    }[kind]
+
+
+def _apart(method: Method) -> str:
+    return "apart" if _find(method.shaping, NormalizedSum) else "summed"
+
+
+def _rewards(way: str, at: Settings) -> str:
+    return {
+        "apart": f"each reward is normalised by itself: its size does not count, its success rate weighs by "
+        f"w_{at.group_size}, at most {fold(at.group_size):.3g}-fold",
+        "summed": "rewards are summed as they are: pairs with one sum get one advantage",
+    }[way]
+
+
+def _denominator(method: Method) -> str | None:
+    given = _find(method.reduction, PerSequence, PerToken, Constant, TokenSum)
+    return None if given is None else type(given).__name__
+
+
+def _shares(name: str, at: Settings) -> str:
+    return {
+        "PerSequence": f"1/|o|: a token of an answer {at.longest:g} times as long weighs "
+        f"{1 / at.longest:.3g} as much; right answers get shorter and wrong ones longer",
+        "PerToken": f"one denominator for the batch's tokens: an answer {at.longest:g} times as long weighs "
+        f"{at.longest:g} times as much, and the rate moves with the batch's length",
+        "Constant": "a constant: tokens weigh alike in every batch, lengths do not drift by weights",
+        "TokenSum": "a sum: tokens weigh alike, and the rate grows with the batch",
+    }[name]
+
+
+def _kl(method: Method) -> Hashable:
+    """(where, divergence, β, ddof and constant of the σ beside it or None)."""
+    inside, outside = _find(method.shaping, KLInReward), method.penalty
+    if inside is not None and _scalar(inside.coef):
+        return "reward", _estimator(inside.divergence), _scalar(inside.coef), None
+    if outside is not None and not isinstance(outside, Penalty):
+        return None
+    if outside is None or not _scalar(outside.coef):
+        return "none", None, 0.0, None
+    place = "ratio" if isinstance(outside.weight, RatioWeight) else "loss"
+    return place, _estimator(outside.divergence), _scalar(outside.coef), _convention(method)
+
+
+def _estimator(divergence: Any) -> type:
+    """Whose gradient it is, within its clamp."""
+    given = divergence.gradient if isinstance(divergence, StraightThrough) else divergence
+    return type(_find(given, K1, K2, K3) or given)
+
+
+AIMS: Mapping[tuple[str, type], str] = {
+    ("reward", K1): "k1 in the reward descends KL(π‖π_ref)",
+    ("loss", K1): "k1 in the loss has no gradient on-policy",
+    ("loss", K2): "k2 in the loss descends KL(π‖π_ref), prefix by prefix",
+    ("loss", K3): "k3 in the loss descends KL(π_ref‖π), prefix by prefix",
+    ("ratio", K3): "k3 times the ratio descends KL(π‖π_ref), prefix by prefix",
+}
+"""On-policy (A3, E1)."""
+
+
+def _aim(kl: tuple[str, type | None, float, tuple[float, float] | None], at: Settings) -> str:
+    place, kind, beta, convention = kl
+    if kind is None:
+        return "no KL penalty: nothing holds the policy near π_ref"
+    told = f"{AIMS.get((place, kind), f'{kind.__name__} in the {place}')}, β = {beta:g}"
+    if convention is not None:
+        paper = effective_beta(beta, HALF, group_size=at.group_size, convention=_plain(*convention))
+        acts = float(effective_penalty_binary(paper, HALF, group_size=at.group_size))
+        told += f"; beside advantages over σ it acts as {acts:.3g} on rewards at p = .5 (A10)"
+    return told
+
+
+def _clip(method: Method) -> Hashable:
+    gain = method.gain
+    if not isinstance(gain, (Clip, DualClip, TwoSided, UpperClip)):
+        return None
+    return (None if isinstance(gain, UpperClip) else _scalar(gain.low), _scalar(gain.high))
+
+
+def _held(bounds: tuple[float | None, float], at: Settings) -> str:
+    low, high = bounds
+    below = "" if low is None else f"[{1 - low:.4g}, "
+    return (
+        f"ratios are held at {below}{1 + high:.4g}{']' if below else ''}, from the second step on a batch on"
+    )
+
+
+def _level(method: Method) -> str | None:
+    given = _find(method.ratio, Trajectory, SequenceMean, SequenceMeanToken, Token)
+    kinds = {Trajectory: "whole", SequenceMean: "mean", SequenceMeanToken: "mean", Token: "token"}
+    return None if given is None else kinds[type(given)]
+
+
+def _ratio(level: str, at: Settings) -> str:
+    spread = (1 + DISTANCE) ** at.longest
+    return {
+        "token": "token ratios: the local surrogate, with the old policy's visits and values",
+        "mean": f"the geometric mean of an answer's ratios: {at.longest:g} tokens at 1.1 make 1.1",
+        "whole": f"the product of an answer's ratios: {at.longest:g} tokens at 1.1 make "
+        f"{1.1**at.longest:.3g}; unclipped unbiased, E[w²] = {spread:.3g} where a token's χ² is {DISTANCE:g}",
+    }[level]
+
+
+def _sampler(method: Method) -> bool:
+    return any(isinstance(p, CorrectsSampler) and p.corrects_sampler for p in subparts(method))
+
+
+def _corrected(corrects: bool, at: Settings) -> str:
+    if corrects:
+        return "weighs or masks by who sampled"
+    mean = KEPT**at.longest
+    return (
+        f"takes the sampler for π_old: under top-p that keeps {KEPT:g} of each token, the mean over answers "
+        f"of {at.longest:g} tokens is off by {mean:.2g}"
+    )
+
+
+SWITCHES = (
+    Switch("spread", "E2", _divisor, _weighs),
+    Switch("convention", "A11", _convention, _acts),
+    Switch("baseline", "A9", _centre, _centred),
+    Switch("small extra terms", "E5", _phantom, _phantoms),
+    Switch("several rewards", "E8", _apart, _rewards),
+    Switch("denominator", "B2, E7", _denominator, _shares),
+    Switch("KL", "A3, E1", _kl, _aim),
+    Switch("clip", "B6", _clip, _held),
+    Switch("ratio", "C1, C2", _level, _ratio),
+    Switch("who sampled", "D1, D3", _sampler, _corrected),
+)
+
+
+def consequences(a: Method, b: Method, at: Settings = USUAL) -> list[Consequence]:
+    """Every switch that claims speak of and in which two methods differ.
+
+    >>> from grpo_jax import methods
+    >>> [found.claim for found in consequences(methods.dapo, methods.bnpo)]
+    ['A3, E1', 'B6']
+    """
+    if at.group_size < 2 or at.longest < 1:
+        raise ValueError(f"groups have two answers or more, lengths differ 1-fold or more; got {at}")
+    found = []
+    for switch in SWITCHES:
+        left, right = switch.reads(a), switch.reads(b)
+        if left is not None and right is not None and left != right:
+            sides = (switch.says(left, at), switch.says(right, at))
+            if sides[0] != sides[1]:
+                found.append(Consequence(switch.name, sides, switch.claim))
+    return found
