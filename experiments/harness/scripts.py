@@ -26,6 +26,7 @@ PAPERS = {
     "arXiv:2601.05002",
     "C": "Pang, Luo & Jin, TIC-GRPO, arXiv:2508.02833",
     "D": "Who sampled? Users of the libraries, and papers beyond the three; each claim names its own",
+    "F": "What survives a network? Papers beyond the three; each claim names its own",
 }
 """What a letter stands for."""
 NAME = re.compile(r"([a-z])(\d+)_\w+")
