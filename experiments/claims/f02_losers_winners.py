@@ -36,13 +36,13 @@ from grpo_jax import plotting
 from grpo_jax.exact import expected_gradient
 
 PRECISION = "float64"
-SIZES = sizes(seeds=(6, 12, 48), iterations=(120, 300, 300), draws=(50, 100, 200))
+SIZES = sizes(seeds=(6, 12, 48), iterations=(120, 180, 300), draws=(50, 100, 200))
 
 TRAINED, GROUPS, TRIED = 8, [8, 16], 3
 LOW, HIGH = 0.05, 0.95
 BINS = {".05-.2": (0.05, 0.2), ".2-.5": (0.2, 0.5), ".5-.8": (0.5, 0.8), ".8-.95": (0.8, 0.95)}
 """Success rates."""
-RECORDS = 30
+RECORDS = 15
 DIVIDED = {"1/|o|": True, "constant": False}
 MARGINAL, OFTEN, SOMETIMES, BLAMED = 0.5, 0.05, 0.01, 0.95
 PULL, LATER, EXACT = 0.05, 0.02, 1e-9
@@ -124,7 +124,7 @@ def resemblance(data: xr.Dataset) -> xr.Dataset:
             parts[name].append(xr.concat(by, xr.Variable("shared", range(horizon))))
         first = winners.TOKENS[:, 0]
         for b in set(range(SPACE.vocab - 1)) - {first[row]}:
-            twin = (first == b) & (count == LENGTHS[row] - 1) & (LENGTHS == LENGTHS[row]) & wrong
+            twin = (first == b) & (count == LENGTHS[row] - 1) & (LENGTHS[row] == LENGTHS) & wrong
             apart = (first == b) & (count == 0) & (LENGTHS > 1) & wrong
             if LENGTHS[row] > 2 and twin.any():
                 alike = relative.isel(answer=np.flatnonzero(twin)).mean("answer")
@@ -133,7 +133,7 @@ def resemblance(data: xr.Dataset) -> xr.Dataset:
 
 
 def identities(data: dict[str, xr.Dataset]) -> xr.Dataset:
-    """Gaps of K to NumPy's on the tree, of its mean under π to 0, of the library's update to an enumeration."""
+    """Gaps of K to NumPy's on the tree, of its mean to 0, of the library's update to an enumeration."""
     tree, tables = data["tree"].isel(seed=0, iteration=-1), []
     for w, (c, row) in enumerate(WINNERS):
         hand = winners.tree_pulls(tree.probability.sel(context=c).values, row)
@@ -145,7 +145,7 @@ def identities(data: dict[str, xr.Dataset]) -> xr.Dataset:
         scores.append(float(abs(zero / here.pull.isel(answer=diagonal)).max()))
     found = xr.Dataset({"tree": max(tables)})
     found["score"] = xr.DataArray(scores, {"policy": list(data)})
-    found["update"] = xr.DataArray([update_gap(name) for name in data], {"policy": list(data)})
+    found["library"] = xr.DataArray([update_gap(name) for name in data], {"policy": list(data)})
     return found
 
 
@@ -194,7 +194,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     """How often right answers fall on the transformer; what shares with what; the control."""
     claim.requires("K on the tree - formula", worst(data["identities"].tree, tolerance=1e-10))
     claim.requires("mean of K under π / K(r, r)", worst(data["identities"].score, tolerance=EXACT))
-    claim.requires("update along ∇log π - enumeration", worst(data["identities"].update, tolerance=EXACT))
+    claim.requires("update along ∇log π - enumeration", worst(data["identities"].library, tolerance=EXACT))
     network = data["groups"].sel(policy="transformer", success="all")
     source = claim.also(
         '(2505.18830, abstract.) The source is "the naive penalization of all tokens in incorrect responses".'

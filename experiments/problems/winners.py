@@ -1,7 +1,7 @@
 """Right answers and their neighbours: how a step on one answer moves the log-probability of another.
 
-One gradient step of size ε on log π(w) changes log π(r) by ε K(r, w), K(r, w) = ∇log π(r) · ∇log π(w). A group
-is a sum of such steps, so that what its winners and its losers do to a right answer are two sums over K.
+One gradient step of size ε on log π(w) changes log π(r) by ε K(r, w), K(r, w) = ∇log π(r) · ∇log π(w). A
+group is a sum of such steps, so that what its winners and its losers do to a right answer are two sums of K.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RATES = {"tree": 0.03, "MLP": 0.01, "transformer": 0.01}
 def place(answer: tuple[int, ...]) -> int:
     """The answer's row of the support."""
     size = len(answer)
-    hit = (LENGTHS == size) & (TOKENS[:, :size] == answer).all(1)
+    hit = (size == LENGTHS) & (TOKENS[:, :size] == answer).all(1)
     return int(np.flatnonzero(hit)[0])
 
 
@@ -124,7 +124,7 @@ def change(view: StepView) -> jnp.ndarray:
 
 def agreement(row: int) -> tuple[np.ndarray, np.ndarray]:
     """For every answer: tokens that it has where the right answer has them, and how many before they part."""
-    same = (MASK * MASK[row] > 0) & (TOKENS == TOKENS[row])
+    same = (MASK * MASK[row] > 0) & (TOKENS[row] == TOKENS)
     return same.sum(1), np.cumprod(same, axis=1).sum(1)
 
 
