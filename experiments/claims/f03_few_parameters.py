@@ -93,7 +93,8 @@ def simulate(seed: int, size: Any) -> xr.Dataset:
         space=TASK.space, prompt_length=TASK.prompt_length, layers=1, width=32, heads=2
     )
     warm = warm_start.fit(policy, TASK, seed=seed, progress=False)
-    stored = {name: dataclasses.replace(warm.policy, storage=name) for name in STORAGES}
+    started: Any = warm.policy
+    stored = {name: dataclasses.replace(started, storage=name) for name in STORAGES}
     parts = []
     for make, rates in RATES.values():
         config = gj.Config(
