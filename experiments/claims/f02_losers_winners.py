@@ -38,7 +38,7 @@ from grpo_jax import plotting
 from grpo_jax.exact import expected_gradient
 
 PRECISION = "float64"
-SIZES = sizes(seeds=(6, 12, 48), iterations=(120, 150, 300), draws=(50, 100, 200))
+SIZES = sizes(seeds=(6, 24, 48), iterations=(120, 120, 300), draws=(25, 50, 200))
 
 TRAINED, GROUPS, TRIED = 8, [8, 16], 3
 LOW, HIGH = 0.05, 0.95
@@ -121,7 +121,7 @@ def resemblance(data: xr.Dataset) -> xr.Dataset:
             by = [over(pulls, kind & (count == n)) for n in range(horizon)]
             found[name].append(xr.concat(by, xr.Variable("shared", range(horizon))))
         begins = wrong & (first != first[row]) & (first != SPACE.eos)
-        twin = begins & (count == LENGTHS[row] - 1) & (LENGTHS == LENGTHS[row])
+        twin = begins & (count == LENGTHS[row] - 1) & (LENGTHS[row] == LENGTHS)
         apart = begins & (count == 0) & (LENGTHS > 1)
         found["later"].append(over(pulls, twin) - over(pulls, apart))
     scale = xr.concat(own, "pair").mean(("pair", "iteration"))
