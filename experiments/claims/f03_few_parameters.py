@@ -4,8 +4,8 @@ sparsity-promoting regularization, more than 1000 times fewer than AdamW."
 arXiv:2602.07729 (Mukherjee et al., read as an abstract), which also says that SGD "matches or even
 outperforms AdamW in RL for LLMs". Here a one-layer transformer of width 32 sorts three letters out of five
 (exact match); a supervised warm start stops at 30 to 40 % on held-out problems, and GRPO goes on from
-there: 8 prompts, groups of 8, one step a batch, no penalty. SGD and AdamW (no decay) at five learning rates
-each, a factor of 4 apart; the rate with the best mean held-out accuracy over the last quarter on three
+there: 8 prompts, groups of 8, one step a batch, no penalty. SGD and AdamW (no decay) at four learning rates
+each, a factor of 3 apart; the rate with the best mean held-out accuracy over the last quarter on three
 seeds is judged on other seeds. Parameters are stored and updated in float32 or in bfloat16 (AdamW's moments
 as well); what is computed is float32. The abstract does not say how parameters were stored. Changed: other
 bits than at the start.
