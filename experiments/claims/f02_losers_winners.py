@@ -38,13 +38,13 @@ from grpo_jax import plotting
 from grpo_jax.exact import expected_gradient
 
 PRECISION = "float64"
-SIZES = sizes(seeds=(6, 24, 48), iterations=(120, 120, 300), draws=(25, 50, 200))
+SIZES = sizes(seeds=(6, 28, 48), iterations=(120, 120, 300), draws=(25, 30, 200))
 
 TRAINED, GROUPS, TRIED = 8, [8, 16], 3
 LOW, HIGH = 0.05, 0.95
 BINS = {".05-.2": (0.05, 0.2), ".2-.5": (0.2, 0.5), ".5-.8": (0.5, 0.8), ".8-.95": (0.8, 0.95)}
 """Success rates."""
-RECORDS = 15
+RECORDS = 40
 DIVIDED = {"1/|o|": True, "constant": False}
 MARGINAL, OFTEN, SOMETIMES = 0.5, 0.05, 0.01
 PULL, LATER, EXACT = 0.05, 0.02, 1e-9
@@ -70,7 +70,7 @@ def shares(data: xr.Dataset, size: Any) -> xr.Dataset:
         states = [
             winners.split_groups(
                 here.probability.values, here.pull.values, group=group, draws=size.draws,
-                by_length=by_length, seed=1000 * i + k,
+                by_length=by_length, rates=(LOW, HIGH), seed=1000 * i + k,
             )
             for k, here in enumerate(data.sel(seed=run).transpose("iteration", ...).isel(iteration=t)
                                      for t in range(data.sizes["iteration"]))

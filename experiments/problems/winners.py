@@ -133,7 +133,14 @@ def tree_pulls(probabilities: np.ndarray, row: int) -> np.ndarray:
 
 
 def split_groups(
-    probabilities: np.ndarray, pulls: np.ndarray, *, group: int, draws: int, by_length: bool, seed: int
+    probabilities: np.ndarray,
+    pulls: np.ndarray,
+    *,
+    group: int,
+    draws: int,
+    by_length: bool,
+    seed: int,
+    rates: tuple[float, float] = (0.0, 1.0),
 ) -> xr.Dataset:
     """What winners and losers of sampled groups do to each right answer among them, at learning rate 1.
 
@@ -147,15 +154,18 @@ def split_groups(
       draws: groups drawn for each context.
       by_length: whether each answer is divided by its length.
       seed: of the draws.
+      rates: prompts with a success rate outside are left out.
 
     Returns:
       `gain` (winners' part), `loss` (losers' part) and `success` (the prompt's rate), by `case`.
     """
     rng = np.random.default_rng(seed)
     table, weight = rewards(), (1 / LENGTHS if by_length else np.ones(len(LENGTHS)))
-    gains, losses, rates = [], [], []
+    gains, losses, chances = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
     for c in range(CONTEXTS):
         own = np.clip(probabilities[c], 0, None)
+        if not rates[0] <= own @ table[c] <= rates[1]:
+            continue
         counts = rng.multinomial(group, own / own.sum(), size=draws)
         mean = counts @ table[c] / group
         mixed = (mean > 0) & (mean < 1)
@@ -166,6 +176,6 @@ def split_groups(
             among = counts[:, WINNERS[w, 1]] > 0
             gains.append((np.maximum(step, 0) @ pulls[w])[among])
             losses.append((np.minimum(step, 0) @ pulls[w])[among])
-            rates.append(np.full(among.sum(), own @ table[c]))
-    cases = {"gain": gains, "loss": losses, "success": rates}
+            chances.append(np.full(among.sum(), own @ table[c]))
+    cases = {"gain": gains, "loss": losses, "success": chances}
     return xr.Dataset({name: ("case", np.concatenate(parts)) for name, parts in cases.items()})
