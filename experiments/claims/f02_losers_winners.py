@@ -81,8 +81,8 @@ def shares(data: xr.Dataset, size: Any) -> xr.Dataset:
         rows.append(
             xr.concat([*parts, whole], "success").expand_dims(seed=[run], group=[group], weight=[label])
         )
-    whole: Any = xr.combine_by_coords(rows)
-    return whole
+    every: Any = xr.combine_by_coords(rows)
+    return every
 
 
 def summary(cases: xr.Dataset, low: float, high: float) -> xr.Dataset:
