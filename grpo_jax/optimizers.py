@@ -253,8 +253,13 @@ def update(
     if runs and _one_run_at_a_time(optimizer):
         axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, optimizer)
         one = jax.vmap(one, in_axes=(axes, -1, -1, -1), out_axes=-1)
-    updates, state = one(optimizer, grads, state, params)
-    return _where_absent(absent, updates), state
+    updates, after = one(optimizer, grads, state, params)
+    return _where_absent(absent, updates), jax.tree.map(_stored_like, state, after)
+
+
+def _stored_like(old: Any, new: Any) -> Array:
+    """A traced number of the optimizer's may be wider than what parameters are stored in: rounded to that."""
+    return jnp.asarray(new, jnp.result_type(old))
 
 
 def step(
@@ -262,4 +267,4 @@ def step(
 ) -> tuple[Params, Any, Params]:
     """(new parameters, new state, updates) after one step on the gradients of the *loss*; see ``init``."""
     updates, state = update(optimizer, grads, state, params, runs=runs)
-    return jax.tree.map(jnp.add, params, updates), state, updates
+    return jax.tree.map(lambda p, u: _stored_like(p, p + u), params, updates), state, updates

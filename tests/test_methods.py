@@ -182,8 +182,8 @@ def repeated(x: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
 def test_histogram_is_its_samples(name: str) -> None:
     counts = (3, 1, 2)
     rollout, logp = batch(3)
-    copied = {f: jnp.asarray(repeated(x, counts)) for f, x in rollout._asdict().items() if f != "prompts"}
-    samples = rollout._replace(**copied)
+    samples = jax.tree.map(lambda x: jnp.asarray(repeated(x, counts)), rollout._replace(prompts=None))
+    samples = samples._replace(prompts=rollout.prompts)
     absent = jnp.full_like(rollout.multiplicity, 0).at[:, :3].set(jnp.asarray(counts, float))
     histogram = rollout._replace(
         multiplicity=absent, rewards=jnp.where(absent[:, :, None] > 0, rollout.rewards, jnp.nan)
@@ -204,9 +204,8 @@ def test_histogram_is_its_samples(name: str) -> None:
 def test_order_of_a_group_does_not_matter(name: str) -> None:
     rollout, logp = batch(4)
     order = jnp.asarray([3, 1, 5, 0, 4, 2])
-    moved = Rollout(
-        *[x if f == "prompts" else x.at[0].set(x[0, order]) for f, x in rollout._asdict().items()]
-    )
+    moved = jax.tree.map(lambda x: x.at[0].set(x[0, order]), rollout._replace(prompts=None))
+    moved = moved._replace(prompts=rollout.prompts)
     before, after = (
         gradient(ALL[name], rollout, logp),
         gradient(ALL[name], moved, logp.at[0].set(logp[0, order])),
@@ -285,12 +284,8 @@ def spread_numbers(method: Method) -> tuple[Method, list[Method]]:
 def test_runs_behind_are_runs_alone(name: str) -> None:
     many, alone = spread_numbers(ALL[name])
     parts = [batch(seed) for seed in (7, 8)]
-    rollout = Rollout(
-        *[
-            jnp.arange(SHAPE[0]) if f == "prompts" else jnp.stack([getattr(p.rollout, f) for p in parts], -1)
-            for f in Rollout._fields
-        ]
-    )
+    rollout = jax.tree.map(lambda *own: jnp.stack(own, -1), *(p.rollout for p in parts))
+    rollout = rollout._replace(prompts=jnp.arange(SHAPE[0]))
     logp = jnp.stack([p.logp for p in parts], -1)
     together = gradient(many, rollout, logp)
     values = objective(many, rollout, advantages(many, rollout), logp)

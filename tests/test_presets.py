@@ -18,6 +18,7 @@ from grpo_jax.presets import registry
 from grpo_jax.presets.compare import random_batch
 from grpo_jax.presets.options import ELSEWHERE
 from grpo_jax.surrogate import loss
+from grpo_jax.refill import Refill
 from grpo_jax.sweeps import sweep
 
 
@@ -137,7 +138,7 @@ def test_what_belongs_elsewhere_or_is_wrong_is_named(library: str, options: dict
 
 def test_what_belongs_elsewhere_can_be_written_there() -> None:
     """Every class that is named exists, and takes the keywords it is said to take."""
-    kinds = (Config, Loop, AdamW, ClippedNorm, Cosine, Warmup, Informative)
+    kinds = (Config, Loop, AdamW, ClippedNorm, Cosine, Warmup, Informative, Refill)
     takes = {kind.__name__: set(inspect.signature(kind).parameters) for kind in kinds}
     takes["sweep"] = set(inspect.signature(sweep).parameters)
     for option, here in ELSEWHERE.items():

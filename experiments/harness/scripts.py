@@ -28,6 +28,7 @@ PAPERS = {
     "D": "Who sampled? Users of the libraries, and papers beyond the three; each claim names its own",
     "E": "Rewards, masks, denominators, penalties: users of the libraries, and papers beyond the three; each "
     "claim names its own",
+    "F": "What survives a network? Papers beyond the three; each claim names its own",
 }
 """What a letter stands for."""
 NAME = re.compile(r"([a-z])(\d+)_\w+")
