@@ -164,3 +164,21 @@ def test_weights_are_described_by_their_digest():
     assert describe(one) == describe(dataclasses.replace(SMALL, start=SMALL.init(jax.random.key(0))))
     assert describe(one) != describe(two)
     assert len(str(describe(one))) < 20_000
+
+
+def test_held_out_accuracy_asks_held_out_problems():
+    class Apart:
+        """Training problems begin with 0 and are wrong whatever the answer, the others with 1 and right."""
+
+        def prompts(self, uniforms):
+            return jnp.zeros((len(uniforms), SMALL.prompt_length), int)
+
+        def held_out_prompts(self, uniforms):
+            return jnp.ones((len(uniforms), SMALL.prompt_length), int)
+
+        def grade(self, prompts, tokens, mask):
+            return jnp.where(prompts[:, :1] == 1, 1.0, 0.0)
+
+    at = (jnp.uint32(0),) * 3
+    found = gj.diagnostics.held_out_accuracy(SMALL, Apart(), SMALL.init(jax.random.key(0)), at, 8)
+    assert float(found) == 1

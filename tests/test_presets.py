@@ -17,8 +17,8 @@ from grpo_jax.parts.reductions import Informative
 from grpo_jax.presets import registry
 from grpo_jax.presets.compare import random_batch
 from grpo_jax.presets.options import ELSEWHERE
-from grpo_jax.surrogate import loss
 from grpo_jax.refill import Refill
+from grpo_jax.surrogate import loss
 from grpo_jax.sweeps import sweep
 
 
