@@ -20,17 +20,25 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-MAPPINGS = 35_000
-"""Memory mappings from which on compiled programs are let go: Linux allows a process 65,530, an executable
-takes several, and XLA crashes beyond. Those that are needed again come from the cache on disk."""
+MAPPINGS, PAGES = 35_000, 2**30 // os.sysconf("SC_PAGE_SIZE")
+"""Memory mappings, and pages of memory held, from which on compiled programs are let go. Linux allows a
+process 65,530 mappings, an executable takes several, and XLA crashes beyond; and Python's collector goes
+through all that a process holds, again and again. What is needed again comes from the cache on disk."""
+
+
+def _crowded() -> bool:
+    """Whether the process holds too much; False where the system does not say."""
+    maps, memory = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not (maps.exists() and memory.exists()):
+        return False
+    return len(maps.read_bytes().splitlines()) > MAPPINGS or int(memory.read_text().split()[1]) > PAGES
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_programs() -> Iterator[None]:
     """After a test file, no more compiled programs than memory and the kernel have room for."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:
+    if _crowded():
         program._kept.clear()
         jax.clear_caches()
         gc.collect()
