@@ -91,13 +91,13 @@ def run(
     Args:
       config: of one run.
       folder: where checkpoints go; one that holds another run is refused with the difference.
-      iterations: in all, a multiple of ``save_every``.
+      iterations: in all, a multiple of ``save_every``; fewer than the folder holds are refused.
       save_every: iterations between checkpoints, a multiple of ``record_every``.
       seed: of the run.
       root: the seed root.
       record_every: as in ``train.run``.
       record: as in ``train.run``.
-      measure: as in ``train.run``.
+      measure: as in ``train.run``; only the names are compared with those of the run in the folder.
 
     Returns:
       The state, and name -> [recorded, ...] of the whole run.
@@ -111,7 +111,8 @@ def run(
     path = Path(folder).resolve()
     path.mkdir(parents=True, exist_ok=True)
     about = {"configuration": describe(config), "seed": seed, "root": root, "save_every": save_every,
-             "record_every": record_every, "record": None if record is None else sorted(record)}  # fmt: skip
+             "record_every": record_every, "record": None if record is None else sorted(record),
+             "measure": sorted(measure or {})}  # fmt: skip
     if (path / MANIFEST).exists():
         _require(path / MANIFEST, about, "a run")
     else:
@@ -120,6 +121,11 @@ def run(
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
     with ocp.CheckpointManager(path / "checkpoints", options=options) as manager:
         done, parts = manager.latest_step() or 0, []
+        if done > iterations:
+            raise ValueError(
+                f"{path} holds a run of {done} iterations, and {iterations} are asked for; ask for {done} or "
+                f"more, or take another folder"
+            )
         if done:
             state = manager.restore(done, args=ocp.args.StandardRestore(jax.eval_shape(lambda: state)))
             parts = [_records(path, at) for at in range(save_every, done + 1, save_every)]

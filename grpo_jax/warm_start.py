@@ -16,7 +16,7 @@ from grpo_jax.bounds import whole
 from grpo_jax.fit import check_fit
 from grpo_jax.optimizers import AdamW, ClippedNorm, Optimizer
 from grpo_jax.random import Stream, uniforms
-from grpo_jax.types import Array, Params, Policy
+from grpo_jax.types import Array, Params, Policy, Teaches
 
 
 class WarmStart(NamedTuple):
@@ -63,8 +63,18 @@ def fit(
       progress: show a bar.
 
     Raises:
-      ValueError: where the band is no band, or is not reached.
+      ValueError: where the band is no band, or is not reached; where the policy or the task is no such.
     """
+    if not isinstance(task, Teaches):
+        raise ValueError(
+            f"{type(task).__name__} has no right answers to imitate (no ``demonstrations``); a warm start "
+            f"takes a task such as Verifiable(problems=Addition())"
+        )
+    if "start" not in {field.name for field in dataclasses.fields(policy)}:
+        raise ValueError(
+            f"{type(policy).__name__} cannot be given weights to start from (no field ``start``); a warm "
+            f"start takes a network, such as TransformerPolicy"
+        )
     low, high = accuracy
     if not 0 <= low < high <= 1:
         raise ValueError(f"accuracy is {accuracy}; it must be (least, greatest) in [0, 1], least first")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import grpo_jax as gj
 from grpo_jax import runtime, train
 from grpo_jax.config import Config, Loop
 from grpo_jax.measures import measure
@@ -240,6 +241,14 @@ def test_the_time_of_a_sweep_is_foreseen_from_the_last_one(tmp_path, monkeypatch
     remember(CONFIG, short, two, 4.0)
     assert foreseen(CONFIG, long, two) == pytest.approx(200.0)
     assert foreseen(CONFIG, long, one) is None
+    space = gj.Sequences(vocab=4, horizon=3, eos=3)
+    network = gj.TransformerPolicy(space=space, prompt_length=1, width=4, layers=1, heads=1)
+    task = gj.from_function([[0], [1]], lambda prompts, tokens, mask: mask[..., 0], space)
+    other = gj.Config(policy=network, task=gj.Verifiable(problems=task), loop=gj.Loop(prompts=2))
+    assert foreseen(other, long, two) is None  # a table's pace says nothing of a network's
+    remember(other, short, two, 4.0)
+    assert foreseen(other, long, two) == pytest.approx(200.0)
+    assert foreseen(CONFIG, short, two) == pytest.approx(4.0)
 
 
 def test_the_time_of_compiling_is_foreseen_from_earlier_compilations(tmp_path, monkeypatch):

@@ -107,6 +107,14 @@ def test_warm_starts_that_cannot_be(options, words):
         warm_start.fit(SMALL, PROBLEMS, checked=32, progress=False, **options)
 
 
+def test_a_warm_start_needs_right_answers_and_a_network():
+    table = gj.Questions(table=[[1.0, 0.0]])
+    with pytest.raises(ValueError, match="Questions has no right answers to imitate"):
+        warm_start.fit(SMALL, table, progress=False)
+    with pytest.raises(ValueError, match="ActionPolicy cannot be given weights to start from"):
+        warm_start.fit(gj.ActionPolicy.uniform(contexts=1, actions=2), PROBLEMS, progress=False)
+
+
 def test_weights_come_back_from_disk_and_only_to_their_architecture(tmp_path):
     params = SMALL.init(jax.random.key(3))
     checkpoints.save(tmp_path / "weights", SMALL, params)
@@ -134,6 +142,11 @@ def test_a_long_run_goes_on_exactly_where_it_was_cut_off(tmp_path):
         checkpoints.run(config, tmp_path / "cut", iterations=6, **(options | {"seed": 5}))
     with pytest.raises(ValueError, match="must be a multiple of save_every"):
         checkpoints.run(config, tmp_path / "cut", iterations=5, **options)
+    with pytest.raises(ValueError, match="holds a run of 6 iterations, and 4 are asked for"):
+        checkpoints.run(config, tmp_path / "cut", iterations=4, **options)
+    held_out = {"held_out": gj.measures.held_out(8)}
+    with pytest.raises(ValueError, match=r"measure is \[\] there, and \['held_out'\] here"):
+        checkpoints.run(config, tmp_path / "cut", iterations=8, measure=held_out, **options)
 
 
 def test_large_networks_take_turns_and_their_memory_is_foreseen():

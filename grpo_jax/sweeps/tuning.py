@@ -52,7 +52,7 @@ def _work(config: Config, wanted: Estimate) -> int:
 
 def foreseen(config: Config, wanted: Estimate, shape: Layout) -> float | None:
     """Seconds of running, going by the pace of the last sweep on this machine; None before the first."""
-    pace = _read(_memory()).get(_pace(shape))
+    pace = _read(_memory()).get(_pace(config, shape))
     return None if pace is None else pace[0] * _work(config, wanted)
 
 
@@ -60,11 +60,13 @@ def remember(config: Config, wanted: Estimate, shape: Layout, seconds: float) ->
     """Keep the pace of a sweep that ran long enough to tell."""
     if seconds >= TELLING:
         path = _memory()
-        _write(path, _read(path) | {_pace(shape): [seconds / _work(config, wanted)]})
+        _write(path, _read(path) | {_pace(config, shape): [seconds / _work(config, wanted)]})
 
 
-def _pace(shape: Layout) -> str:
-    return f"pace: {' '.join(map(str, _machine(shape)))}"
+def _pace(config: Config, shape: Layout) -> str:
+    """A table's second and a network's do not do the same work (``_work``): each goes by its own kind."""
+    kind = "tables" if config.policy.trailing else type(config.policy).__name__
+    return f"pace of {kind}: {' '.join(map(str, _machine(shape)))}"
 
 
 COMPILED = "compiled: "
