@@ -16,7 +16,7 @@ import numpy as np
 
 from grpo_jax.bounds import whole
 from grpo_jax.kernels import at, count, cumulative, materialize, per_prompt, trailing
-from grpo_jax.types import Array
+from grpo_jax.types import Array, Support
 
 MAX_SUPPORT = 2_000_000
 
@@ -153,6 +153,14 @@ class Sequences:
     def listable(self) -> bool:
         """Whether there are few enough sequences (``MAX_SUPPORT``) to list them."""
         return self.size <= MAX_SUPPORT
+
+    def support_for(self, prompts: Array) -> Support | None:
+        """[P, S, T]: every sequence, the same for each prompt; None where there are too many to list."""
+        if not self.listable:
+            return None
+        shape = (prompts.shape[0], *self.support[0].shape)
+        tokens, mask = (np.broadcast_to(part, shape) for part in self.support)
+        return Support(tokens=tokens, mask=mask)
 
     @functools.cached_property
     def support(self) -> tuple[np.ndarray, np.ndarray]:

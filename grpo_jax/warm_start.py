@@ -65,16 +65,7 @@ def fit(
     Raises:
       ValueError: where the band is no band, or is not reached; where the policy or the task is no such.
     """
-    if not isinstance(task, Teaches):
-        raise ValueError(
-            f"{type(task).__name__} has no right answers to imitate (no ``demonstrations``); a warm start "
-            f"takes a task such as Verifiable(problems=Addition())"
-        )
-    if "start" not in {field.name for field in dataclasses.fields(policy)}:
-        raise ValueError(
-            f"{type(policy).__name__} cannot be given weights to start from (no field ``start``); a warm "
-            f"start takes a network, such as TransformerPolicy"
-        )
+    _require_teaching(policy, task)
     low, high = accuracy
     if not 0 <= low < high <= 1:
         raise ValueError(f"accuracy is {accuracy}; it must be (least, greatest) in [0, 1], least first")
@@ -108,6 +99,19 @@ def fit(
         )
     params = jax.tree.map(np.asarray, held[0])
     return WarmStart(dataclasses.replace(policy, start=params), found, int(held[2]), tuple(history))
+
+
+def _require_teaching(policy: Any, task: Any) -> None:
+    if not isinstance(task, Teaches):
+        raise ValueError(
+            f"{type(task).__name__} has no right answers to imitate (no ``demonstrations``); a warm start "
+            f"takes a task such as Verifiable(problems=Addition())"
+        )
+    if "start" not in {field.name for field in dataclasses.fields(policy)}:
+        raise ValueError(
+            f"{type(policy).__name__} cannot be given weights to start from (no field ``start``); a warm "
+            f"start takes a network, such as TransformerPolicy"
+        )
 
 
 Held = tuple[Params, Any, Array]

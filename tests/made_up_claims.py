@@ -1,10 +1,13 @@
-"""Claims that decide nothing, and the command that runs them."""
+"""Claims that decide nothing, the command that runs them, and made-up data that claims' rules judge."""
 
 from pathlib import Path
 
+import numpy as np
 import tyro
+import xarray as xr
 
 from experiments.__main__ import main
+from experiments.harness.verdict import Claim
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = '''"""{says}
@@ -53,3 +56,19 @@ def write_claim(folder: Path, claim: str, *, check="pass", tolerance=0.5, precis
 
 def cli(*arguments: object) -> int:
     return tyro.cli(main, args=[str(argument) for argument in arguments])
+
+
+RNG = np.random.default_rng(0)
+
+
+def noisy(value, spread=1e-3, **labels):
+    """An array of this value with a little noise."""
+    shape = [len(values) for values in labels.values()]
+    return xr.DataArray(value + spread * RNG.normal(size=shape), labels)
+
+
+def verdicts(module, data):
+    """Of a claim's sentence and of its further rows, in order."""
+    claim = Claim(module.__name__.rsplit(".", 1)[-1][:3].upper(), "sentence")
+    module.check(data, claim)
+    return [row.verdict().verdict for row in (claim, *claim.rows)]

@@ -9,19 +9,12 @@ import xarray as xr
 import grpo_jax as gj
 from experiments.claims import d04_staleness as d4
 from experiments.claims import d05_discarded as d5
-from experiments.harness.verdict import Claim
 from experiments.problems import staleness
 from grpo_jax import train
+from tests.made_up_claims import noisy, verdicts
 
 pytestmark = pytest.mark.usefixtures("x64")
-RNG = np.random.default_rng(0)
 TASKS = 12
-
-
-def noisy(value, **labels):
-    """An array of this value with a little noise by task."""
-    shape = [len(v) for v in labels.values()]
-    return xr.DataArray(value + 1e-3 * RNG.normal(size=shape), labels)
 
 
 def d4_data(*, ess=0.95, jump=0.9, step=0.6, one=0.2, decoupled=0.1, relaxed=0.9, tight=0.8, fresh_ess=1.0):
@@ -44,12 +37,6 @@ def d4_data(*, ess=0.95, jump=0.9, step=0.6, one=0.2, decoupled=0.1, relaxed=0.9
     warnings["from_the_first"] = area.sel(quantity="ess", drop=True)
     several = xr.Dataset({"collapsed": late})
     return {"runs": runs, "several": several, "warnings": xr.Dataset(warnings)}
-
-
-def verdicts(module, data):
-    claim = Claim("D9", "sentence")
-    module.check(data, claim)
-    return [row.verdict().verdict for row in (claim, *claim.rows)]
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,10 @@ from experiments.formulas import penalty_gradients as by_hand
 from experiments.harness.verdict import Claim
 from experiments.problems import kl_gradients as slopes
 from experiments.problems import kl_places as kl
+from tests.made_up_claims import noisy
 
-RNG = np.random.default_rng(0)
 TREE = by_hand.tree(3, 2, eos=True)
 TREES, TABLES = 12, 20
-
-
-def noisy(value, spread=1e-3, **labels):
-    """An array of this value with a little noise."""
-    shape = [len(values) for values in labels.values()]
-    return xr.DataArray(value + spread * RNG.normal(size=shape), labels)
 
 
 def made_up(

@@ -15,27 +15,15 @@ from experiments.claims import e02_normalisation as e2
 from experiments.claims import e03_successes as e3
 from experiments.claims import e07_means as e7
 from experiments.formulas import denominators, difficulty
-from experiments.harness.verdict import Claim
 from experiments.problems import difficulties, prompt_lengths
 from grpo_jax import presets
 from grpo_jax.parts.reductions import MicroBatches, PerSequence, PerToken
+from tests.made_up_claims import noisy, verdicts
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(0)
 SEEDS = range(8)
 RULES = {"σ": difficulty.divided, "others": difficulty.without_own, "r/r̄": difficulty.over_mean}
-
-
-def noisy(value, **labels):
-    """An array of this value with a little noise."""
-    shape = [len(v) for v in labels.values()]
-    return xr.DataArray(value + 1e-3 * RNG.normal(size=shape), labels)
-
-
-def verdicts(module, data):
-    claim = Claim("E9", "sentence")
-    module.check(data, claim)
-    return [row.verdict().verdict for row in (claim, *claim.rows)]
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -8,25 +8,12 @@ from experiments.claims import e04_dead_groups as e4
 from experiments.claims import e06_truncated_votes as e6
 from experiments.formulas import dead_groups, truncation
 from experiments.formulas.truncation import HANDLINGS, PLAIN, VOTELESS, VOTING
-from experiments.harness.verdict import Claim
 from experiments.problems import budgets
 from experiments.problems import dead_groups as questions
+from tests.made_up_claims import noisy, verdicts
 
 pytestmark = pytest.mark.usefixtures("x64")
-RNG = np.random.default_rng(0)
 SEEDS = 12
-
-
-def noisy(value, **labels):
-    """An array of this value with a little noise by seed."""
-    shape = [len(v) for v in labels.values()]
-    return xr.DataArray(value + 1e-3 * RNG.normal(size=shape), labels)
-
-
-def verdicts(module, data):
-    claim = Claim("E9", "sentence")
-    module.check(data, claim)
-    return [row.verdict().verdict for row in (claim, *claim.rows)]
 
 
 def e6_data(*, voting=0.3, plain=0.1, voteless=0.3, gain=0.05, harm=0.0, gap=0.0, often=0.3, seldom=0.2):

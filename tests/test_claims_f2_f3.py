@@ -8,17 +8,18 @@ import xarray as xr
 
 from experiments.claims import f02_losers_winners as f2
 from experiments.claims import f03_few_parameters as f3
-from experiments.harness.verdict import Claim
 from experiments.problems import winners
 from grpo_jax import optimizers
+from tests import made_up_claims
+from tests.made_up_claims import verdicts
 
 RNG = np.random.default_rng(0)
 SEEDS = range(8)
 
 
 def noisy(value, **labels):
-    """An array of this value with a little noise."""
-    return xr.DataArray(value + 1e-7 * RNG.normal(size=[len(v) for v in labels.values()]), labels)
+    """With less noise than margins of a millionth."""
+    return made_up_claims.noisy(value, 1e-7, **labels)
 
 
 def f2_data(*, falls=0.05, marginal=0.2, constant=0.05, alone=0.0, lift=0.3, later=0.1, table=0.5, gap=0.0):
@@ -55,12 +56,6 @@ def f3_data(*, few=1.0, half=0.5, sgd=0.6, start=0.35, top=0.1, best=2, placebo=
     accuracy.loc[{"step": best, "optimizer": "SGD"}] = sgd
     found = {"accuracy": accuracy, "changed": changed, "visible": changed, "top": noisy(top, **labels)}
     return xr.Dataset(found).assign(start=start)
-
-
-def verdicts(module, data):
-    claim = Claim("F9", "sentence")
-    module.check(data, claim)
-    return [row.verdict().verdict for row in (claim, *claim.rows)]
 
 
 YES, NO, IF, OPEN = "reproduced", "refuted", "qualified", "not testable here"

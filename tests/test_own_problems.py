@@ -71,8 +71,7 @@ def test_a_verifier_in_python_may_be_called():
         return jnp.sum((tokens == 1) * mask, 2) / tokens.shape[2]
 
     called, traced = (
-        gj.train.run(config, gj.train.init(config, 3), iterations=2)[1]
-        for config in (own(grade), own(same))
+        gj.train.run(config, gj.train.init(config, 3), iterations=2)[1] for config in (own(grade), own(same))
     )
     assert np.ptp(traced["reward"]) > 0
     np.testing.assert_allclose(called["reward"], traced["reward"], rtol=1e-6)

@@ -224,6 +224,14 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
             cost = 1 / (1 - float(by_hand.ties(p, group)))
             claim.reports(f"G {group}, success {p:g}: groups drawn for a mixed one", Number(cost))
 
+    _refilled(data, claim, gaps, samples)
+    _sign(data, claim, gaps)
+    _baseline(claim)
+
+
+def _refilled(data: dict[str, xr.Dataset], claim: Claim, gaps: dict[str, Number], samples: float) -> None:
+    """Dead groups drawn anew against dead groups kept."""
+    kept = data[KEPT]
     row = claim.also(
         '(trl 3758, of refilling.) It "makes the algorithm more efficient by avoiding training in samples '
         'with no learning signal".'
@@ -246,6 +254,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         when=list(gaps.values()),
     )
 
+
+def _sign(data: dict[str, xr.Dataset], claim: Claim, gaps: dict[str, Number]) -> None:
+    """A = 2r − 1 against the group mean."""
     sign = claim.also(
         '(arXiv:2605.07689, abstract.) "The failure mode is gradient starvation": at groups of four '
         "A = 2r - 1 is ahead of the group mean."
@@ -260,6 +271,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         when=gaps["dead groups kept - (1 - 1/G) grad J"],
     )
 
+
+def _baseline(claim: Claim) -> None:
+    """What the mean of a mixed group says of its prompt's success rate."""
     bias = claim.also(
         '(arXiv:2601.08521, abstract.) The group-relative advantage estimator "systematically underestimates '
         'advantages for hard prompts and overestimates them for easy prompts".'

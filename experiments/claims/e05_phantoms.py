@@ -173,6 +173,15 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         for p in (0.05, 0.5, 0.95):
             dead = float(binom.pmf(0, size, p) + binom.pmf(size, size, p))
             claim.reports(f"share of groups of {size} with one outcome at p = {p:g}", Number(dead))
+    _further(data, left, claim)
+    least = left[NONE].sel(dose="0.001")
+    middle = {name: float(left[name].sel(dose="0.1").mean()) for name in ARMS}
+    told = ", ".join(f"{name} {value:.2f}" for name, value in middle.items())
+    claim.finds(f"Share of J that is left at λ = .1: {told}; at λ = .001 under σ {float(least.mean()):.2f}.")
+
+
+def _further(data: dict[str, xr.Dataset], left: dict[str, xr.DataArray], claim: Claim) -> None:
+    """The thread's other sentences, and ours."""
     gate = claim.also('"The binary-outcome filter is immune at every dose."')
     safe = each(left[GATE].sel(dose=PRINTED), expected=TENTH, relation="at least")
     gate.refutes("outcome gate: J at the end / start", safe)
@@ -217,9 +226,6 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     right = claim.ours("Paying for brevity on right answers only is enough, under σ, too.")
     few = each(left[RIGHT].sel(dose=PRINTED), expected=TENTH, relation="at least")
     right.refutes("right answers only: J at the end / start", few)
-    middle = {name: float(left[name].sel(dose="0.1").mean()) for name in ARMS}
-    told = ", ".join(f"{name} {value:.2f}" for name, value in middle.items())
-    claim.finds(f"Share of J that is left at λ = .1: {told}; at λ = .001 under σ {float(least.mean()):.2f}.")
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:

@@ -192,6 +192,21 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
             claim.reports(f"{here}: pressure to stop that a vote leaves", Number(vote[1] / plain[1]))
             claim.reports(f"{here}: weight of the rest without a vote", Number(none[0] / plain[0]))
 
+    _returns(known, runs, two, claim)
+    wrong = claim.also(
+        '(NeMo-RL 4160, of rows that are masked and vote) "its siblings received wrong advantages".'
+    )
+    wrong.requires("library and closed forms - enumeration", worst(known.gap, tolerance=1e-10))
+    often, seldom = (float(known.sine.sel(cut=cut)) for cut in (OFTEN, SELDOM))
+    wrong.refutes("half cut off: sine to the gradient of E[r | K]", Number(often, SINE, relation="at least"))
+    wrong.qualifies(
+        "5 % cut off: sine to the gradient of E[r | K]", Number(seldom, SINE, relation="at least"),
+        only="where many answers are cut off",
+    )  # fmt: skip
+
+
+def _returns(known: xr.Dataset, runs: xr.Dataset, two: list[str], claim: Claim) -> None:
+    """What a mask does to the returns."""
     row = claim.also(
         '(trl 3229, of DAPO.) Masking "significantly stabilizes training and enhances performance".'
     )
@@ -225,17 +240,6 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
         "(mean over training).",
         when=list(slow.values()),
     )
-
-    wrong = claim.also(
-        '(NeMo-RL 4160, of rows that are masked and vote) "its siblings received wrong advantages".'
-    )
-    wrong.requires("library and closed forms - enumeration", worst(known.gap, tolerance=1e-10))
-    often, seldom = (float(known.sine.sel(cut=cut)) for cut in (OFTEN, SELDOM))
-    wrong.refutes("half cut off: sine to the gradient of E[r | K]", Number(often, SINE, relation="at least"))
-    wrong.qualifies(
-        "5 % cut off: sine to the gradient of E[r | K]", Number(seldom, SINE, relation="at least"),
-        only="where many answers are cut off",
-    )  # fmt: skip
 
 
 def _plain(optimizer: str) -> str:

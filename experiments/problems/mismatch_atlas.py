@@ -74,8 +74,7 @@ def atlas(root: int, size: Any) -> xr.Dataset:
         [[cells[k, NOISE[0] if k == "bfloat16" else s, T] for T in HORIZONS] for s in NOISE] for k in KINDS
     ]
     axes = {"kind": list(KINDS), "noise": NOISE, "horizon": HORIZONS, "row": EVERY}
-    names = (*axes, "what", "table")
-    each = xr.DataArray(np.moveaxis(np.array(found), 3, 4), axes, names)
+    each = xr.DataArray(found, axes, ("kind", "noise", "horizon", "what", "row", "table"))
     table = each.assign_coords(what=["bias", "variance", "kept", "lost"]).to_dataset("what")
     square, own = np.array(scales).T
     return table.assign(square=("horizon", square), own=("horizon", own))

@@ -103,11 +103,7 @@ class TreePolicy:
 
     def support(self, prompts: Array) -> Support | None:
         """Every sequence of the space, for every prompt; None where there are too many to list."""
-        if not self.space.listable:
-            return None
-        tokens, mask = self.space.support
-        shape = (prompts.shape[0], *tokens.shape)
-        return Support(tokens=np.broadcast_to(tokens, shape), mask=np.broadcast_to(mask, shape))
+        return self.space.support_for(prompts)
 
     def score_support(self, params: Array, prompts: Array) -> Scores:
         """[P, S, T]."""
