@@ -42,7 +42,7 @@ def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
         raise ValueError(
             f"{type(config.policy).__name__} takes one run at a time; vmap over runs, or use sweep"
         )
-    return start(config, seed, root)
+    return _start(config, seed, root)
 
 
 def start(config: Config, seed: Array, root: Any) -> TrainState:
@@ -71,6 +71,10 @@ def start(config: Config, seed: Array, root: Any) -> TrainState:
         seed=seed,
         queue=None if config.behavior is None else config.behavior.queued(params),
     )
+
+
+_start = jax.jit(start)
+"""Compiled whole: a network's random weights are many small programs otherwise."""
 
 
 def _coordinate(seed: Any) -> Array:
