@@ -21,7 +21,7 @@ def _quick_compilation() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set up JAX before anything compiles; flags and a cache named by the environment are left as they are."""
+    """Set up JAX before anything compiles; flags and a cache that the environment names stay as they are."""
     os.environ.setdefault("XLA_FLAGS", _quick_compilation())
     jax.config.update("jax_num_cpu_devices", 2)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
