@@ -121,6 +121,14 @@ class Sampled:
             config.method, with_entropy(rollout, scores), batch.advantages, scores.logp
         ), scores.logp
 
+    def objective_at_old(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
+        """``objective`` at θ = θ_old, with log π_old(y) = log π_θ(y) held fixed instead of scored again."""
+        rollout = batch.rollout
+        scores = config.policy.score(params, rollout.prompts, rollout.tokens, rollout.mask)
+        old = jax.lax.stop_gradient(scores.logp)
+        rollout = with_entropy(rollout._replace(old_logp=old, sampling_logp=old), scores)
+        return objective(config.method, rollout, batch.advantages, scores.logp), scores.logp
+
 
 def support_rollout(
     config: Config, state: TrainState, prompts: Any, multiplicity: Array, every: Listing | None = None

@@ -95,6 +95,14 @@ class ResolvesCells(Protocol):
 
 
 @runtime_checkable
+class HasObjectiveAtOld(Protocol):
+    """An expectation that can spare scoring its batch twice where θ_old = θ."""
+
+    def objective_at_old(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
+        """``objective`` at θ = θ_old."""
+
+
+@runtime_checkable
 class OwnStatistics(Protocol):
     """An expectation whose batch is no group that was drawn: it takes statistics over groups itself."""
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax import optimizers
-from grpo_jax.config import Batch, Config, TrainState, prompt_count
+from grpo_jax.config import Batch, Config, HasObjectiveAtOld, TrainState, prompt_count
 from grpo_jax.kernels import materialize, take_rows
 from grpo_jax.measures import StepView
 from grpo_jax.part import put
@@ -38,6 +38,7 @@ def optimizer_steps(
     watch: Callable[[StepView], Any],
     *,
     passes: int | None = None,
+    fresh: bool = False,
 ) -> tuple[TrainState, Any]:
     """μ passes of optimizer steps on one batch, ``watch`` looking at each.
 
@@ -47,6 +48,7 @@ def optimizer_steps(
       batch: of the configuration's expectation.
       watch: a function of a ``StepView``; its results are stacked along a first axis of steps.
       passes: μ; None is the loop's.
+      fresh: whether θ_old is θ at the start: a network then scores the only step of an iteration once.
 
     Returns:
       The state with new parameters and optimizer state, and what was watched.
@@ -57,6 +59,11 @@ def optimizer_steps(
     at_old = evaluated_at_old(config.method.ratio)
     if passes is not None:
         config = put(config, "loop.inner_steps", passes)
+    steps = config.loop.inner_steps * config.loop.minibatches
+    objective = expectation.objective
+    once = fresh and steps == 1 and not config.policy.trailing and config.behavior is None
+    if once and isinstance(expectation, HasObjectiveAtOld):
+        objective = expectation.objective_at_old
 
     def body(carry: tuple[Params, Any], rows: Array | None) -> tuple[tuple[Params, Any], Any]:
         params, opt_state = carry
@@ -64,7 +71,7 @@ def optimizer_steps(
         point = state.old_params if at_old else params
 
         def negated(at: Params) -> tuple[Array, tuple[Array, Array]]:
-            value, logp = expectation.objective(config, part, at)
+            value, logp = objective(config, part, at)
             return -jnp.sum(value), (value, logp)
 
         grads, (value, logp) = jax.grad(negated, has_aux=True)(point)
@@ -75,7 +82,6 @@ def optimizer_steps(
         )  # fmt: skip
         return (after, opt_state), jax.tree.map(materialize, watch(view))
 
-    steps = config.loop.inner_steps * config.loop.minibatches
     (params, opt_state), watched = jax.lax.scan(
         body,
         (state.params, state.opt_state),

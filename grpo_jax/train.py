@@ -132,18 +132,22 @@ def _assert_shapes(rollout: Rollout) -> None:
 
 
 def iterate(
-    config: Config, state: TrainState, plan: Recording, recorded: Array | None = None
+    config: Config, state: TrainState, plan: Recording, recorded: Array | None = None, fresh: bool = False
 ) -> tuple[TrainState, Batch, dict[str, Array]]:
     """One iteration: groups from θ_old, optimizer steps on them, θ_old refreshed when it is time.
+
+    ``fresh`` says that θ_old is θ at the start: the compiler then scores the batch once for both.
 
     Returns:
       The next state, the batch, and the plan's measures per step.
     """
     assert config.expectation is not None
+    if fresh:
+        state = state._replace(old_params=state.params)
     batch = config.expectation.collect(config, state)
     _assert_shapes(batch.rollout)
     watched = functools.partial(_steps_watched, plan.named("step"), recorded=recorded)
-    after, steps = optimizer_steps(config, state, batch, watched)
+    after, steps = optimizer_steps(config, state, batch, watched, fresh=fresh)
     done = state.step + 1
     refresh = done % config.loop.refresh_every == 0
     old = jax.tree.map(lambda new, old: jnp.where(refresh, new, old), after.params, state.old_params)
@@ -198,26 +202,30 @@ def step(
     return after, measured(config, after, batch, steps, plan)
 
 
-_iterate = jax.jit(iterate, static_argnames="plan")
+_iterate = jax.jit(iterate, static_argnames=("plan", "fresh"))
 """``iterate``, traced once however often a program needs it or its shapes."""
 
 
-def advance(config: Config, state: TrainState, iterations: int, plan: Recording) -> tuple[TrainState, Info]:
+def advance(
+    config: Config, state: TrainState, iterations: int, plan: Recording, fresh: bool = False
+) -> tuple[TrainState, Info]:
     """``run`` without its checks: the configuration is ``ready``. An iteration is lowered once.
+
+    ``fresh`` says that every iteration starts at θ_old = θ.
 
     Returns:
       The state, and name -> [recorded, ...(, R)], or [...(, R)] where the plan averages.
     """
     config = aligned(config) if state.seed.ndim else config
     if plan.average_from is not None:
-        return _averaged(config, state, iterations, plan)
+        return _averaged(config, state, iterations, plan, fresh)
 
     def next_record(state: TrainState, _: None) -> tuple[TrainState, Info]:
         if plan.every == 1:
-            state, batch, steps = _iterate(config, state, plan)
+            state, batch, steps = _iterate(config, state, plan, fresh=fresh)
             return state, measured(config, state, batch, steps, plan)
         blank = _zeros(_shapes(config, state, plan)[0])
-        return _through(config, state, plan.every, plan, blank, lambda i: i == plan.every - 1, _newest)
+        return _through(config, state, plan.every, plan, blank, lambda i: i == plan.every - 1, _newest, fresh)
 
     after, kept = jax.lax.scan(next_record, state, length=iterations // plan.every)
     if plan.start:
@@ -255,13 +263,14 @@ def _through(
     info: Any,
     recorded_at: Callable[[Array], Array],
     merge: Callable[[Any, Info], Any],
+    fresh: bool,
 ) -> tuple[TrainState, Any]:
     """``count`` iterations; what is measured where ``recorded_at`` says so is merged into ``info``."""
 
     def body(i: Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
         state, info = carry
         recorded = recorded_at(i)
-        state, batch, steps = _iterate(config, state, plan, recorded)
+        state, batch, steps = _iterate(config, state, plan, recorded, fresh=fresh)
 
         def taken() -> Any:
             return merge(info, measured(config, state, batch, steps, plan))
@@ -271,7 +280,9 @@ def _through(
     return jax.lax.fori_loop(0, count, body, (state, info))
 
 
-def _averaged(config: Config, state: TrainState, iterations: int, plan: Recording) -> tuple[TrainState, Info]:
+def _averaged(
+    config: Config, state: TrainState, iterations: int, plan: Recording, fresh: bool
+) -> tuple[TrainState, Info]:
     """Means over the recorded iterations from ``plan.average_from`` on; nothing is stored on the way."""
     first, every = plan.average_from or 0, plan.every
     means = {name for name, measure in plan.measures if measure.averaged}
@@ -284,7 +295,7 @@ def _averaged(config: Config, state: TrainState, iterations: int, plan: Recordin
     def recorded_at(i: Array) -> Array:
         return (i + 1 >= first) & ((i + 1) % every == 0)
 
-    after, sums = _through(config, state, iterations, plan, sums, recorded_at, add)
+    after, sums = _through(config, state, iterations, plan, sums, recorded_at, add, fresh)
     count = int(np.sum(plan.iterations(iterations) >= first))
     return after, {name: s.value / count if name in means else s for name, s in sums.items()}
 
@@ -300,7 +311,7 @@ def _at_start(config: Config, state: TrainState, plan: Recording) -> Info:
 def _compiled(inner: bool) -> Any:
     """``advance`` under ``jit``; only an outermost program may choose how it is compiled."""
     options = None if inner else runtime.compiler_options()
-    return jax.jit(advance, static_argnames=("iterations", "plan"), compiler_options=options)
+    return jax.jit(advance, static_argnames=("iterations", "plan", "fresh"), compiler_options=options)
 
 
 def run(
@@ -343,4 +354,12 @@ def run(
         config, record, measure, iterations=iterations, every=record_every, average_from=average_from,
         start=record_start,
     )  # fmt: skip
-    return _compiled(traced)(config, state, iterations, plan)
+    return _compiled(traced)(config, state, iterations, plan, not traced and _fresh(config, state))
+
+
+def _fresh(config: Config, state: TrainState) -> bool:
+    """Whether θ_old is θ now and at the start of every later iteration."""
+    same = jax.tree.map(
+        lambda new, old: np.array_equal(new, old, equal_nan=True), state.params, state.old_params
+    )
+    return config.loop.refresh_every == 1 and jax.tree.all(same)

@@ -149,6 +149,27 @@ def test_a_long_run_goes_on_exactly_where_it_was_cut_off(tmp_path):
         checkpoints.run(config, tmp_path / "cut", iterations=8, measure=held_out, **options)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_batch_is_scored_once_only_where_the_old_policy_is_the_new_one(apart, x64):
+    """``step`` scores a batch under both; ``run`` once, unless it is given a state where they differ."""
+    config = gj.Config(
+        policy=SMALL, task=PROBLEMS, loop=gj.Loop(prompts=3, group_size=4), method=gj.methods.grpo,
+        optimizer=gj.SGD(learning_rate=0.5),
+    )  # fmt: skip
+    begin = gj.train.init(config, 4)
+    if apart:
+        begin = begin._replace(params=jax.tree.map(lambda leaf: leaf * 1.5, begin.params))
+    state, each = begin, []
+    step = jax.jit(lambda state: gj.train.step(config, state, record=["reward", "grad_norm"]))
+    for _ in range(3):
+        state, info = step(state)
+        each.append(info)
+    after, found = gj.train.run(config, begin, iterations=3, record=["reward", "grad_norm"])
+    for name in found:
+        np.testing.assert_allclose(found[name], [info[name] for info in each], rtol=1e-9, atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), after.params, state.params)
+
+
 def test_large_networks_take_turns_and_their_memory_is_foreseen():
     def config(width):
         policy = dataclasses.replace(SMALL, width=width, layers=2)

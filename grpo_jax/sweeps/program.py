@@ -54,7 +54,8 @@ def chunk(
 
     def simulate(config: Config, seeds: Array) -> Any:
         state = train.start(config, seeds, root)
-        return train.advance(config, state, request.iterations, request.recording)[1]
+        fresh = config.loop.refresh_every == 1
+        return train.advance(config, state, request.iterations, request.recording, fresh)[1]
 
     if config.policy.trailing:
         return simulate(put_all(config, picked), seeds)
