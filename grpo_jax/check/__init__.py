@@ -1,0 +1,1 @@
+"""Reads a library's configuration and says what it does."""
