@@ -161,6 +161,8 @@ def literal(text: Any) -> Any:
     if not isinstance(text, str):
         return text
     word = text.strip()
+    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        return word[1:-1]
     if NUMBER.fullmatch(word):
         number = float(word)
         return int(word) if word.lstrip("+-").isdigit() else number

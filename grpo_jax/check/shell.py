@@ -10,16 +10,18 @@ import ast
 import operator
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 NAME = r"[A-Za-z_]\w*"
 ASSIGNED = re.compile(rf"(?:export\s+|declare\s+|local\s+)?({NAME})=(.*)", re.S)
 OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_]\w*(?:[.@/][\w.@/-]+)+)=(.*)", re.S)
-VARIABLE = re.compile(rf"\$\{{({NAME})(?::?[-=]([^{{}}]*))?\}}|\$({NAME})")
+VARIABLE = re.compile(rf"\$\{{({NAME}|\d)(?::?[-=]([^{{}}]*))?\}}|\$({NAME})")
 SUM = re.compile(r"\$\(\(([^()$]*(?:\([^()$]*\)[^()$]*)*)\)\)")
 KEYWORDS = ("export", "local", "declare")
+SPAN = 200
+"""Lines that one quotation may span."""
 STOPS = frozenset((";", "&&", "||", "|", "&", "2>&1", ">", ">>", "<", ")"))
 MODULE = re.compile(r"\b(openrlhf|verl|trl|areal|prime_rl|open_instruct|nemo_rl)\b")
 OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = MappingProxyType(
@@ -42,8 +44,7 @@ def options(text: str) -> tuple[dict[str, Any], frozenset[str]]:
     known: dict[str, str] = {}
     found: dict[str, Any] = {}
     hints: set[str] = set()
-    for line in re.sub(r"\\\s*\n", " ", text).splitlines():
-        words = _words(line)
+    for words in _commands(re.sub(r"\\[ \t]*\r?\n", " ", text)):
         if words and all(
             ASSIGNED.fullmatch(word) or word in ("export", "local", "declare") for word in words
         ):
@@ -56,18 +57,34 @@ def options(text: str) -> tuple[dict[str, Any], frozenset[str]]:
     return found, frozenset(hints)
 
 
-def _words(line: str) -> list[str]:
+def _commands(text: str) -> Iterator[list[str]]:
+    """The words of each line, or of the lines that one quotation spans."""
+    lines = text.splitlines()
+    place, spanning = 0, SPAN
+    while place < len(lines):
+        for end in range(place + 1, min(place + spanning, len(lines)) + 1):
+            words = _words("\n".join(lines[place:end]))
+            if words is not None:
+                break
+        else:  # a quotation that nothing ends: prose, or a here-document
+            words, end, spanning = [], place + 1, 1
+        yield words
+        place = end
+
+
+def _words(line: str) -> list[str] | None:
+    """None where a quotation is open."""
     line = re.sub(r"\$\(\(.*?\)\)", lambda match: re.sub(r"\s", "", match[0]), line)
     try:
         return shlex.split(line, comments=True)
-    except ValueError:  # a quotation that goes on in the next line: prose, or a here-document
-        return []
+    except ValueError:
+        return None
 
 
 def _line(words: list[str], known: Mapping[str, str], found: dict[str, Any], hints: set[str]) -> None:
     flag: str | None = None
-    for raw in words:
-        word = expanded(raw, known)
+    split = [_words(expanded(w, known)) if VARIABLE.fullmatch(w) else [expanded(w, known)] for w in words]
+    for word in (word for some in split for word in some or ()):
         override = OVERRIDE.fullmatch(word)
         if word in STOPS:
             flag = None

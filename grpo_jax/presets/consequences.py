@@ -140,6 +140,7 @@ def _shares(name: str, at: Settings) -> str:
 
 AIMS: Mapping[tuple[str, type], str] = {
     ("reward", K1): "k1 in the reward descends KL(π‖π_ref)",
+    ("returns", K1): "k1 in the returns descends KL(π‖π_ref)",
     ("loss", K1): "k1 in the loss has no gradient on-policy",
     ("loss", K2): "k2 in the loss descends KL(π‖π_ref), prefix by prefix",
     ("loss", K3): "k3 in the loss descends KL(π_ref‖π), prefix by prefix",

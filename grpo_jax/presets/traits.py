@@ -5,7 +5,7 @@ Each function takes a method and gives None where the method holds a part that i
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,15 +61,15 @@ def divisor(method: Method) -> str | None:
     return kinds.get(type(given.scale)) if scalar(given.power) == 1 else None
 
 
-def convention(method: Method) -> Hashable:
+def convention(method: Method) -> tuple[float, float] | None:
     """(ddof, added constant) of the group's σ that advantages are divided by; None where they are not."""
     own = (p for p in _nested(method) if p.scale == "group")
     given = next(own, None) or find(method.advantage, Normalized)
     if divisor(method) != "group" or given is None:
         return None
     spread = given if isinstance(given, CentredScaled) else given.scale
-    numbers = (scalar(spread.ddof), scalar(given.eps))
-    return None if None in numbers else numbers
+    ddof, added = scalar(spread.ddof), scalar(given.eps)
+    return None if ddof is None or added is None else (ddof, added)
 
 
 def centre(method: Method) -> str | None:
@@ -88,20 +88,24 @@ def denominator(method: Method) -> str | None:
     return None if given is None else type(given).__name__
 
 
-def kl(method: Method) -> Hashable:
-    """(where, divergence, β, ddof and constant of the σ beside it or None)."""
+def kl(method: Method) -> tuple[str, type | None, float, tuple[float, float] | None] | None:
+    """(where, divergence, β, ddof and constant of the σ beside it or None).
+
+    "reward": in what is normalised; "returns": taken from advantages, token by token; "loss"; "ratio": in the
+    loss, times the ratio; "none".
+    """
     inside, outside = find(method.shaping, KLInReward), method.penalty
     if inside is not None and scalar(inside.coef):
-        return "reward", estimator(inside.divergence), scalar(inside.coef), None
+        return "reward", estimator(inside.divergence), float(inside.coef), None
     returns = find(method.advantage, ReturnToGo)
     if returns is not None and scalar(returns.kl_coef):
-        return "reward", estimator(returns.divergence), scalar(returns.kl_coef), None
+        return "returns", estimator(returns.divergence), float(returns.kl_coef), convention(method)
     if outside is not None and not isinstance(outside, Penalty):
         return None
     if outside is None or not scalar(outside.coef):
         return "none", None, 0.0, None
     place = "ratio" if isinstance(outside.weight, RatioWeight) else "loss"
-    return place, estimator(outside.divergence), scalar(outside.coef), convention(method)
+    return place, estimator(outside.divergence), float(outside.coef), convention(method)
 
 
 def estimator(divergence: Any) -> type:
