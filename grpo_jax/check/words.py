@@ -76,7 +76,7 @@ def _fields() -> tuple[dataclasses.Field, ...]:
 def _shape(setting: Setting) -> str:
     at = setting.at
     steps = "one optimizer step" if at.steps == 1 else f"{at.steps} optimizer steps"
-    batch = "" if at.prompts is None else f", {at.prompts} prompts a batch"
+    batch = "" if at.prompts is None else f", {at.prompts} prompt{'s' * (at.prompts > 1)} a batch"
     return f"groups of {at.group_size}{batch}, {steps} on each"
 
 

@@ -1,4 +1,4 @@
-"""The commands: methods, penalties, problems, options, run, sweep, show, paths, diff."""
+"""The commands: methods, penalties, problems, options, run, sweep, show, paths, diff; `checking` adds two."""
 
 from __future__ import annotations
 

@@ -112,7 +112,9 @@ def named(setting: Setting, concept: str, value: object = None) -> str:
     own = NAMES.get(setting.library, {})
     word = own.get(concept) or own.get(concept.partition("_")[0]) or PLAIN[concept.partition("_")[0]]
     if value is None:
-        return word
+        value = setting.options.get(word.rpartition(".")[2])
+    if value is None or isinstance(value, bool):
+        return word if value is None else f"{word} {str(value).lower()}"
     return f"{word} {value:g}" if isinstance(value, (int, float)) else f"{word} {value}"
 
 
