@@ -14,7 +14,6 @@ from grpo_jax.ages import Age
 from grpo_jax.behavior import Behavior
 from grpo_jax.check.setting import Setting
 from grpo_jax.config import Config, Loop
-from grpo_jax.measures import DIAGNOSTICS
 from grpo_jax.part import leaf_paths, put, put_all, subparts
 from grpo_jax.parts.reductions import MicroBatches
 from grpo_jax.policies import TreePolicy
@@ -138,13 +137,12 @@ def run(
 
 
 def picture(data: xr.Dataset, path: str | os.PathLike[str]) -> list[str]:
-    """Draw reward, length, distance and ties with 99.9 % bands; the paths written."""
+    """Draw reward, length, distance and entropy with 99.9 % bands; the paths written."""
     from grpo_jax import plotting
 
     panels = plotting.panels(rows=2, columns=2, height=5.0)
-    for axes, name in zip(panels, ("expected_reward", "length", "kl_ref", "tied"), strict=True):
+    for axes, name in zip(panels, ("expected_reward", "length", "kl_ref", "entropy"), strict=True):
         plotting.curves(axes, data[name], over="seed")
-        axes.set_title(DIAGNOSTICS[name].about.partition(",")[0])
     return [str(written) for written in plotting.save(panels, path)]
 
 
