@@ -16,7 +16,8 @@ WANTED = {"beta": 0.04, "num_generations": 8, "loss_type": "grpo", "use_vllm": T
     [
         "beta: 0.04\nnum_generations: 8\nloss_type: grpo\nuse_vllm: true\nlearning_rate: 1e-6\n",
         json.dumps(WANTED),
-        'beta = 0.04\nnum_generations = 8\nloss_type = "grpo"\nuse_vllm = true\nlearning_rate = 1e-6\n[x]\ny = 1',
+        'beta = 0.04\nnum_generations = 8\nloss_type = "grpo"\nuse_vllm = true\nlearning_rate = 1e-6\n'
+        "[x]\ny = 1",
         "from trl import GRPOConfig\nRATE = 1e-6\nargs = trl.GRPOConfig(beta=0.4 / 10, num_generations=2 * 4,"
         " loss_type='grpo', use_vllm=True, learning_rate=RATE)",
         "#!/bin/bash\nG=4\naccelerate launch grpo.py --beta 0.04 --num_generations $((G * 2)) \\\n"
@@ -95,7 +96,7 @@ def test_scripts_that_say_nothing(text, said):
 def test_a_shell_script_with_quotations_over_lines_and_positional_defaults():
     text = (
         "set -x\n# don't stop here\nname=${1:-vllm}\nN=5\nCONFIG=\"\n  actor_rollout_ref.rollout.n=$N \\\n"
-        "  actor_rollout_ref.rollout.name=$name\"\n"
+        '  actor_rollout_ref.rollout.name=$name"\n'
         "python3 -m verl.trainer.main_ppo $CONFIG data.train_batch_size=$((2 * (3 + 1))) "
         "trainer.logger=['console'] $@ 2>&1 | tee log\n"
     )

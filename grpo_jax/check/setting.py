@@ -211,6 +211,9 @@ def built(preset: str, options: Mapping[str, Any]) -> tuple[Method, Sampling, di
     while True:
         try:
             return PRESETS[preset](**rest), sampling(preset, **rest), left, idle
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            name = _culprit(preset, rest, error)
+            raise ValueError(f"{preset}: {name} is {shown(rest[name])}, which has no meaning there") from None
         except NotModelled as error:
             name = _culprit(preset, rest, error)
             if name in KINDS:
@@ -220,18 +223,16 @@ def built(preset: str, options: Mapping[str, Any]) -> tuple[Method, Sampling, di
             del rest[name]
 
 
-def _culprit(preset: str, options: Mapping[str, Any], error: NotModelled) -> str:
-    """The option without which this refusal is gone: one that it names, if any."""
+def _culprit(preset: str, options: Mapping[str, Any], error: Exception) -> str:
+    """The option without which this error is gone: one that it names, if any."""
     named = [name for name in options if re.search(rf"\b{re.escape(name)}\b", str(error))]
     for name in (*named, *(n for n in options if n not in named)):
         rest = {n: v for n, v in options.items() if n != name}
         try:
             PRESETS[preset](**rest), sampling(preset, **rest)
-        except NotModelled as other:
-            if str(other) == str(error):
+        except Exception as other:
+            if type(other) is not type(error) or str(other) == str(error):
                 continue
-        except ValueError:
-            continue
         return name
     raise ValueError(f"{error}; without it there is no method to show") from None
 
