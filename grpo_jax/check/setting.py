@@ -180,7 +180,7 @@ def settled(library: Library, source: Source) -> Setting:
         sampling=drawn,
         at=at,
         options=options,
-        written=frozenset(used),
+        written=frozenset(name for name in used if source.values[name] is not None),
         not_modelled=left,
         idle=idle,
         ignored=(*ignored, *unread),

@@ -165,8 +165,9 @@ def curves(data: xr.Dataset) -> str:
 
 
 def _spark(values: np.ndarray) -> str:
-    low, high = np.nanmin(values), np.nanmax(values)
-    if not (np.isfinite(low) and np.isfinite(high)) or high == low:
-        return BARS[0] * len(values)
+    here = np.isfinite(values)
+    low, high = (np.min(values[here]), np.max(values[here])) if here.any() else (0.0, 0.0)
+    if high == low:
+        return "".join(BARS[0] if known else " " for known in here)
     places = (values - low) / (high - low) * (len(BARS) - 1)
     return "".join(BARS[round(float(place))] if np.isfinite(place) else " " for place in places)

@@ -34,11 +34,15 @@ def check(
     The file is YAML, JSON, TOML, a Python script that calls GRPOConfig(...), or a shell script; it is never
     executed. Exit code: 0, or 1 where something fires at --fail-on or above, or 2 for what cannot be read.
 
-    Examples:
-      python -m grpo_jax check grpo.yaml
-      python -m grpo_jax check run_verl.sh algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=8
-      python -m grpo_jax check train.py --json --fail-on worth-knowing
-      pbpaste | python -m grpo_jax check -
+    For example:
+
+    python -m grpo_jax check grpo.yaml
+
+    python -m grpo_jax check run_verl.sh algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=8
+
+    python -m grpo_jax check train.py --json --fail-on worth-knowing
+
+    pbpaste | python -m grpo_jax check -
 
     Args:
         config: the file; - is the standard input.
@@ -72,6 +76,10 @@ def simulate(
 
     Four prompts of unequal difficulty, answers of one to five tokens, a reward for the last one; the method,
     sampler, optimizer, group size and steps on a batch are the configuration's.
+
+    For example:
+
+    python -m grpo_jax simulate grpo.yaml --seeds 64 --out runs/mine
 
     Args:
         config: the file, as ``check`` takes it.

@@ -186,13 +186,14 @@ def phantoms(setting: Setting) -> Finding | None:
     extra = _extra(setting)
     if extra is None:
         return None
+    left = "what the other rewards differ by" if "rewards" in extra else "this term"
     share = float(tied_share(HARD, group_size=group))
     return Finding(
         "phantoms",
         Level.HAZARD,
         "E5",
         extra,
-        f"in groups whose answers are all wrong or all right σ measures this term alone, so that it "
+        f"in groups whose answers are all wrong or all right σ measures {left} alone, so that it "
         f"counts at full size however small it is: {percent(share)} of the groups at a success rate of "
         f"{HARD:g}",
         share,

@@ -36,6 +36,10 @@ IRRELEVANT = (
 def options(given: Given) -> dict[str, Any]:
     """The preset's options that the file sets; micro-batches count in "bnpo" alone."""
     found = {name: given.get(name) for name in (*OPTIONS, *NOT_MODELLED) if given.get(name) is not None}
+    prefix = "generation_kwargs."
+    drawn = {name.removeprefix(prefix): given.get(name) for name in given.values if name.startswith(prefix)}
+    if drawn:
+        found["generation_kwargs"] = drawn
     cap = given.get("vllm_importance_sampling_cap")  # its earlier name
     if cap is not None:
         found.setdefault("vllm_importance_sampling_clip_max", cap)
