@@ -102,6 +102,13 @@ def test_json_holds_what_the_text_says(monkeypatch, capsys, path):
     assert [item["name"] for item in found["findings"]] == [f.name for f in check(TEXT).findings]
 
 
+def test_json_has_no_number_that_json_lacks(monkeypatch, capsys, path):
+    words = ("adam_beta2=0.0", "steps_per_generation=4", "--json")
+    _, printed = run(monkeypatch, capsys, "check", path, *words)
+    sizes = {item["name"]: item["size"] for item in json.loads(printed.out)["findings"]}
+    assert sizes["coasting_grows"] == "inf"
+
+
 def test_the_standard_input(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     code, printed = run(monkeypatch, capsys, "check", "-", "--brief")

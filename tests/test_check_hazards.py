@@ -264,3 +264,15 @@ def test_a_quiet_configuration_has_notes_only():
     """Leave-one-out, no spread, one step, no filter."""
     found = check("num_generations: 8\nloss_type: rloo\nbeta: 0.0\nper_device_train_batch_size: 8")
     assert found.worst is None or found.worst == Level.NOTE
+
+
+def test_sizes_beyond_every_float_are_told_by_their_logarithm():
+    """(1 + χ²)^T at a million tokens; β2 = 0, from which momentum never recovers."""
+    answers = TRL + STEPS + "loss_type: rloo\nmax_completion_length: 1000000"
+    found = fired(answers)["answer_ratio"]
+    assert math.isinf(found.size)
+    assert f"e^{1e6 * math.log(1.01):.4g}" in found.says
+    assert math.isinf(fired(TRL + STEPS + "adam_beta2: 0.0")["coasting_grows"].size)
+    assert "coasting" not in fired(TRL + STEPS + "adam_beta2: 0.0")
+    long = fired(TRL + "num_iterations: 1000000000")["coasting"]
+    assert long.size == pytest.approx(RHO / (1 - RHO))

@@ -234,11 +234,22 @@ def test_every_option_of_a_table_is_one_of_the_presets():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (OPENRLHF + "--reward_clip_range 5", "openrlhf: reward_clip_range is 5, which has no meaning there"),
-        ("num_generations: 8\nreward_weights: 3", "trl: reward_weights is 3, which has no meaning there"),
-        ("num_generations: 8\nloss_type: [grpo]", "trl: loss_type is .*no meaning"),
-        (VERL + "actor_rollout_ref.actor.kl_loss_type: 3\n", "verl: kl_loss_type is 3, which has no meaning"),
-        (VERL + "algorithm.rollout_correction: {rollout_is: token, rollout_is_threshold: x_y}", "float"),
+        (OPENRLHF + "--reward_clip_range 5", "openrlhf: reward_clip_range is 5; it has no meaning there"),
+        ("num_generations: 8\nreward_weights: 3", "trl: reward_weights is 3; it has no meaning there"),
+        ("num_generations: 8\nloss_type: [grpo]", "trl: loss_type is .*one value"),
+        (VERL + "actor_rollout_ref.actor.kl_loss_type: 3\n", "verl: kl_loss_type is 3; it has no meaning"),
+        (
+            VERL + "algorithm.rollout_correction: {rollout_is: token, rollout_is_threshold: x_y}",
+            "threshold is",
+        ),
+        ("num_generations: 8\nreward_weights: [a, b]", "trl: reward_weights is .*it must hold numbers"),
+        ("num_generations: 8\nbeta: [0.1, 0.2]", "trl: beta is .*it must be one value"),
+        ("num_generations: 8\nbeta: -1", r"trl: beta is -1; Penalty.coef is -1; allowed is \[0, inf\]"),
+        ("num_generations: 8\nbeta: .nan", "trl: beta is nan; Penalty.coef is NaN"),
+        ("num_generations: 8\nbeta: yes", "trl: beta is True; it has no meaning there"),
+        ("num_generations: 8\ntop_p: 1.5", r"trl: top_p is 1.5; Decoding.top_p is 1.5; allowed is \(0, 1\]"),
+        ("num_generations: 1000000000000", "groups of 1000000000000; sizes are computed for up to 100,000"),
+        ("num_generations: 8\nadam_beta2: 1.0", r"AdamW.b2 is 1; allowed is \[0, 1\)"),
     ],
 )
 def test_values_of_the_wrong_kind_are_named(text, said):

@@ -120,6 +120,7 @@ def test_a_shell_script_with_quotations_over_lines_and_positional_defaults():
         ("word.yaml", b"hello", "holds a str"),
         ("broken.yaml", b"a: [1, 2\nb: 3", "broken YAML in line"),
         ("tab.yaml", b"a:\n\tb: 1", "broken YAML in line 2"),
+        ("twice.yaml", b"beta: 0.1\nnum_generations: 8\nbeta: 0.2", "line 3: beta is given twice"),
         ("tag.yaml", b"a: !!python/object/apply:os.system ['true']", "broken YAML in line 1: could not"),
         ("broken.json", b'{"a": 1,}', "broken JSON in line 1"),
         ("broken.toml", b"a = = 1", "broken TOML"),

@@ -103,9 +103,23 @@ def parsed(text: str, suffix: str = "") -> Source:
     return _yaml(text)
 
 
+class Unambiguous(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that is given twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML has it; ConstructorError for a key given twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def _yaml(text: str) -> Source:
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Unambiguous)  # a safe loader: no tag makes an object
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""

@@ -19,6 +19,9 @@ from grpo_jax.surrogate import Method
 
 KINDS = ("loss_type", "loss_mode", "adv_estimator", "estimator", "algorithm", "type", "policy_loss_type")
 """Options that name the method itself: without them another one would be shown."""
+LISTS = ("reward_weights", "gdpo_reward_weights")
+"""Options that are lists."""
+MOST_ANSWERS = 100_000
 ALIKE = 0.84
 """How alike an unknown name and a known one are spelt for the unknown one to be a mistake."""
 
@@ -158,6 +161,9 @@ def settled(library: Library, source: Source) -> Setting:
     given = Given(source)
     options = library.options(given)
     at = library.circumstances(given)
+    if at.group_size > MOST_ANSWERS:
+        raise ValueError(f"groups of {at.group_size}; sizes are computed for up to {MOST_ANSWERS:,} answers")
+    _check_lists(library.preset, options)
     method, drawn, left, idle = built(library.preset, options)
     left |= given.left | {
         name: f"= {shown(source.values[name])}: {does}"
@@ -188,6 +194,15 @@ def settled(library: Library, source: Source) -> Setting:
     )
 
 
+def _check_lists(preset: str, options: Mapping[str, Any]) -> None:
+    """ValueError for a list where one value is due (the presets take one for each run), and for its words."""
+    for name, value in options.items():
+        if isinstance(value, list) and name not in LISTS:
+            raise ValueError(f"{preset}: {name} is {shown(value)}; it must be one value")
+        if isinstance(value, list) and not all(type(item) in (int, float) for item in value):
+            raise ValueError(f"{preset}: {name} is {shown(value)}; it must hold numbers")
+
+
 def misspelt(names: Iterable[str], known: Iterable[str], library: Library) -> None:
     """ValueError for an unknown name that is nearly a known one, which is a slip of the pen."""
     for name in names:
@@ -211,9 +226,6 @@ def built(preset: str, options: Mapping[str, Any]) -> tuple[Method, Sampling, di
     while True:
         try:
             return PRESETS[preset](**rest), sampling(preset, **rest), left, idle
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            name = _culprit(preset, rest, error)
-            raise ValueError(f"{preset}: {name} is {shown(rest[name])}, which has no meaning there") from None
         except NotModelled as error:
             name = _culprit(preset, rest, error)
             if name in KINDS:
@@ -221,12 +233,19 @@ def built(preset: str, options: Mapping[str, Any]) -> tuple[Method, Sampling, di
             why = str(error).removeprefix(f"{preset}: ")
             (idle if "changes nothing" in why else left)[name] = why
             del rest[name]
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            name = _culprit(preset, rest, error)
+            if not isinstance(error, ValueError):
+                error = ValueError("it has no meaning there")
+            told = f"{preset}: {name} is {shown(rest[name])}; {error}"
+            raise ValueError(str(error) if str(error).startswith(preset) else told) from None
 
 
 def _culprit(preset: str, options: Mapping[str, Any], error: Exception) -> str:
-    """The option without which this error is gone: one that it names, if any."""
+    """The option without which this error is gone: one that it names or quotes, if any."""
+    quoted = [name for name, value in options.items() if repr(value) in str(error)]
     named = [name for name in options if re.search(rf"\b{re.escape(name)}\b", str(error))]
-    for name in (*named, *(n for n in options if n not in named)):
+    for name in dict.fromkeys((*named, *quoted, *options)):
         rest = {n: v for n, v in options.items() if n != name}
         try:
             PRESETS[preset](**rest), sampling(preset, **rest)

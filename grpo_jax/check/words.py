@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -64,7 +65,11 @@ def as_json(setting: Setting, found: Iterable[Finding]) -> str:
         "idle": dict(setting.idle),
         "ignored": list(setting.ignored),
         "assumed": list(setting.assumed),
-        "findings": [finding._asdict() | {"level": finding.level.word} for finding in found],
+        "findings": [
+            finding._asdict()
+            | {"level": finding.level.word, "size": finding.size if math.isfinite(finding.size) else "inf"}
+            for finding in found
+        ],
     }
     return json.dumps(held, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from grpo_jax.check.hazards.finding import DISTANCE, Finding, Level, named
 from grpo_jax.check.setting import Setting
 from grpo_jax.optimizers import Adam, AdamW
@@ -54,7 +56,9 @@ def coasting(setting: Setting) -> Finding | None:
     if adam is None or steps < 2 or _clip(setting) is None:
         return None
     rate = float(coasting_rate(adam.b1, adam.b2))
-    way = sum(rate**k for k in range(1, steps))
+    if rate >= 1:
+        return None  # ``coasting_grows`` says so
+    way = rate * (1 - rate ** (steps - 1)) / (1 - rate)
     return Finding(
         "coasting",
         Level.KNOW,
@@ -112,13 +116,15 @@ def answer_ratio(setting: Setting) -> Finding | None:
     tokens, steps = setting.at.tokens, setting.at.steps
     if level(setting.method) != "whole" or tokens is None or steps < 2:
         return None
-    moment = float(trajectory_second_moment(DISTANCE, horizon=tokens))
+    with np.errstate(over="ignore"):
+        moment = float(trajectory_second_moment(DISTANCE, horizon=float(tokens)))
+    shown = f"{moment:.3g}" if math.isfinite(moment) else f"e^{tokens * math.log1p(DISTANCE):.4g}"
     return Finding(
         "answer_ratio",
         Level.KNOW,
         "C4",
         named(setting, "ratio"),
-        f"the product of {tokens} ratios: E[w²] = {moment:.3g} where a token's χ² is {DISTANCE:g}, unless "
+        f"the product of {tokens} ratios: E[w²] = {shown} where a token's χ² is {DISTANCE:g}, unless "
         "the clip stops it",
         moment,
         "second moment of an answer's ratio",
