@@ -153,6 +153,25 @@ def test_lengths_and_ages_are_those_of_the_small_task():
     config, changed = small(old)
     assert config.behavior.age.lag == 8
     assert "weights 8 batches old, not 20" in "; ".join(changed)
+    assert small(old, iterations=3)[0].behavior.age.lag == 2
+    assert small(old, iterations=1)[0].behavior is None
+
+
+def test_a_correction_has_something_to_correct():
+    config, changed = small(check("num_generations: 4\nuse_vllm: true").setting)
+    assert config.behavior == gj.Behavior(mismatch=gj.Rounded())
+    assert "an engine that holds weights in bfloat16" in "; ".join(changed)
+    filtered = check("num_generations: 4\nuse_vllm: true\ntop_p: 0.9").setting
+    assert small(filtered)[0].behavior.mismatch is None
+    assert small(check("num_generations: 4").setting)[0].behavior is None
+
+
+def test_one_reward_stands_for_several():
+    config, changed = small(check("num_generations: 4\nreward_weights: [1.0, 0.1]").setting)
+    assert config.method.shaping == gj.methods.grpo.shaping
+    assert any("one reward" in line for line in changed)
+    alone = small(check("num_generations: 4").setting)[1]
+    assert not any("one reward" in line for line in alone)
 
 
 def test_the_reward_of_the_small_task():

@@ -239,7 +239,7 @@ def test_every_option_of_a_table_is_one_of_the_presets():
         ("num_generations: 8\nloss_type: [grpo]", "trl: loss_type is .*one value"),
         (VERL + "actor_rollout_ref.actor.kl_loss_type: 3\n", "verl: kl_loss_type is 3; it has no meaning"),
         (
-            VERL + "algorithm.rollout_correction: {rollout_is: token, rollout_is_threshold: x_y}",
+            VERL + "algorithm.rollout_correction: {rollout_is: token, rollout_is_threshold: x}",
             "threshold is",
         ),
         ("num_generations: 8\nreward_weights: [a, b]", "trl: reward_weights is .*it must hold numbers"),

@@ -11,18 +11,20 @@ import numpy as np
 import xarray as xr
 
 from grpo_jax.ages import Age
-from grpo_jax.behavior import Behavior
+from grpo_jax.behavior import Behavior, Rounded
 from grpo_jax.check.setting import Setting
 from grpo_jax.config import Config, Loop
 from grpo_jax.part import leaf_paths, put, put_all, subparts
 from grpo_jax.parts.reductions import MicroBatches
+from grpo_jax.parts.shaping import NormalizedSum, Sum, WeightedSum
 from grpo_jax.policies import TreePolicy
+from grpo_jax.presets.traits import corrects_sampler
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
 from grpo_jax.sweeps import sweep
 from grpo_jax.tasks.trees import Output, tabulated
 
-VOCAB, TOKENS, RATE = 4, 5, 0.05
+VOCAB, TOKENS, RATE, ITERATIONS = 4, 5, 0.05, 200
 LEANINGS = (2.0, 1.0, 0.0, -1.0)
 """By how much each prompt's policy leans towards the token that is right, in logits."""
 MOST_STEPS, MOST_AGE, MOST_GROUP = 16, 8, 64
@@ -43,8 +45,15 @@ def right(output: Output) -> float:
     return float(len(output) < TOKENS and len(output) > 0 and output[-1] == 0)
 
 
-def small(setting: Setting, *, learning_rate: float = RATE) -> tuple[Config, list[str]]:
+def small(
+    setting: Setting, *, learning_rate: float = RATE, iterations: int = ITERATIONS
+) -> tuple[Config, list[str]]:
     """(configuration of the small task, what had to be changed for it, in words).
+
+    Args:
+      setting: what was read.
+      learning_rate: the optimizer's.
+      iterations: batches of a run, of which old weights are at most one less old.
 
     Raises:
       ValueError: for a method that this task cannot run.
@@ -64,10 +73,14 @@ def small(setting: Setting, *, learning_rate: float = RATE) -> tuple[Config, lis
     changed += told
     behavior = setting.sampling.behavior
     if at.lag is not None:
-        lag = min(at.lag, MOST_AGE)
+        lag = min(at.lag, MOST_AGE, iterations - 1)
         if lag < at.lag:
             changed.append(f"weights {lag} batches old, not {at.lag}")
-        behavior = dataclasses.replace(behavior or Behavior(), age=Age(lag=lag, depth=lag))
+        if lag:
+            behavior = dataclasses.replace(behavior or Behavior(), age=Age(lag=lag, depth=lag))
+    if behavior is None and corrects_sampler(setting.method):
+        behavior = Behavior(mismatch=Rounded())
+        changed.append("an engine that holds weights in bfloat16, for the correction to correct")
     config = Config(
         policy=TreePolicy(space=space, logits=logits, decoding=setting.sampling.trainer),
         task=tabulated(space, *[right] * len(LEANINGS)),
@@ -100,15 +113,28 @@ def shrunk(method: Method) -> tuple[Method, list[str]]:
     for path, value in leaves.items():
         if path.startswith("reduction") and path.rpartition(".")[2] == "length" and float(value) > TOKENS:
             values[path] = float(TOKENS)
-    told = [f"lengths in the method are those of answers of up to {TOKENS} tokens"] if values else []
-    return put_all(method, values), told
+    shaping = _single(method.shaping)
+    told = [] if shaping == method.shaping else ["one reward, so that the weights of several fall away"]
+    told += [f"lengths in the method are those of answers of up to {TOKENS} tokens"] if values else []
+    made = put_all(method, values)
+    return dataclasses.replace(made, shaping=_single(made.shaping)), told
+
+
+def _single(shaping: Any) -> Any:
+    """The same shaping of one reward."""
+    if isinstance(shaping, WeightedSum):
+        return Sum()
+    if isinstance(shaping, NormalizedSum):
+        return dataclasses.replace(shaping, weights=())
+    inner = getattr(shaping, "inner", None)
+    return shaping if inner is None else dataclasses.replace(shaping, inner=_single(inner))
 
 
 def run(
     setting: Setting,
     *,
     seeds: int = 32,
-    iterations: int = 200,
+    iterations: int = ITERATIONS,
     learning_rate: float = RATE,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -123,7 +149,7 @@ def run(
       out: folder for the dataset.
       progress: whether a bar is shown.
     """
-    config, changed = small(setting, learning_rate=learning_rate)
+    config, changed = small(setting, learning_rate=learning_rate, iterations=iterations)
     data = sweep(
         config,
         seeds=seeds,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from grpo_jax.check import Checked, Level, check_file, words
+from grpo_jax.check import simulate as small
 from grpo_jax.cli.commands import app
 
 BOUNDS: dict[str, int] = {
@@ -57,7 +58,7 @@ def check(
     print(words.as_json(*found) if json else words.text(*found, brief=brief))
     if simulate and not json:
         print()
-        _simulated(found, seeds=32, iterations=200, learning_rate=None, out=None)
+        _simulated(found, seeds=32, iterations=small.ITERATIONS, learning_rate=None, out=None)
     if found.worst is not None and found.worst >= BOUNDS[fail_on]:
         sys.exit(1)
 
@@ -68,7 +69,7 @@ def simulate(
     overrides: tyro.conf.Positional[tuple[str, ...]] = (),
     library: str | None = None,
     seeds: int = 32,
-    iterations: int = 200,
+    iterations: int = small.ITERATIONS,
     learning_rate: float | None = None,
     out: Path | None = None,
 ) -> None:
@@ -97,8 +98,6 @@ def simulate(
 def _simulated(
     found: Checked, *, seeds: int, iterations: int, learning_rate: float | None, out: Path | None
 ) -> None:
-    from grpo_jax.check import simulate as small
-
     rate = small.RATE if learning_rate is None else learning_rate
     data, changed = small.run(found.setting, seeds=seeds, iterations=iterations, learning_rate=rate, out=out)
     print(f"{found.setting.title} on a small task: {seeds} runs of {iterations} batches")
