@@ -102,6 +102,12 @@ def test_json_holds_what_the_text_says(monkeypatch, capsys, path):
     assert [item["name"] for item in found["findings"]] == [f.name for f in check(TEXT).findings]
 
 
+def test_long_lists_of_what_is_not_read_are_cut(monkeypatch, capsys, path):
+    path.write_text(TEXT + "".join(f"other_thing_{i}: {i}\n" for i in range(20)))
+    _, printed = run(monkeypatch, capsys, "check", path)
+    assert "other_thing_10, and 9 more (--json lists them)" in " ".join(printed.out.split())
+
+
 def test_json_has_no_number_that_json_lacks(monkeypatch, capsys, path):
     words = ("adam_beta2=0.0", "steps_per_generation=4", "--json")
     _, printed = run(monkeypatch, capsys, "check", path, *words)

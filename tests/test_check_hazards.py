@@ -276,3 +276,26 @@ def test_sizes_beyond_every_float_are_told_by_their_logarithm():
     assert "coasting" not in fired(TRL + STEPS + "adam_beta2: 0.0")
     long = fired(TRL + "num_iterations: 1000000000")["coasting"]
     assert long.size == pytest.approx(RHO / (1 - RHO))
+
+
+def test_min_p_is_a_filter_too():
+    found = fired(TRL + "min_p: 0.1")["other_filters"]
+    assert "none below 0.05 is drawn" in found.says
+    assert found.size == 0.5
+
+
+def test_a_scaled_reward_has_a_larger_gap():
+    """Shift-only, the group's own mean: log-odds move by (1 - 1/4)·10/β."""
+    text = (
+        AREAL.replace("kl_ctl: 0.0", "kl_ctl: 5.0")
+        + "actor.reward_norm: {mean_level: group, std_level: null}\n"
+    )
+    found = fired(text + "actor.reward_scaling: 10.0")["reference_kept"]
+    assert found.size == pytest.approx(1 / (1 + math.exp(logit(0.3) + 0.75 * 10 / 5)))
+    assert "rewards 10 and 0" in found.says
+
+
+def test_temperatures_that_a_correction_sees_are_no_hazard():
+    text = TRL + "temperature: 1.0\ngeneration_kwargs: {temperature: 0.5}"
+    assert "temperatures_apart" in fired(text)
+    assert "temperatures_apart" not in fired(text + "\nuse_vllm: true")

@@ -15,7 +15,8 @@ from grpo_jax.methods import describe as expression
 from grpo_jax.methods import effective
 from grpo_jax.surrogate import Method
 
-WIDTH = 110
+WIDTH, MOST_NAMES = 110, 12
+"""Characters of a line; names of options that are not read, before the rest are counted."""
 
 
 def text(setting: Setting, found: Iterable[Finding], *, brief: bool = False) -> str:
@@ -113,6 +114,10 @@ def _told(finding: Finding) -> list[str]:
     return textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
+def _wrapped(said: str) -> list[str]:
+    return textwrap.wrap(said, WIDTH, subsequent_indent="    ")
+
+
 def _left(setting: Setting) -> list[str]:
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("not modelled, so that the method shown lacks it", setting.not_modelled),
@@ -124,8 +129,10 @@ def _left(setting: Setting) -> list[str]:
             lines += ["", title]
             for name, why in held.items():
                 lines += textwrap.wrap(f"{name} {why}", WIDTH, initial_indent="  ", subsequent_indent="    ")
-    for title, names in (("taken where the file is silent", setting.assumed), ("not read", setting.ignored)):
-        if names:
-            said = f"{title}: {', '.join(names)}" if title == "not read" else f"{title}: {'; '.join(names)}"
-            lines += ["", *textwrap.wrap(said, WIDTH, subsequent_indent="    ")]
+    if setting.assumed:
+        lines += ["", *_wrapped(f"taken where the file is silent: {'; '.join(setting.assumed)}")]
+    if setting.ignored:
+        more = len(setting.ignored) - MOST_NAMES
+        rest = f", and {more} more (--json lists them)" if more > 0 else ""
+        lines += ["", *_wrapped(f"not read: {', '.join(setting.ignored[:MOST_NAMES])}{rest}")]
     return lines

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from grpo_jax.check.hazards.finding import HALF, HARD, WORSE, Finding, Level, named, percent, rule
 from grpo_jax.check.setting import Setting
 from grpo_jax.parts.penalties import K1, K2, K3
-from grpo_jax.presets.traits import centre, divisor, kl
+from grpo_jax.parts.shaping import Rescaled
+from grpo_jax.presets.traits import centre, divisor, find, kl, scalar
 from grpo_jax.theory import (
     direct_roots,
     effective_beta,
@@ -28,7 +29,9 @@ HOLDS = 1e-3
 """Less than this of the worse answer, and the penalty holds nothing worth the name."""
 
 
-def odds_reverse(beta: float, group_size: int, how: Convention | None, *, own_mean: bool) -> float:
+def odds_reverse(
+    beta: float, group_size: int, how: Convention | None, *, own_mean: bool, gap: float = 1.0
+) -> float:
     """Log-odds of the better answer under beta KL(pi||pi_ref): A8 beside the spread, A9 without one.
 
     Of several attractors it is the one where most of the worse answer is left.
@@ -40,10 +43,12 @@ def odds_reverse(beta: float, group_size: int, how: Convention | None, *, own_me
         acts = effective_beta(beta, HALF, group_size=group_size, convention=how)
         return float(jnp.nanmin(direct_roots(better, acts, group_size=group_size).log_odds))
     share = 1 - 1 / group_size if own_mean else 1.0
-    return math.log(better / WORSE) + share / beta
+    return math.log(better / WORSE) + share * gap / beta
 
 
-def odds_forward(beta: float, group_size: int, how: Convention | None, *, own_mean: bool) -> float:
+def odds_forward(
+    beta: float, group_size: int, how: Convention | None, *, own_mean: bool, gap: float = 1.0
+) -> float:
     """The same under beta KL(pi_ref||pi): the fixed point of A4 in the convention (A11), or that of pairs.
 
     Shift-only advantages drive with (1 - 1/G) p (1 - p), as pairs do with p (1 - p).
@@ -53,7 +58,7 @@ def odds_forward(beta: float, group_size: int, how: Convention | None, *, own_me
         found = stationary_binary_convention(better, beta, group_size=group_size, convention=how)
     else:
         share = 1 - 1 / group_size if own_mean else 1.0
-        found = stationary_pair(better, beta / share)
+        found = stationary_pair(better, beta / (share * gap))
     return float(jax.scipy.special.logit(found))
 
 
@@ -72,6 +77,13 @@ def _read(setting: Setting) -> tuple[str, type, float] | None:
     return None if kind is None else (place, kind, beta)
 
 
+def _gap(setting: Setting) -> float:
+    """Reward 1 as the method scales it."""
+    part = find(setting.method.shaping, Rescaled)
+    scale = None if part is None else scalar(part.scale)
+    return 1.0 if not scale else abs(scale)
+
+
 def _what(setting: Setting, place: str, beta: float) -> str:
     return named(setting, "beta_reward" if place in IN_REWARD else "beta", beta)
 
@@ -86,11 +98,11 @@ def reference_kept(setting: Setting) -> Finding | None:
     how = rule(setting)
     if (spread == "group" and how is None) or (place == "reward" and spread == "group"):
         return None
-    own = centre(setting.method) == "group"
+    own, gap = centre(setting.method) == "group", _gap(setting)
     if (place, kind) in REVERSE:
-        odds, claim = odds_reverse(beta, group, how, own_mean=own), "A8" if how else "A9"
+        odds, claim = odds_reverse(beta, group, how, own_mean=own, gap=gap), "A8" if how else "A9"
     elif (place, kind) in FORWARD:
-        odds, claim = odds_forward(beta, group, how, own_mean=own), "A4" if how else "A9"
+        odds, claim = odds_forward(beta, group, how, own_mean=own, gap=gap), "A4"
     else:
         return None
     share, printed = left(odds)
@@ -100,7 +112,8 @@ def reference_kept(setting: Setting) -> Finding | None:
         Level.KNOW if share >= HOLDS else Level.HAZARD,
         claim,
         _what(setting, place, beta),
-        f"of {WORSE:g} on the worse of two answers {printed} is left{holds} (rewards 1 and 0, G = {group})",
+        f"of {WORSE:g} on the worse of two answers {printed} is left{holds} (rewards {gap:g} and 0, "
+        f"G = {group})",
         share,
         "probability left on the worse answer",
     )
@@ -147,9 +160,9 @@ def other_divergence(setting: Setting) -> Finding | None:
         return None
     if divisor(setting.method) not in ("group", "nothing"):
         return None
-    own, beta = centre(setting.method) == "group", found[2]
-    forward, printed = left(odds_forward(beta, group, how, own_mean=own))
-    _, other = left(odds_reverse(beta, group, how, own_mean=own))
+    own, beta, gap = centre(setting.method) == "group", found[2], _gap(setting)
+    forward, printed = left(odds_forward(beta, group, how, own_mean=own, gap=gap))
+    _, other = left(odds_reverse(beta, group, how, own_mean=own, gap=gap))
     return Finding(
         "other_divergence",
         Level.NOTE,
@@ -184,7 +197,7 @@ def divided_in_reward(setting: Setting) -> Finding | None:
 def k3_in_reward(setting: Setting) -> Finding | None:
     """The difference of both divergences' gradients."""
     found = _read(setting)
-    if found is None or found[:2] != ("reward", K3):
+    if found is None or found[0] not in IN_REWARD or found[1] is not K3:
         return None
     return Finding(
         "k3_in_reward",

@@ -77,7 +77,7 @@ def difficulty(setting: Setting) -> Finding | None:
         "E2",
         f"{named(setting, 'spread')}, {_group(setting)}",
         f"dividing by the group's σ weighs prompts by their success rate, at most {most:.3g}-fold at "
-        f"G = {group}",
+        f"G = {group} (rewards 1 and 0)",
         most,
         "greatest weight of a prompt over the least",
     )
@@ -130,7 +130,7 @@ def tied_groups(setting: Setting) -> Finding | None:
         "E4",
         _group(setting),
         f"{percent(hard)} of the groups of a prompt with success rate {HARD:g} tie and have no advantage "
-        f"({percent(middling)} at {HALF:g}); kept, they bias nothing",
+        f"({percent(middling)} at {HALF:g}); kept in the denominator, they bias nothing",
         hard,
         "share of the groups that tie at a success rate of .05",
     )
@@ -194,8 +194,8 @@ def phantoms(setting: Setting) -> Finding | None:
         "E5",
         extra,
         f"in groups whose answers are all wrong or all right σ measures {left} alone, so that it "
-        f"counts at full size however small it is: {percent(share)} of the groups at a success rate of "
-        f"{HARD:g}",
+        f"counts at full size, however small it is, where it varies: {percent(share)} of the groups at a "
+        f"success rate of {HARD:g}",
         share,
         "share of the groups in which the extra term's size does not count",
     )
@@ -241,7 +241,9 @@ def scale_lost(setting: Setting) -> Finding | None:
     if divisor(setting.method) == "group":
         by = "the group's σ divides it out"
     elif adaptive and penalty is not None and not penalty[2]:
-        by = f"{type(adaptive).__name__} divides it out, as there is no penalty"
+        by = (
+            f"{type(adaptive).__name__} divides it out, as there is no penalty (but for a norm clip at times)"
+        )
     else:
         return None
     return Finding(

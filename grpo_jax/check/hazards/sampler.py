@@ -60,9 +60,9 @@ def other_filters(setting: Setting) -> Finding | None:
         kept = min(float(k) / VOCABULARY, 1.0)
         what, says = f"top_k {float(k):g}", f"of {VOCABULARY:,} equal tokens {kept:.2g} is kept"
     elif share is not None and scalar(share):
-        kept = 1 - float(share) * HALF
+        kept, least = HALF, float(share) * HALF
         what = f"min_p {float(share):g}"
-        says = f"beside a token of {HALF:g} none below {float(share) * HALF:g} is drawn"
+        says = f"beside a token of {HALF:g} none below {least:g} is drawn, and {HALF:g} is kept where all are"
     else:
         return None
     return Finding(
@@ -99,7 +99,7 @@ def temperatures_apart(setting: Setting) -> Finding | None:
     """The engine draws at one temperature, the trainer scores at another."""
     tau, trainer = scalar(setting.decoding.temperature), setting.sampling.trainer
     scored = 1.0 if trainer is None else scalar(trainer.temperature)
-    if tau is None or scored is None or tau == scored:
+    if tau is None or scored is None or tau == scored or reads_sampler(setting):
         return None
     return Finding(
         "temperatures_apart",
@@ -115,10 +115,11 @@ def temperatures_apart(setting: Setting) -> Finding | None:
 
 def raw_logprobs(setting: Setting) -> Finding | None:
     """The engine reports what it did not draw from."""
-    behavior, tau = setting.sampling.behavior, scalar(setting.decoding.temperature)
-    if behavior is None or behavior.records != "raw" or tau in (None, 1.0) or not reads_sampler(setting):
+    (trainer, behavior), tau = setting.sampling, scalar(setting.decoding.temperature)
+    if behavior is None or behavior.records != "raw" or tau is None or tau == 1:
         return None
-    assert tau is not None
+    if not reads_sampler(setting) or trainer is None or scalar(trainer.temperature) != tau:
+        return None
     ratio = KEPT / float(at_temperature(KEPT, tau))
     return Finding(
         "raw_logprobs",
@@ -144,8 +145,8 @@ def cut_off_votes(setting: Setting) -> Finding | None:
         "E6",
         named(setting, "mask"),
         f"answers that were cut off leave the loss and vote in their group's mean: where {percent(CUT)} are "
-        f"cut off, answers are pushed to end with {percent(pressure)} of the force that they have without a "
-        "mask; not with none, as meant",
+        f"cut off and earn 0, answers are pushed to end with {percent(pressure)} of the force that they "
+        "have without a mask; not with none, as meant",
         pressure,
         "pressure to stop over that without a mask, 10 % cut off",
     )

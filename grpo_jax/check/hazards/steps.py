@@ -43,7 +43,7 @@ def idle_clip(setting: Setting) -> Finding | None:
         "idle_clip",
         Level.KNOW if asked else Level.NOTE,
         "B6",
-        named(setting, "epochs", 1),
+        named(setting, "epochs", 1) if setting.library == "trl" else f"{named(setting, 'epochs')} (one step)",
         f"one optimizer step on a batch: every ratio is 1, and the clip never acts{rest}",
         0.0,
         "share of the tokens that the clip holds",
@@ -65,7 +65,7 @@ def coasting(setting: Setting) -> Finding | None:
         "B4",
         f"{named(setting, 'epochs')} ({steps} steps), Adam's betas {scalar(adam.b1):g}, {scalar(adam.b2):g}",
         f"a token that the clip stops after the first of {steps} steps goes on by momentum, up to {way:.3g} "
-        "times its last step",
+        "times its last step, where its parameters are its own",
         way,
         "way past the clip, in units of the last live step",
     )

@@ -141,6 +141,8 @@ def circumstances(given: Given) -> Circumstances:
     refill = None
     if given.flag(f"{ALGORITHM}filter_groups.enable", default=False):
         tries = given.count(f"{ALGORITHM}filter_groups.max_num_gen_batches", default=0, low=0)
+        if not tries:
+            given.assumed.append("filter_groups without a limit: 10 draws at most")
         refill = Refill(tries=tries or 10, other=True)
     betas = given.get(f"{ACTOR}optim.betas", default=[0.9, 0.999])
     if not (isinstance(betas, list) and len(betas) == 2 and all(isinstance(b, (int, float)) for b in betas)):
