@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import itertools
 import math
 import os
@@ -270,6 +271,9 @@ def diff(
 
 def main() -> None:
     """The entry point: an error in what was asked is one line, without a traceback; so are signals."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a screen or a pipe that cannot show a Greek letter
+            stream.reconfigure(errors="replace")
     try:
         try:
             app.cli(
