@@ -211,3 +211,22 @@ def test_curves_name_runs_that_turned_non_finite():
         data[name] = data.expected_reward * np.nan
     data["finite"] = data.finite & False
     assert "2 of 2 runs turned non-finite" in curves(data)
+
+
+def test_the_commands_of_the_readme_run(monkeypatch, capsys, tmp_path, pytestconfig):
+    text = (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
+    block = text.split("## What does my configuration do?")[1].split("```sh\n")[1].split("```")[0]
+    made, *commands = block.strip().splitlines()
+    monkeypatch.chdir(tmp_path)
+    content = made.removeprefix("printf '").removesuffix("' > grpo.yaml").replace("\\n", "\n")
+    (tmp_path / "grpo.yaml").write_text(content)
+    codes = {"check": [], "simulate": []}
+    for command in commands:
+        words = command.partition("#")[0].split()
+        assert words[:3] == ["python", "-m", "grpo_jax"]
+        few = ("--seeds", 2, "--iterations", 4) if words[3] == "simulate" else ()
+        code, printed = run(monkeypatch, capsys, *words[3:], *few)
+        codes[words[3]].append(code)
+        assert printed.out
+    assert codes == {"check": [1, 0], "simulate": [0]}
+    assert "of 0.7 on the worse of two answers 3.2e-27 is left" in text

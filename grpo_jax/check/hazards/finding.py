@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from grpo_jax.check.setting import Setting
+from grpo_jax.presets import PRESETS
 from grpo_jax.presets.consequences import DISTANCE, HALF, KEPT, SMALL
 from grpo_jax.presets.traits import convention
 from grpo_jax.theory import Convention
@@ -112,7 +114,9 @@ def named(setting: Setting, concept: str, value: object = None) -> str:
     own = NAMES.get(setting.library, {})
     word = own.get(concept) or own.get(concept.partition("_")[0]) or PLAIN[concept.partition("_")[0]]
     if value is None:
-        value = setting.options.get(word.rpartition(".")[2])
+        option = word.rpartition(".")[2]
+        default = inspect.signature(PRESETS[setting.library]).parameters.get(option)
+        value = setting.options.get(option, None if default is None else default.default)
     if value is None or isinstance(value, bool):
         return word if value is None else f"{word} {str(value).lower()}"
     return f"{word} {value:g}" if isinstance(value, (int, float)) else f"{word} {value}"
