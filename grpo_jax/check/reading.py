@@ -21,9 +21,12 @@ import yaml
 
 from grpo_jax.check import scripts, shell
 
-LARGEST, MOST, DEEPEST = 1_000_000, 20_000, 40
+LARGEST, MOST, DEEPEST = 400_000, 20_000, 40
 """Bytes of a file, entries of a configuration, levels of nesting: beyond, it is none."""
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+SHELL = re.compile(r"(?:^|\s)--[A-Za-z]|^[ \t]*\+{0,2}[A-Za-z_]\w*\.[\w.]*=", re.M)
+TABLE = re.compile(r"^[ \t]*\[[\w.\"-]+\][ \t]*(?:#.*)?$", re.M)
+"""A flag or an override, as shell scripts have them; the name of a table, as TOML has it."""
 INSIDE = re.compile(r"\$\{([^{}]*)\}")
 
 
@@ -96,9 +99,9 @@ def parsed(text: str, suffix: str = "") -> Source:
         return _json(text)
     if scripts.CALLED.search(text):
         return _script(text)
-    if text.startswith("#!") or re.search(r"(^|\s)--[A-Za-z]|^\s*\+?[\w.]+\.[\w.]+=", text, re.M):
+    if text.startswith("#!") or SHELL.search(text):
         return _shell(text)
-    if re.search(r"^\s*\[[\w.\"-]+\]\s*(#.*)?$", text, re.M):
+    if TABLE.search(text):
         return _toml(text)
     return _yaml(text)
 
@@ -179,7 +182,7 @@ def literal(text: Any) -> Any:
         return word[1:-1]
     if NUMBER.fullmatch(word):
         number = float(word)
-        return int(word) if word.lstrip("+-").isdigit() else number
+        return int(word) if word.lstrip("+-").isdigit() and abs(number) < 1e300 else number
     if word in ("None", "True", "False"):
         return {"None": None, "True": True, "False": False}[word]
     if word in ("true", "false", "null", "~") or word[:1] in "[{":
@@ -199,7 +202,9 @@ def _flat(tree: Any, what: str) -> Source:
     _walk(tree, "", values, 0)
     unread: dict[str, str] = {}
     for name, value in list(values.items()):
-        if isinstance(value, str) and "${" in value:
+        if value == "???":  # OmegaConf's word for what is still to be given
+            del values[name]
+        elif isinstance(value, str) and "${" in value:
             found, settled = _interpolated(name, value, values)
             if settled:
                 values[name] = found

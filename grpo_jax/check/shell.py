@@ -16,7 +16,7 @@ from typing import Any
 
 NAME = r"[A-Za-z_]\w*"
 ASSIGNED = re.compile(rf"(?:export\s+|declare\s+|local\s+)?({NAME})=(.*)", re.S)
-OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_]\w*(?:[.@/][\w.@/-]+)+)=(.*)", re.S)
+OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_]\w*[.@/][\w.@/-]*)=(.*)", re.S)
 VARIABLE = re.compile(rf"\$\{{({NAME}|\d)(?::?[-=]([^{{}}]*))?\}}|\$({NAME})")
 SUM = re.compile(r"\$\(\(([^()$]*(?:\([^()$]*\)[^()$]*)*)\)\)")
 KEYWORDS = ("export", "local", "declare")
@@ -74,7 +74,7 @@ def _commands(text: str) -> Iterator[list[str]]:
 
 def _words(line: str) -> list[str] | None:
     """None where a quotation is open."""
-    line = re.sub(r"\$\(\(.*?\)\)", lambda match: re.sub(r"\s", "", match[0]), line)
+    line = re.sub(r"\$\(\(.{0,200}?\)\)", lambda match: re.sub(r"\s", "", match[0]), line)
     try:
         return shlex.split(line, comments=True)
     except ValueError:
