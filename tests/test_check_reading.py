@@ -181,9 +181,12 @@ def test_what_is_still_to_be_given_counts_as_not_given():
         "beta: " + "!!a " * 25_000,
         "x = " + "(" * 30_000 + "\nGRPOConfig(beta=1)",
         "GRPOConfig(beta=" + "-" * 30_000 + "1)",
+        *("GRPOConfig(beta=" + "-" * depth + "1)" for depth in (90, 180, 900, 3000)),
+        *("GRPOConfig(beta=" + "[" * depth + "]" * depth + ")" for depth in (90, 150)),
+        "GRPOConfig(beta=a" + ".a" * 900 + ")",
         "GRPOConfig(beta=" + "1+" * 20_000 + "1)",
     ],
-    ids=range(11),
+    ids=range(18),
 )
 def test_hostile_texts_cost_little_time_and_no_crash(text):
     began = time.process_time()

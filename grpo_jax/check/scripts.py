@@ -37,6 +37,7 @@ def keywords(text: str) -> tuple[dict[str, Any], dict[str, str], str]:
     >>> keywords("b = 0.04\\nargs = GRPOConfig(beta=b, use_vllm=True)")[0]
     {'beta': 0.04, 'use_vllm': True}
     """
+    deep = "no Python that can be read: it is nested too deep"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of the script's own strings
@@ -44,10 +45,20 @@ def keywords(text: str) -> tuple[dict[str, Any], dict[str, str], str]:
     except SyntaxError as error:
         raise ValueError(f"no Python that can be read: {error.msg} in line {error.lineno}") from None
     except (RecursionError, MemoryError, ValueError):
-        raise ValueError("no Python that can be read: it is nested too deep") from None
+        raise ValueError(deep) from None
+    try:
+        return _called(tree)
+    except RecursionError:
+        raise ValueError(deep) from None
+
+
+def _called(tree: ast.Module) -> tuple[dict[str, Any], dict[str, str], str]:
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _name(node.func) in CONFIGS]
     if not calls:
-        raise ValueError(f"the script calls none of {', '.join(CONFIGS)}(...); nothing to read")
+        raise ValueError(
+            f"the script calls none of {', '.join(CONFIGS)}(...); if its options are a command line's, give "
+            "that: a .sh file, or - for the standard input"
+        )
     if len(calls) > 1:
         lines = ", ".join(str(call.lineno) for call in calls)
         raise ValueError(f"the script makes {len(calls)} configurations (lines {lines}); paste one of them")
