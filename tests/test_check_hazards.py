@@ -243,6 +243,14 @@ def test_an_override_of_the_clip_that_does_nothing_is_worth_knowing():
     assert "epsilon_high changes nothing" in told.says
 
 
+def test_the_clip_acts_where_the_ratio_is_against_the_engine():
+    """verl's bypass mode, and prime-rl: ratios are not 1 at the first step."""
+    once = VERL + "data.train_batch_size: 256\n"
+    assert "idle_clip" in fired(once)
+    assert "idle_clip" not in fired(once + "algorithm.rollout_correction: {bypass_mode: true}")
+    assert "idle_clip" not in fired(PRIME)
+
+
 def test_a_large_group_reweighs_enough_to_know():
     assert fired(TRL)["difficulty"].level == Level.NOTE
     assert fired("num_generations: 64")["difficulty"].level == Level.KNOW

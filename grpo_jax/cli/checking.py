@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -59,6 +60,14 @@ def check(
     if simulate and not json:
         print()
         _simulated(found, seeds=32, iterations=small.ITERATIONS, learning_rate=None, out=None)
+    elif not json and sys.stderr.isatty():
+        claim = next((finding.claim.partition(",")[0] for finding in found.findings), "A8")
+        print(
+            f"\na claim's figure and numbers: python -m experiments {claim.partition('.')[0]}",
+            file=sys.stderr,
+        )
+        again = shlex.join((config, *overrides))
+        print(f"on a small task, with curves: python -m grpo_jax simulate {again}", file=sys.stderr)
     if found.worst is not None and found.worst >= BOUNDS[fail_on]:
         sys.exit(1)
 

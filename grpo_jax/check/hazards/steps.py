@@ -35,7 +35,8 @@ def _clip(setting: Setting) -> Any:
 
 def idle_clip(setting: Setting) -> Finding | None:
     """One step on a batch."""
-    if setting.at.steps != 1 or _clip(setting) is None:
+    sampled = any(name.endswith("bypass_mode") for name in setting.not_modelled)  # the ratio is the sampler's
+    if setting.at.steps != 1 or _clip(setting) is None or sampled:
         return None
     asked = sorted(name for name in setting.written if name.rpartition(".")[2] in BOUNDS)
     rest = f": {', '.join(asked)} change{'s' if len(asked) == 1 else ''} nothing" if asked else ""
