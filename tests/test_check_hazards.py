@@ -251,6 +251,13 @@ def test_the_clip_acts_where_the_ratio_is_against_the_engine():
     assert "idle_clip" not in fired(PRIME)
 
 
+def test_groups_that_tie_have_advantages_where_a_batch_mean_is_taken_off_them():
+    assert "tied_groups" in fired(AREAL + GROUP)
+    batch = "actor.adv_norm: {mean_level: batch, std_level: batch}\n"
+    assert "tied_groups" not in fired(AREAL + GROUP + batch)
+    assert "tied_groups" not in fired(PLAIN.replace("group_norm", "reinforce_baseline"))
+
+
 def test_a_large_group_reweighs_enough_to_know():
     assert fired(TRL)["difficulty"].level == Level.NOTE
     assert fired("num_generations: 64")["difficulty"].level == Level.KNOW

@@ -147,6 +147,8 @@ def test_what_is_not_modelled_is_named_and_left_out():
     assert set(found.not_modelled) == {"entropy_coef", "sync_ref_model"}
     assert found.method == presets.trl(beta=0.04)
     assert found.ignored == ("output_dir",)
+    assert setting(OPENRLHF + "--entropy_loss_coef 0").not_modelled == {}
+    assert set(setting(AREAL + "dynamic_bs: true").not_modelled) == {"dynamic_bs"}
     engine = setting(VERL + "actor_rollout_ref.rollout.name: trtllm")
     assert list(engine.not_modelled) == ["actor_rollout_ref.rollout.name"]
 

@@ -102,8 +102,9 @@ def _circumstances(setting: Setting) -> list[str]:
     loop = f"Loop(group_size={at.group_size}, prompts={at.prompts}, inner_steps={at.passes}"
     loop += f", minibatches={at.minibatches}" if at.minibatches > 1 else ""
     loop += f", refill={expression(at.refill)}" if at.refill is not None else ""
+    old = "" if at.lag is None else f", up to {at.lag} batch{'es' if at.lag > 1 else ''} old"
     return [
-        f"  {'sampler':<13}{_sampler(setting)}" + ("" if at.lag is None else f", up to {at.lag} batches old"),
+        f"  {'sampler':<13}{_sampler(setting)}{old}",
         f"  {'optimizer':<13}{expression(at.optimizer, defaults=True)}",
         f"  {'loop':<13}{loop})" + ("" if at.tokens is None else f", answers of up to {at.tokens} tokens"),
     ]

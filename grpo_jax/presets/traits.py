@@ -40,7 +40,7 @@ def scalar(value: Any) -> float | None:
     return float(value) if np.ndim(value) == 0 else None
 
 
-def _nested(method: Method) -> list[CentredScaled]:
+def nested(method: Method) -> list[CentredScaled]:
     """AReaL's normalisations, the last one first."""
     return [part for part in subparts(method.advantage) if isinstance(part, CentredScaled)]
 
@@ -52,7 +52,7 @@ def divisor(method: Method) -> str | None:
     given = find(method.advantage, Normalized)
     if given is None:
         return None
-    scales = [p.scale for p in _nested(method)]
+    scales = [p.scale for p in nested(method)]
     if scales:
         return next((scale for scale in ("group", "batch") if scale in scales), "nothing")
     if given.scale is None or scalar(given.power) == 0:
@@ -63,7 +63,7 @@ def divisor(method: Method) -> str | None:
 
 def convention(method: Method) -> tuple[float, float] | None:
     """(ddof, added constant) of the group's σ that advantages are divided by; None where they are not."""
-    own = (p for p in _nested(method) if p.scale == "group")
+    own = (p for p in nested(method) if p.scale == "group")
     given = next(own, None) or find(method.advantage, Normalized)
     if divisor(method) != "group" or given is None:
         return None
@@ -74,7 +74,7 @@ def convention(method: Method) -> tuple[float, float] | None:
 
 def centre(method: Method) -> str | None:
     """What is subtracted from rewards: the mean of the group, of the others in it, or of the batch."""
-    inner = next((p for p in _nested(method) if p.center == "group"), None)
+    inner = next((p for p in nested(method) if p.center == "group"), None)
     if inner is not None:
         return "others" if inner.leave_one_out else "group"
     given = find(method.advantage, Normalized)

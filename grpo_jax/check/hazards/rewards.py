@@ -10,7 +10,7 @@ from grpo_jax.optimizers import Adam, AdamW, Lion, RMSProp
 from grpo_jax.part import subparts
 from grpo_jax.parts.gains import Clip, DualClip, TwoSided
 from grpo_jax.parts.reductions import Informative, MicroBatches
-from grpo_jax.parts.returns import MixedOnly, PerInformative, PerNonzero
+from grpo_jax.parts.returns import MixedOnly, PerInformative, PerNonzero, Standardized, Whitened
 from grpo_jax.parts.shaping import LengthPenalty, NormalizedSum, Overlong, Rescaled, WeightedSum
 from grpo_jax.presets.consequences import fold
 from grpo_jax.presets.traits import (
@@ -22,6 +22,7 @@ from grpo_jax.presets.traits import (
     find,
     kl,
     level,
+    nested,
     scalar,
 )
 from grpo_jax.theory import refill_price, tied_share
@@ -123,6 +124,8 @@ def tied_groups(setting: Setting) -> Finding | None:
     group = setting.at.group_size
     if group < 2 or setting.at.refill is not None or centre(setting.method) not in ("group", "others"):
         return None
+    if find(setting.method.advantage, Whitened, Standardized) or len(nested(setting.method)) > 1:
+        return None  # the batch's mean is taken off once more
     hard, middling = (float(tied_share(p, group_size=group)) for p in (HARD, HALF))
     return Finding(
         "tied_groups",

@@ -220,7 +220,7 @@ def stale(setting: Setting) -> Finding | None:
         "stale",
         Level.KNOW if seen else Level.HAZARD,
         "D4",
-        f"weights up to {lag} batches old",
+        f"weights up to {lag} batch{'es' if lag > 1 else ''} old",
         f"answers may be {old} optimizer step{'s' if old > 1 else ''} old; {how}",
         float(old),
         "optimizer steps between an answer and its update",

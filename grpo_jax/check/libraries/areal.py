@@ -19,6 +19,7 @@ OPTIONS = tuple(
 ACTS: dict[str, tuple[Any, str]] = {
     f"{OPTIMIZER}lr_scheduler_type": ("constant", "the learning rate changes over training"),
     f"{OPTIMIZER}warmup_steps_proportion": (0, "the learning rate rises at first"),
+    "dynamic_bs": (False, "batches are filled until enough groups are kept"),
     f"{ACTOR}dynamic_sampling": (False, "groups whose rewards tie are left out"),
     f"{ACTOR}use_lora": (False, "adapters: other parameters are trained, by the same method"),
     f"{ENGINE}min_new_tokens": (0, "answers may not end before"),

@@ -67,6 +67,8 @@ def options(given: Given) -> dict[str, Any]:
             "openrlhf: the estimator is gae (its default where no flag sets it), which needs a critic and is "
             "not modelled; write algo.advantage.estimator=group_norm after the file's name"
         )
+    if found.get("entropy_coef") == 0:
+        del found["entropy_coef"]
     for name in ("reward_clip_range", "is_correction_threshold"):
         if isinstance(found.get(name), list):
             found[name] = tuple(found[name])
