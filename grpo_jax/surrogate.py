@@ -13,6 +13,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.kernels import materialize
 from grpo_jax.part import part, subparts
 from grpo_jax.parts.advantages import Advantage, Normalized
 from grpo_jax.parts.corrections import Correction
@@ -113,7 +114,8 @@ def sanitized(rollout: Rollout, logp: Array) -> tuple[Rollout, Array]:
 def advantages(method: Method, rollout: Rollout) -> Array:
     """[P, N, 1 or T] advantages of a batch: computed once, where the rollout was collected; constants."""
     rollout, _ = sanitized(rollout, jnp.zeros(()))
-    rewards = _fitting("shaping", method.shaping(rollout), rollout, "PN")
+    # Stored: computed again by each that reads them, equal rewards may differ in the last bit and not tie.
+    rewards = materialize(_fitting("shaping", method.shaping(rollout), rollout, "PN"))
     return jax.lax.stop_gradient(_fitting("advantage", method.advantage(rollout, rewards), rollout, "PNT"))
 
 
