@@ -90,23 +90,26 @@ class Age:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.depth + 1, *leaf.shape)), params)
 
     def pushed(self, queue: Params, params: Params) -> Params:
-        """The queue with these parameters as the newest."""
+        """The queue with these parameters as the newest. Leaves [age, ...]."""
         return jax.tree.map(lambda old, new: jnp.concatenate([new[None], old[:-1]]), queue, params)
 
     def waits(self, lengths: Array) -> Array:
-        """⌈|o|/speed⌉ − 1, the iterations that answers of these lengths take beyond their first."""
+        """⌈|o|/speed⌉ − 1, the iterations that answers of these lengths take beyond their first.
+
+        Elementwise.
+        """
         if self.speed is None:
             return jnp.zeros_like(lengths)
         return jnp.maximum(jnp.ceil(lengths / self.speed - SLACK) - 1, 0)
 
     def started(self, ages: Array) -> Array:
-        """p(b) of starts ``ages`` iterations ago; 0 outside lag, ..., lag + spread."""
+        """p(b) of starts ``ages`` iterations ago; 0 outside lag, ..., lag + spread. Elementwise."""
         spread = 0.0 if self.spread is None else self.spread
         inside = (ages >= self.lag) & (ages <= self.lag + spread)
         return jnp.where(inside, 1 / (1 + jnp.asarray(spread, float)), 0.0)
 
     def in_time(self, ages: Array) -> Array:
-        """bool, which ages are within the limit."""
+        """bool, which ages are within the limit. Elementwise."""
         return jnp.full(ages.shape, True) if self.limit is None else ages <= self.limit
 
     def law(self, logp: Array, lengths: Array) -> tuple[Array, Array]:

@@ -178,11 +178,11 @@ class Behavior:
         return self.age is not None and self.age.mixed
 
     def queued(self, params: Params) -> Params:
-        """A queue that holds these parameters only; None where none is needed."""
+        """A queue that holds these parameters only; None where none is needed. Leaves [age, ...]."""
         return None if self.age is None else self.age.queued(params)
 
     def require_queue(self, queue: Params) -> None:
-        """ValueError for a state that does not hold the policies that ages ask for."""
+        """ValueError for a state that does not hold the policies that ages ask for. Leaves [age, ...]."""
         if self.age is None:
             return
         held = 0 if queue is None else jax.tree.leaves(queue)[0].shape[0]
@@ -193,19 +193,19 @@ class Behavior:
             )
 
     def params(self, state: Any) -> Params:
-        """The engine's parameters, where all answers of a batch are of one age."""
+        """The engine's parameters, where all answers of a batch are of one age. Shaped like the policy's."""
         return self.distorted(
             state, state.old_params if self.age is None else picked(state.queue, self.age.lag)
         )
 
     def params_by_age(self, state: Any) -> list[Params]:
-        """The engine's parameters of 0, 1, ..., depth iterations ago."""
+        """The engine's parameters of 0, 1, ..., depth iterations ago. Each shaped like the policy's."""
         assert self.age is not None
         held = [jax.tree.map(lambda leaf, a=a: leaf[a], state.queue) for a in range(self.age.depth + 1)]
         return [self.distorted(state, params) for params in held]
 
     def distorted(self, state: Any, params: Params) -> Params:
-        """Parameters as the engine holds them; its noise is one for all ages of an iteration."""
+        """Parameters as the engine holds them; its noise is one for all ages of an iteration. Shapes stay."""
         if self.mismatch is None:
             return params
         return self.mismatch(params, state.root, state.seed, state.step)

@@ -81,7 +81,7 @@ def coasted(path: InnerPath, *, runs: bool) -> tuple[Params, Params]:
     """Displacement by the optimizer alone, after the last live gradient; and the last live update.
 
     Returns:
-      Two trees like the parameters: Σ of the updates on zero gradient, and the update before them.
+      Two trees shaped like the parameters: Σ of the updates on zero gradient, and the update before them.
     """
     last = live_steps(path, runs=runs)
 
@@ -120,7 +120,10 @@ def aggregate_weight(gradients: Array, *, prefix: int) -> Array:
 
 
 def split_gradient(gradients: Array, *, prefix: int) -> tuple[Array, Array]:
-    """Shares of the token gradients' absolute sum: the prefix's net push, and the suffixes."""
+    """Shares of the token gradients' absolute sum: the prefix's net push, and the suffixes.
+
+    Gradients [P, N, T(, R)]; two scalars, or [R].
+    """
     net = jnp.sum(jnp.abs(aggregate_weight(gradients, prefix=prefix)), (0, 1))
     rest = jnp.sum(jnp.abs(gradients[:, :, prefix:]), (0, 1, 2))
     return divide(net, net + rest), divide(rest, net + rest)

@@ -54,7 +54,10 @@ def _require(path: Path, content: Mapping[str, Any], what: str) -> None:
 
 
 def save(folder: str | os.PathLike[str], policy: Policy, params: Params) -> None:
-    """Weights of a policy and what they belong to, for ``load``; an existing checkpoint is replaced."""
+    """Weights of a policy and what they belong to, for ``load``; an existing checkpoint is replaced.
+
+    Parameters of any shapes.
+    """
     path = Path(folder).resolve()
     path.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as writer:

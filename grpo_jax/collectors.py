@@ -64,7 +64,10 @@ def draw_prompts(config: Config, state: TrainState) -> Any:
 
 
 def with_entropy(rollout: Rollout, scores: Scores) -> Rollout:
-    """The current policy's entropies, detached: what entropy-aware corrections read."""
+    """The current policy's entropies, detached: what entropy-aware corrections read.
+
+    [P, N, T(, R)], as the rollout's tokens.
+    """
     return rollout._replace(entropy=jax.lax.stop_gradient(scores.entropy))
 
 
@@ -114,7 +117,7 @@ class Sampled:
         return rollout, origin
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
-        """The surrogate of the sampled groups."""
+        """The surrogate of the sampled groups. A scalar or [R], and logp [P, N, T(, R)]."""
         rollout = batch.rollout
         scores = config.policy.score(params, rollout.prompts, rollout.tokens, rollout.mask)
         return objective(
@@ -122,7 +125,10 @@ class Sampled:
         ), scores.logp
 
     def objective_at_old(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
-        """``objective`` at θ = θ_old, with log π_old(y) = log π_θ(y) held fixed instead of scored again."""
+        """``objective`` at θ = θ_old, with log π_old(y) = log π_θ(y) held fixed instead of scored again.
+
+        A scalar or [R], and logp [P, N, T(, R)].
+        """
         rollout = batch.rollout
         scores = config.policy.score(params, rollout.prompts, rollout.tokens, rollout.mask)
         old = jax.lax.stop_gradient(scores.logp)
@@ -198,7 +204,7 @@ class Counts:
         return Batch(rollout, materialize(advantages(config.method, rollout)), origin)
 
     def objective(self, config: Config, batch: Batch, params: Params) -> tuple[Array, Array]:
-        """The surrogate of the histogram."""
+        """The surrogate of the histogram. A scalar or [R], and logp [P, N, T(, R)]."""
         assert isinstance(config.policy, Listable)
         scores = every_score(config, batch.rollout, params)
         rollout = with_entropy(batch.rollout, scores)

@@ -73,7 +73,7 @@ class Decoding:
         return log_softmax(jnp.where(self.kept(logits, axis), logits / self.temperature, NEVER), axis)
 
     def kept(self, logits: Array, axis: int) -> Array:
-        """Which tokens can be drawn."""
+        """Which tokens can be drawn. bool, of the logits' shape."""
         top = jnp.max(logits, axis, keepdims=True)  # a shift, so that large logits round no more than small
         tempered = log_softmax((logits - top) / self.temperature, axis)
         kept = logits > NEVER / 2
@@ -86,7 +86,10 @@ class Decoding:
 
 
 def impossible(logp: Array) -> Array:
-    """Where a log-probability stands for probability 0: −∞, or a share of ``NEVER``."""
+    """Where a log-probability stands for probability 0: −∞, or a share of ``NEVER``.
+
+    bool, of the same shape.
+    """
     return logp < 1e-6 * NEVER
 
 

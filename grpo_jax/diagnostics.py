@@ -66,13 +66,16 @@ def prompt_reward(policy: Policy, task: Task, params: Params, prompts: Array) ->
 
 
 def entropy(policy: Policy, params: Params, prompts: Array) -> Array:
-    """Entropy in nats of the distribution over whole outputs, mean over prompts; NaN where one is."""
+    """Entropy in nats of the distribution over whole outputs, mean over prompts; NaN where one is.
+
+    A scalar, or [R].
+    """
     logp = log_support(policy, params, prompts)
     return -_over_prompts(_times(jnp.exp(logp), logp))
 
 
 def kl(policy: Policy, params: Params, other: Params, prompts: Array) -> Array:
-    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts; NaN where one is.
+    """KL(π_params‖π_other) in nats over whole outputs, mean over prompts; NaN where one is. A scalar, or [R].
 
     Infinite where π_other gives probability 0 to what π_params may give.
     """
@@ -92,7 +95,7 @@ def _times(probability: Array, value: Array) -> Array:
 
 
 def tied_share(rollout: Rollout) -> Array:
-    """Share of groups whose rewards are all equal, so that every advantage is 0.
+    """Share of groups whose rewards are all equal, so that every advantage is 0. A scalar, or [R].
 
     An entry's reward is the plain sum of its rewards, whatever the method's shaping makes of them. For one
     prompt the share's expectation is Σ_r P(reward = r)^G: p^G + (1 − p)^G for binary rewards with P(1) = p.
@@ -102,20 +105,22 @@ def tied_share(rollout: Rollout) -> Array:
 
 
 def batch_reward(rollout: Rollout) -> Array:
-    """Mean sampled reward of the batch."""
+    """Mean sampled reward of the batch. A scalar, or [R]."""
     weight = rollout.multiplicity
     rewards = jnp.where(weight > 0, jnp.sum(rollout.rewards, 2), 0)
     return jnp.sum(weight * rewards, (0, 1)) / jnp.sum(weight, (0, 1))
 
 
 def batch_length(rollout: Rollout) -> Array:
-    """Mean number of tokens of the batch's outputs."""
+    """Mean number of tokens of the batch's outputs. A scalar, or [R]."""
     weight = rollout.multiplicity
     return jnp.sum(weight * jnp.sum(rollout.mask, 2), (0, 1)) / jnp.sum(weight, (0, 1))
 
 
 def length_where(rollout: Rollout, *, right: bool) -> Array:
     """Mean number of tokens of the batch's outputs whose total reward is positive (right), or is not.
+
+    A scalar, or [R].
 
     NaN where the batch has none.
     """
@@ -141,7 +146,7 @@ class RatioStatistics(NamedTuple):
 
 
 def ratio_statistics(method: Method, rollout: Rollout, logp: Array) -> RatioStatistics:
-    """Extremes and quantiles of the ratio after the last inner step."""
+    """Extremes and quantiles of the ratio after the last inner step. logp [P, N, T(, R)]."""
     rollout, logp = sanitized(rollout, logp)
     log_ratio = method.ratio(rollout, logp)
     weight = token_weight(rollout) + jnp.zeros_like(log_ratio)
@@ -203,7 +208,10 @@ def over_tokens(rollout: Rollout, values: Array) -> Array:
 
 
 def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Array) -> tuple[Array, Array]:
-    """Share of tokens whose gain the clip holds constant, above and below."""
+    """Share of tokens whose gain the clip holds constant, above and below.
+
+    Advantages [P, N, 1 or T(, R)], logp [P, N, T(, R)]; two scalars, or [R].
+    """
     rollout, logp = sanitized(rollout, logp)
     out = clip_mask(method.gain, method.ratio(rollout, logp), advantages)
     weight = token_weight(rollout)
@@ -213,7 +221,10 @@ def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Ar
 
 
 def norm(tree: Params, *, runs: bool) -> Array:
-    """Euclidean norm over all leaves, runs apart."""
+    """Euclidean norm over all leaves, runs apart.
+
+    A scalar; [R] where leaves have ``runs`` as their last axis.
+    """
 
     def squares(leaf: Array) -> Array:
         axes = tuple(range(leaf.ndim - 1)) if runs else None
@@ -224,6 +235,8 @@ def norm(tree: Params, *, runs: bool) -> Array:
 
 def finite(tree: Params, *, runs: bool, start: Params | None = None) -> Array:
     """True for every run all of whose numbers are finite.
+
+    A scalar; [R] where leaves have ``runs`` as their last axis.
 
     A number may be −inf (a logit of probability 0) where ``start``, a tree alike, is; nowhere without it.
     """
@@ -249,7 +262,7 @@ def all_prompts(policy: Policy) -> Any:
 def held_out_accuracy(
     policy: Policy, task: HasHeldOut, params: Params, at: tuple[Array, Array, Array], count: int
 ) -> Array:
-    """Share of held-out problems that are answered right (graded 1), one sampled answer to each.
+    """Share of held-out problems that are answered right (graded 1), one sampled answer to each. A scalar.
 
     Args:
       policy: who answers.

@@ -29,6 +29,8 @@ BLOCK = 32
 def materialize(x: Array) -> Array:
     """x itself behind an optimization barrier: computed once and stored, fused into no kernel that reads it.
 
+    Any shape.
+
     What several kernels read is otherwise fused into each of them and computed anew, which a CPU pays for. It
     holds there where programs are compiled with ``runtime.compiler_options``; elsewhere it is left out.
     """
@@ -70,7 +72,7 @@ def _sum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def total(x: Array, axes: tuple[int, ...]) -> Array:
-    """Σ x over ``axes``, which stay as length one."""
+    """Σ x over ``axes``, which stay as length one. Any shape."""
     for axis in sorted(axes, reverse=True):
         x = _sum(x, axis) if _short(x.shape[axis]) else jnp.sum(x, axis, keepdims=True)
     return x
@@ -81,7 +83,7 @@ def _lesser(a: Array, b: Array) -> Array:
 
 
 def least(x: Array, axes: tuple[int, ...]) -> Array:
-    """Minimum over ``axes``, which stay as length one; NaN if any is."""
+    """Minimum over ``axes``, which stay as length one; NaN if any is. Any shape."""
     for axis in sorted(axes, reverse=True):
         if _short(x.shape[axis]):
             x = _fold(_lesser, x, axis)
@@ -92,12 +94,12 @@ def least(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def greatest(x: Array, axes: tuple[int, ...]) -> Array:
-    """Maximum over ``axes``, which stay as length one; NaN if any is."""
+    """Maximum over ``axes``, which stay as length one; NaN if any is. Any shape."""
     return -least(-x, axes)
 
 
 def cumulative(x: Array, axis: int) -> Array:
-    """Running sum along ``axis``."""
+    """Running sum along ``axis``. Any shape."""
     length = x.shape[axis]
     if not _short(length):
         return jnp.cumsum(x, axis)
@@ -168,23 +170,29 @@ class LongSum(NamedTuple):
 
 
 def at(x: Array, i: Any, axis: int) -> Array:
-    """Row ``i``, known or traced, of ``axis``, which stays as length one."""
+    """Row ``i``, known or traced, of ``axis``, which stays as length one. Any shape."""
     return jax.lax.dynamic_slice_in_dim(x, i, 1, axis)
 
 
 def rounding(x: Array) -> Array:
-    """ROUNDING·ε·|x|, what may be wrong in a sum because x is one of its terms; ε the dtype's."""
+    """ROUNDING·ε·|x|, what may be wrong in a sum because x is one of its terms; ε the dtype's.
+
+    Elementwise.
+    """
     return ROUNDING * jnp.finfo(x.dtype).eps * jnp.abs(x)
 
 
 def flush_to_zero(x: Array, noise: Array) -> Array:
-    """x, and exactly 0 where |x| < ``noise``: where terms cancel and only their rounding is left."""
+    """x, and exactly 0 where |x| < ``noise``: where terms cancel and only their rounding is left.
+
+    Elementwise; ``noise`` broadcasts.
+    """
     return jnp.where(jnp.abs(x) < noise, 0, x)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax(logits: Array, axis: int) -> Array:
-    """log of the softmax over a leading axis; −inf stays −inf. dlogp = dθ − Σ p dθ.
+    """log of the softmax over a leading axis; −inf stays −inf. dlogp = dθ − Σ p dθ. Any shape.
 
     Its gradient g_k = c_k − p_k Σ_j c_j is exactly 0 where it is below the rounding of its own terms (for
     cotangents c_j of both signs it often has to be 0: an output that was not drawn, advantages that sum to
@@ -259,7 +267,10 @@ def clamp(x: Array, low: Any, high: Any) -> Array:
 
 @jax.custom_jvp
 def exponential(x: Array) -> Array:
-    """e^x, constant where x passes log(largest number)/1.05: 84.5 (float32), 676 (float64); made once."""
+    """e^x, constant where x passes log(largest number)/1.05: 84.5 (float32), 676 (float64); made once.
+
+    Elementwise.
+    """
     return materialize(jnp.exp(jnp.where(x > _limit(x), _limit(x), x)))
 
 

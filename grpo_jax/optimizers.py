@@ -226,7 +226,10 @@ def _where_absent(params: Params, there: Params) -> Params:
 
 
 def init(optimizer: Optimizer, params: Params, *, runs: bool) -> Any:
-    """The optimizer's state; ``runs``: the parameters carry runs as their last axis."""
+    """The optimizer's state; ``runs``: the parameters carry runs as their last axis.
+
+    Its moments are shaped like them.
+    """
     params = _where_absent(params, params)
     if runs and _one_run_at_a_time(optimizer):
         axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, optimizer)
@@ -240,6 +243,8 @@ def update(
     optimizer: Optimizer, grads: Params, state: Any, params: Params, *, runs: bool
 ) -> tuple[Params, Any]:
     """(updates to add, new state) for the gradients of the *loss*; see ``init``.
+
+    Trees shaped like the parameters.
 
     A parameter of −inf (a logit of probability 0) is none: the transformation sees 0 in its place, so that
     neither decay nor a norm reads it, and its update is 0. It stays −inf whatever the weight decay.
@@ -265,6 +270,9 @@ def _stored_like(old: Any, new: Any) -> Array:
 def step(
     optimizer: Optimizer, grads: Params, state: Any, params: Params, *, runs: bool
 ) -> tuple[Params, Any, Params]:
-    """(new parameters, new state, updates) after one step on the gradients of the *loss*; see ``init``."""
+    """(new parameters, new state, updates) after one step on the gradients of the *loss*; see ``init``.
+
+    Trees shaped like the parameters.
+    """
     updates, state = update(optimizer, grads, state, params, runs=runs)
     return jax.tree.map(lambda p, u: _stored_like(p, p + u), params, updates), state, updates

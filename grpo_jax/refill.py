@@ -95,9 +95,9 @@ class Refill:
         return jnp.sum(chance * mass ** (group_size - 1), 1)
 
     def price(self, ties: Array) -> Array:
-        """1 + t + ... + t^{k−1}, the expected number of groups drawn."""
+        """1 + t + ... + t^{k−1}, the expected number of groups drawn. Elementwise."""
         return sum((ties**j for j in range(self.tries)), jnp.zeros_like(ties))
 
     def factor(self, same: Array, ties: Array) -> Array:
-        """By what the probability of a group is multiplied, one that ties (``same``) or not."""
+        """By what the probability of a group is multiplied, one that ties (``same``) or not. Elementwise."""
         return jnp.where(same, ties ** (self.tries - 1), self.price(ties))

@@ -100,6 +100,8 @@ def scored(
 ) -> tuple[Rollout, Origin | None]:
     """The rollout with what the sampler reports and with the proximal policy's log-probabilities.
 
+    All [P, N, T(, R)].
+
     Args:
       config: the configuration.
       state: where the groups are collected.
@@ -118,7 +120,10 @@ def scored(
 def with_reports(
     config: Config, state: TrainState, rollout: Rollout, score: Score, reported: Array, origin: Origin
 ) -> tuple[Rollout, Origin]:
-    """The rollout with log q and, mixed with it as the configuration says, the proximal policy's."""
+    """The rollout with log q and, mixed with it as the configuration says, the proximal policy's.
+
+    All [P, N, T(, R)].
+    """
     assert config.behavior is not None
     old, proximal = rollout.old_logp, config.behavior.proximal
     if proximal is not None:

@@ -115,7 +115,7 @@ class Sequences:
         return jnp.where(ended > 0, 0.0, 1.0)
 
     def ended(self, tokens: Array) -> tuple[Array, Array]:
-        """Tokens, EOS repeated after the first one as in ``support``, and their mask."""
+        """Tokens, EOS repeated after the first one as in ``support``, and their mask. [P, N, T]."""
         mask = self.mask(tokens)
         return (tokens if self.eos is None else jnp.where(mask > 0, tokens, self.eos)), mask
 
@@ -126,7 +126,10 @@ class Sequences:
         return jnp.where((mask[:, :, -1] > 0) & (tokens[:, :, -1] != self.eos), 1.0, 0.0)
 
     def child(self, local: Array, token: Array) -> Array:
-        """Place within its depth of the node reached from place ``local`` by ``token`` (any, after EOS)."""
+        """Place within its depth of the node reached from place ``local`` by ``token`` (any, after EOS).
+
+        Elementwise.
+        """
         digit = token - (token > self.eos) if self.eos is not None else token
         return local * self.branching + jnp.clip(digit, 0, self.branching - 1)
 

@@ -16,41 +16,49 @@ BATCH_AXES = (0, 1)
 
 
 def present(x: Array, weight: Array, fill: Number = 0.0) -> Array:
-    """``x`` where the weight is positive, ``fill`` elsewhere."""
+    """``x`` where the weight is positive, ``fill`` elsewhere. ``weight`` broadcasts against x."""
     return jnp.where(weight > 0, x, fill)
 
 
 def total(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
-    """Σ w x over present entries."""
+    """Σ w x over present entries. ``axes`` stay as length one; weights broadcast against x."""
     return kernels.materialize(kernels.total(weight * present(x, weight), axes))
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator, and 0 where the denominator is 0."""
+    """numerator / denominator, and 0 where the denominator is 0. Shapes broadcast."""
     safe = jnp.where(denominator == 0, 1, denominator)
     return jnp.where(denominator == 0, 0, numerator / safe)
 
 
 def mean(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
-    """Σ w x / Σ w; 0 for an empty set."""
+    """Σ w x / Σ w; 0 for an empty set. ``axes`` stay as length one; weights broadcast against x."""
     return kernels.materialize(divide(total(x, weight, axes), kernels.total(weight, axes)))
 
 
 def extent(x: Array, weight: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Least and greatest present value (+inf and -inf for an empty set)."""
+    """Least and greatest present value (+inf and -inf for an empty set).
+
+    ``axes`` stay as length one; weights broadcast against x.
+    """
     low = kernels.least(present(x, weight, jnp.inf), axes)
     high = kernels.greatest(present(x, weight, -jnp.inf), axes)
     return kernels.materialize(low), kernels.materialize(high)
 
 
 def tied(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
-    """True where all present values are equal, or none is present."""
+    """True where all present values are equal, or none is present.
+
+    ``axes`` stay as length one; weights broadcast against x.
+    """
     low, high = extent(x, weight, axes)
     return ~((high > low) | jnp.isnan(high) | jnp.isnan(low))
 
 
 def centred(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
     """x minus its mean, exactly 0 where all present values are equal.
+
+    Of the shape of x; weights broadcast against it.
 
     0, too, at a value that equals the mean up to the rounding of the mean. What is left of Σ w (x − x̄) is of
     the order of the rounding of its own terms, however many values stand on one side: the mean is taken out
@@ -65,6 +73,8 @@ def centred(x: Array, weight: Array, axes: tuple[int, ...]) -> Array:
 
 def spread(x: Array, weight: Array, axes: tuple[int, ...], *, ddof: Number = 0.0) -> Array:
     """Standard deviation √(Σ w (x − x̄)² / (Σ w − ddof)); exactly 0 where all present values are equal.
+
+    ``axes`` stay as length one; weights broadcast against x.
 
     It is taken after division by the range, so values of 1e30 and 1e-30 are safe in float32. A set with
     Σ w ≤ ddof has spread 0.
@@ -81,6 +91,8 @@ def spread(x: Array, weight: Array, axes: tuple[int, ...], *, ddof: Number = 0.0
 
 def quantile(x: Array, weight: Array, probability: Number, axes: tuple[int, ...]) -> Array:
     """Quantile with linear interpolation between the sorted samples, an entry of weight n counting n times.
+
+    ``axes`` stay as length one; weights broadcast against x.
 
     The position is probability·(Σ w − 1) among the sorted samples, as NumPy's default. Weights should be
     whole numbers; a fractional weight occupies a fraction of a position. 0 for an empty set.

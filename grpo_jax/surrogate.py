@@ -96,7 +96,10 @@ def _fitting(slot: str, value: Array, rollout: Rollout, axes: str) -> Array:
 
 
 def sanitized(rollout: Rollout, logp: Array) -> tuple[Rollout, Array]:
-    """Zeros where a token is masked or its entry absent, so that whatever stands there is never read."""
+    """Zeros where a token is masked or its entry absent, so that whatever stands there is never read.
+
+    [P, N, T(, R)].
+    """
     live = (rollout.mask > 0) & (rollout.multiplicity > 0)[:, :, None]
 
     def clean(x: Array) -> Array:
@@ -144,5 +147,5 @@ def objective(method: Method, rollout: Rollout, advantage: Array, logp: Array) -
 
 
 def loss(method: Method, rollout: Rollout, logp: Array) -> Array:
-    """−J(θ) of a whole batch: what a library minimises."""
+    """−J(θ) of a whole batch: what a library minimises. logp [P, N, T(, R)]; a scalar, or [R]."""
     return -objective(method, rollout, advantages(method, rollout), logp)

@@ -46,7 +46,10 @@ def init(config: Config, seed: Any = 0, *, root: int = 0) -> TrainState:
 
 
 def start(config: Config, seed: Array, root: Any) -> TrainState:
-    """``init`` of a configuration that was validated; ``seed`` and ``root`` may be traced."""
+    """``init`` of a configuration that was validated; ``seed`` and ``root`` may be traced.
+
+    ``seed`` is a scalar, or [R] for runs.
+    """
     runs = bool(seed.ndim)
     key = jax.random.key(root)
     key = key if runs else jax.random.fold_in(key, seed)
@@ -135,6 +138,8 @@ def iterate(
     config: Config, state: TrainState, plan: Recording, recorded: Array | None = None, fresh: bool = False
 ) -> tuple[TrainState, Batch, dict[str, Array]]:
     """One iteration: groups from θ_old, optimizer steps on them, θ_old refreshed when it is time.
+
+    ``recorded`` is a scalar bool.
 
     ``fresh`` says that θ_old is θ at the start: the compiler then scores the batch once for both.
 

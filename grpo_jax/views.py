@@ -15,7 +15,10 @@ from grpo_jax.types import Array, Params
 
 
 def clip_fractions(config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
-    """Share of the batch's tokens that the clip holds, above and below; an expectation may have its own."""
+    """Share of the batch's tokens that the clip holds, above and below; an expectation may have its own.
+
+    logp [P, N, T(, R)]; two scalars, or [R].
+    """
     if isinstance(config.expectation, OwnStatistics):
         return config.expectation.clip_fractions(config, batch, logp)
     return diagnostics.clip_fractions(config.method, batch.rollout, batch.advantages, logp)

@@ -205,7 +205,10 @@ class Exact:
         return ClipMask(*(divide(side, drawn) for side in held))
 
     def clip_fractions(self, config: Config, batch: Batch, logp: Array) -> tuple[Array, Array]:
-        """Expected tokens whose gain the clip holds constant, above and below, over expected tokens."""
+        """Expected tokens whose gain the clip holds constant, above and below, over expected tokens.
+
+        Two scalars, or [R].
+        """
         tokens = jnp.sum(batch.rollout.multiplicity[:, :, None] * batch.rollout.mask, (0, 1, 2))
         high, low = (jnp.sum(side, (0, 1, 2)) / tokens for side in self._held(config, batch, logp))
         return high, low
@@ -222,7 +225,7 @@ class Exact:
         return expect(config, self.enumeration(config, batch), terms)
 
     def tied(self, config: Config, batch: Batch) -> Array:
-        """Probability that all rewards of a group are equal, mean over prompts."""
+        """Probability that all rewards of a group are equal, mean over prompts. A scalar, or [R]."""
 
         def terms(rollout: Rollout, advantage: Array) -> Array:
             same = tied(jnp.sum(rollout.rewards, 2), rollout.multiplicity, GROUP_AXES)

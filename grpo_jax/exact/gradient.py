@@ -23,7 +23,10 @@ def decided(config: Config) -> Config:
 
 
 def state_of(config: Config, old: Params, reference: Params) -> tuple[Config, TrainState]:
-    """A state that samples from ``old``, whatever its age, and the configuration ready for its runs."""
+    """A state that samples from ``old``, whatever its age, and the configuration ready for its runs.
+
+    Both trees are shaped like the policy's parameters, runs last.
+    """
     leaf = jax.tree.leaves(old)[0]
     runs = config.policy.trailing and jnp.ndim(leaf) > config.policy.rank
     seed = jnp.zeros(jnp.shape(leaf)[-1:] if runs else (), jnp.uint32)
@@ -81,6 +84,8 @@ def points(
     config: Config, params: Params, old: Params | None, reference: Params | None
 ) -> tuple[Params, Params, Params]:
     """θ, θ_old (θ itself, held, if None) and θ_ref, all of the default float type.
+
+    Three trees shaped like the policy's parameters.
 
     θ_ref is what is given, else the configuration's, else θ_old. One table serves all runs of θ_old.
     """

@@ -41,6 +41,8 @@ def gradient_law(
 ) -> Law:
     """Mean and covariance of ∇J(θ) over groups: prompts are independent, so their covariances add.
 
+    [D] and [D, D] over the D flattened parameters.
+
     Arguments are those of ``expected_gradient``, for one run. Cells do not serve here: it matters which
     outcomes of a cell are drawn. ValueError for more than ``MAX_GROUPS`` histograms.
     """

@@ -200,14 +200,20 @@ def pull(label: str, at: Point, *, group_size: int = 3) -> np.ndarray:
 
 
 def sine(gradient: np.ndarray, direction: np.ndarray) -> float:
-    """Sine of the angle between two gradients; 1 where they point apart, or where one of them is 0."""
+    """Sine of the angle between two gradients; 1 where they point apart, or where one of them is 0.
+
+    Arrays of one shape.
+    """
     norms = np.linalg.norm(gradient) * np.linalg.norm(direction)
     cosine = float((gradient * direction).sum() / norms) if norms else 0.0
     return math.sqrt(max(1 - cosine**2, 0.0)) if cosine > 0 else 1.0
 
 
 def nearest(gradient: np.ndarray, divergences: Mapping[str, np.ndarray]) -> tuple[str, float]:
-    """The divergence whose gradient a gradient is closest to, by the angle, and the angle's sine."""
+    """The divergence whose gradient a gradient is closest to, by the angle, and the angle's sine.
+
+    Arrays of one shape.
+    """
     if np.linalg.norm(gradient) < EXACTLY * np.linalg.norm(divergences[FORWARD]):
         return NOTHING, 0.0
     sines = {name: sine(gradient, direction) for name, direction in divergences.items()}

@@ -41,7 +41,10 @@ class Clips(Protocol):
 
 
 def clip_mask(gain: Gain, log_ratio: Array, advantages: Array) -> ClipMask:
-    """Where the gain's clip holds the gradient at zero; nowhere for a gain without a clip."""
+    """Where the gain's clip holds the gradient at zero; nowhere for a gain without a clip.
+
+    Masks [P, N, T]; ratios [P, N, T], advantages [P, N, 1 or T].
+    """
     if isinstance(gain, Clips):
         return gain.clip_mask(exponential(log_ratio), advantages)
     nowhere = jnp.zeros(jnp.broadcast_shapes(log_ratio.shape, advantages.shape), bool)

@@ -44,7 +44,10 @@ class PenaltyWeight(Protocol):
 
 
 def reference(ref_logp: Array, coef: Number, logp: Array) -> Array:
-    """log π_ref, and log π (detached) where the coefficient is 0, so that π_ref may have zeros there."""
+    """log π_ref, and log π (detached) where the coefficient is 0, so that π_ref may have zeros there.
+
+    [P, N, T(, R)].
+    """
     return jnp.where(jnp.asarray(coef) == 0, jax.lax.stop_gradient(logp), ref_logp)
 
 

@@ -45,12 +45,12 @@ def dimension(array: xr.DataArray, name: Any, what: str) -> str:
 
 
 def values_of(array: xr.DataArray, name: str) -> np.ndarray:
-    """The coordinate's values, or the places' numbers where it has none."""
+    """The coordinate's values, or the places' numbers where it has none. [size of the dimension]."""
     return array.coords[name].values if name in array.coords else np.arange(array.sizes[name])
 
 
 def numeric(values: np.ndarray) -> bool:
-    """Whether values can stand on an axis."""
+    """Whether values can stand on an axis. Any shape."""
     return values.dtype.kind in "iuf"
 
 
@@ -85,7 +85,7 @@ def require_used(array: xr.DataArray, used: Sequence[str], hint: str) -> xr.Data
 
 
 def as_floats(values: Any, what: str) -> np.ndarray:
-    """An array of floats; ValueError for what is not made of numbers."""
+    """An array of floats; ValueError for what is not made of numbers. Its shape stays."""
     try:
         return np.asarray(values, float)
     except (TypeError, ValueError) as error:

@@ -70,7 +70,7 @@ class ActionPolicy:
         return jnp.shape(self.logits)[1]
 
     def init(self, key: Array) -> Array:
-        """The starting logits; the key is not used."""
+        """The starting logits; the key is not used. [C, K]."""
         return jnp.asarray(self.logits, float)
 
     def log_probabilities(self, params: Array, prompts: Array) -> Array:
@@ -102,7 +102,7 @@ class ActionPolicy:
         return self._scores(lookup(logp, tokens[:, :, 0])[:, :, None], logp)
 
     def support(self, prompts: Array) -> Support:
-        """All K actions for every prompt."""
+        """All K actions for every prompt. [P, K, 1]."""
         tokens = np.broadcast_to(np.arange(self.actions)[None, :, None], (prompts.shape[0], self.actions, 1))
         return Support(tokens=tokens, mask=np.ones(tokens.shape))
 

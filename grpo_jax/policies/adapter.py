@@ -75,7 +75,7 @@ class NetworkPolicy(Autoregressive):
                 raise ValueError("apply is not causal: the last token moves logits of tokens before it")
 
     def init(self, key: Array) -> Any:
-        """Where training starts."""
+        """Where training starts. A tree of arrays, in its network's shapes."""
         return self.initialise(key) if self.start is None else jax.tree.map(jnp.asarray, self.start)
 
     def token_logits(self, params: Any, prompts: Array, tokens: Array) -> Array:

@@ -37,7 +37,10 @@ class Prefix(NamedTuple):
 
 
 def rotated(x_PxNxHxTxK: Array, position_PxT: Array) -> Array:
-    """Rotary position embedding (arXiv:2104.09864): pairs (k, k + K/2) turned by position·10000^(−2k/K)."""
+    """Rotary position embedding (arXiv:2104.09864): pairs (k, k + K/2) turned by position·10000^(−2k/K).
+
+    x [P, N, H, T, K], positions [P, T].
+    """
     half = x_PxNxHxTxK.shape[4] // 2
     rate = 10_000.0 ** (-jnp.arange(half) / half)
     angle = (position_PxT[:, :, None] * rate)[:, None, None]
@@ -47,7 +50,10 @@ def rotated(x_PxNxHxTxK: Array, position_PxT: Array) -> Array:
 
 
 def by_rows(layer: Callable[[Array], Array], x: Array) -> Array:
-    """A layer over the last axis, the others as one: the gradient of its weights is then a plain product."""
+    """A layer over the last axis, the others as one: the gradient of its weights is then a plain product.
+
+    [..., K] -> [..., K'].
+    """
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 

@@ -37,7 +37,7 @@ class MLPPolicy(Autoregressive):
     decoding: Decoding | None = None
 
     def init(self, key: Array) -> Any:
-        """Random weights."""
+        """Random weights. A tree of arrays, in its network's shapes."""
         features = self._features(jnp.zeros(1, int), jnp.zeros((1, 1, self.horizon), int))
         return _MLP(self.width, self.space.vocab).init(key, features)
 

@@ -113,7 +113,10 @@ class TransformerPolicy(Autoregressive):
         return self._model.init(key, one, one[0], jnp.zeros((1, 1)))
 
     def init(self, key: Array) -> Any:
-        """Where training starts: ``start``, else random weights from the key."""
+        """Where training starts: ``start``, else random weights from the key.
+
+        A tree of arrays, in its network's shapes.
+        """
         if self.start is None:
             return self._fresh(key)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, self._model.storage), self.start)
@@ -145,7 +148,10 @@ class TransformerPolicy(Autoregressive):
         return self._model.apply(params, read, place[:, None] + steps, bias, prefix)[0]
 
     def sample(self, params: Any, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
-        """See ``types.Policy``: one scan over the steps, each reading keys and values of earlier ones."""
+        """See ``types.Policy``: one scan over the steps, each reading keys and values of earlier ones.
+
+        [P, N, T].
+        """
         model, allowed = self._model, jnp.asarray(self.space.allowed)
         prefix, last, place = self._read(params, prompts)
         count, group = uniforms.shape[:2]

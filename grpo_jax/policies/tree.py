@@ -65,7 +65,7 @@ class TreePolicy:
         return jnp.shape(self.logits)[0]
 
     def init(self, key: Array) -> Array:
-        """The starting logits; the key is not used."""
+        """The starting logits; the key is not used. [C, rows, V]."""
         return jnp.asarray(self.logits, float)
 
     def log_probabilities(self, params: Array, prompts: Array) -> Array:
@@ -102,7 +102,7 @@ class TreePolicy:
         )
 
     def support(self, prompts: Array) -> Support | None:
-        """Every sequence of the space, for every prompt; None where there are too many to list."""
+        """Every sequence of the space, for every prompt; None where there are too many to list. [P, S, T]."""
         return self.space.support_for(prompts)
 
     def score_support(self, params: Array, prompts: Array) -> Scores:

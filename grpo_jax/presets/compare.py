@@ -36,7 +36,10 @@ class Comparison(NamedTuple):
 def random_batch(
     *, seed: int = 0, prompts: int = 4, group: int = 8, tokens: int = 10
 ) -> tuple[Rollout, Array]:
-    """Graded rewards and ragged outputs, a fifth of a nat off-policy, and log π_θ of the tokens."""
+    """Graded rewards and ragged outputs, a fifth of a nat off-policy, and log π_θ of the tokens.
+
+    Tokens and log-probabilities [P, N, T], rewards [P, N, 1].
+    """
     rng = np.random.default_rng(seed)
     shape = (prompts, group, tokens)
     length = rng.integers(1, tokens + 1, shape[:2])

@@ -52,6 +52,8 @@ def own_labels(
 ) -> dict[str, np.ndarray]:
     """Dimension -> labels of its places, for the measures' own axes, which all variants share.
 
+    Each [size of the dimension].
+
     Labels come from the measures; outputs are labelled by their tokens if these are the same in every
     variant, everything else by its number. Prompts that are no contexts in order, as they are drawn or
     shuffled into minibatches, have no label. ValueError where two measures disagree about an axis.
@@ -88,7 +90,10 @@ def _shared_outputs(configs: Sequence[Config], size: int) -> np.ndarray:
 
 
 def outputs(config: Config, size: int) -> np.ndarray:
-    """A label for every output of the support: an action's number, or a sequence's tokens ("0 1 <eos>")."""
+    """A label for every output of the support: an action's number, or a sequence's tokens ("0 1 <eos>").
+
+    [S].
+    """
     policy = config.policy
     support = support_of(policy, np.arange(policy.contexts or 0)[:1])
     if support is None or not isinstance(policy, OverSequences) or support.tokens.shape[1] != size:

@@ -114,7 +114,7 @@ class Addition:
         return exact_match(tokens, mask, *self.right(prompts))
 
     def solution(self, index: Array) -> tuple[Array, Array]:
-        """The right answer."""
+        """The right answer. [P, T]."""
         return self.right(self.prompt(index))
 
     def work(self, prompts: Array) -> tuple[Array, Array]:
@@ -193,11 +193,11 @@ class Parity:
         return with_end(jnp.repeat(running[:, -1:], steps, 1), jnp.ones(len(running), int), self.eos)
 
     def solution(self, index: Array) -> tuple[Array, Array]:
-        """The right answer, after the whole chain where there may be one."""
+        """The right answer, after the whole chain where there may be one. [P, T]."""
         return self._right(self.running(self.prompt(index)))
 
     def short_solution(self, index: Array) -> tuple[Array, Array]:
-        """The right answer at once, without a chain."""
+        """The right answer at once, without a chain. [P, T]."""
         return self._right(self.running(self.prompt(index)), short=True)
 
     def work(self, prompts: Array) -> tuple[Array, Array]:

@@ -152,6 +152,6 @@ class Countdown:
         return jnp.where(reached & self.formatted(prompts, tokens, mask), 1.0, 0.0)
 
     def solution(self, index: Array) -> tuple[Array, Array]:
-        """One way to the target."""
+        """One way to the target. [P, T]."""
         answers = jnp.asarray(self._answers)[index]
         return with_end(answers, jnp.full(len(answers), answers.shape[1]), self.eos)

@@ -35,11 +35,11 @@ class Bernoulli:
     """1 with probability equal to the mean, else 0; means must lie in [0, 1]."""
 
     def draw(self, mean: Array, uniforms: Array) -> Array:
-        """1{u < mean}."""
+        """1{u < mean}. Elementwise."""
         return jnp.where(uniforms < mean, 1.0, 0.0)
 
     def levels(self, mean: Array) -> Levels:
-        """Values (0, 1) with probabilities (1 − mean, mean)."""
+        """Values (0, 1) with probabilities (1 − mean, mean). [P, S] -> [P, S, 2]."""
         return Levels(
             values=jnp.stack([jnp.zeros_like(mean), jnp.ones_like(mean)], 2),
             probabilities=jnp.stack([1 - mean, mean], 2),
@@ -61,15 +61,15 @@ class Flips:
     false_negative: Number = number(0.0, low=0.0, high=1.0)
 
     def expected(self, mean: Array) -> Array:
-        """P(v = 1)."""
+        """P(v = 1). Elementwise."""
         return self.false_positive + (1 - self.false_positive - self.false_negative) * mean
 
     def draw(self, mean: Array, uniforms: Array) -> Array:
-        """1{u < P(v = 1)}."""
+        """1{u < P(v = 1)}. Elementwise."""
         return Bernoulli().draw(self.expected(mean), uniforms)
 
     def levels(self, mean: Array) -> Levels:
-        """Values (0, 1) with probabilities (1 − P(v = 1), P(v = 1))."""
+        """Values (0, 1) with probabilities (1 − P(v = 1), P(v = 1)). [P, S] -> [P, S, 2]."""
         return Bernoulli().levels(self.expected(mean))
 
 
@@ -80,27 +80,33 @@ class Gaussian:
     std: Number = number(1.0, low=0.0)
 
     def draw(self, mean: Array, uniforms: Array) -> Array:
-        """mean + std·Φ⁻¹(u); u = 0 stands for half the distance to the next uniform, so that z is finite."""
+        """mean + std·Φ⁻¹(u); u = 0 stands for half the distance to the next uniform, so that z is finite.
+
+        Elementwise.
+        """
         half_cell = jnp.finfo(uniforms.dtype).eps / 4
         return mean + self.std * ndtri(jnp.maximum(uniforms, half_cell))
 
     def levels(self, mean: Array) -> None:
-        """Not finite."""
+        """Not finite. Means [P, S]."""
         return None
 
 
 def draw(noise: Noise | None, mean: Array, uniforms: Array) -> Array:
-    """The reward itself for a task without noise."""
+    """The reward itself for a task without noise. All [P, N(, R)]."""
     return mean if noise is None else noise.draw(mean, uniforms)
 
 
 def expected(noise: Noise | None, mean: Array) -> Array:
-    """The mean of a law around ``mean``, which is ``mean`` itself unless the law is ``Biased``."""
+    """The mean of a law around ``mean``, which is ``mean`` itself unless the law is ``Biased``.
+
+    Elementwise.
+    """
     return noise.expected(mean) if isinstance(noise, Biased) else mean
 
 
 def levels(noise: Noise | None, mean: Array, scale: Number) -> Levels | None:
-    """The law of scale times the reward."""
+    """The law of scale times the reward. Means [P, S]; its values [P, S, L]."""
     if noise is None:
         return Levels(values=scale * mean[:, :, None], probabilities=jnp.ones_like(mean)[:, :, None])
     law = noise.levels(mean)
@@ -108,6 +114,6 @@ def levels(noise: Noise | None, mean: Array, scale: Number) -> Levels | None:
 
 
 def check_means(name: str, means: Array | np.ndarray, noise: Noise | None) -> None:
-    """Means of a verdict, 0 or 1, must be probabilities."""
+    """Means of a verdict, 0 or 1, must be probabilities. Any shape."""
     if isinstance(noise, (Bernoulli, Flips)) and (np.min(means) < 0 or np.max(means) > 1):
         raise ValueError(f"{name} must lie in [0, 1] under {type(noise).__name__} noise")

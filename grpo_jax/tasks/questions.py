@@ -38,7 +38,7 @@ class Questions:
         noises.check_means("the reward table", np.asarray(self.table), self.noise)
 
     def prompts(self, uniforms: Array) -> Array:
-        """Contexts drawn uniformly."""
+        """Contexts drawn uniformly. int [P]."""
         contexts = jnp.shape(self.table)[0]
         return jnp.minimum((uniforms * contexts).astype(int), contexts - 1)
 
@@ -54,5 +54,5 @@ class Questions:
         return (self.scale * noises.draw(self.noise, self._means(prompts, tokens), uniforms))[:, :, None]
 
     def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
-        """One level without noise, two under Bernoulli and flips, None under Gaussian."""
+        """One level without noise, two under Bernoulli and flips, None under Gaussian. [P, N, L]."""
         return noises.levels(self.noise, self._means(prompts, tokens), self.scale)

@@ -108,7 +108,7 @@ class Scratchpad:
         return (jnp.sum(self._marked(tokens, mask), 2) == 1) & ended(tokens, mask, self.eos)
 
     def solution(self, index: Array) -> tuple[Array, Array]:
-        """The work, the marker, the right answer."""
+        """The work, the marker, the right answer. [P, T]."""
         work, steps = self.inner.work(self.inner.prompt(index))
         answer, live = self.inner.solution(index)
         before = jnp.minimum(steps, self.room)[:, None]

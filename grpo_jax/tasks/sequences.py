@@ -64,7 +64,7 @@ class SequenceTable(_Sequential):
         noises.check_means("the reward table", np.asarray(self.table), self.noise)
 
     def prompts(self, uniforms: Array) -> Array:
-        """Contexts drawn uniformly."""
+        """Contexts drawn uniformly. int [P]."""
         contexts = jnp.shape(self.table)[0]
         return jnp.minimum((uniforms * contexts).astype(int), contexts - 1)
 
@@ -91,7 +91,7 @@ class SequenceReward(_Sequential):
     scale: Number = number(1.0)
 
     def prompts(self, uniforms: Array) -> Array:
-        """Contexts drawn uniformly."""
+        """Contexts drawn uniformly. int [P]."""
         return jnp.minimum((uniforms * self.contexts).astype(int), self.contexts - 1)
 
     def _means(self, prompts: Array, tokens: Array, mask: Array) -> Array:

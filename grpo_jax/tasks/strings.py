@@ -184,7 +184,7 @@ class UnequalSuffixes:
         return jnp.where((said == self.right(prompts)[:, None]) & (given > 0), 1.0, 0.0)
 
     def solution(self, index: Array) -> tuple[Array, Array]:
-        """The right letter once, twice, ..., horizon − 1 times, from problem to problem in turn."""
+        """The right letter once, twice, ..., horizon − 1 times, from problem to problem in turn. [P, T]."""
         index = jnp.asarray(index)
         letter = self.right(self.prompt(index))
         times = 1 + index % (self.horizon - 1)

@@ -76,7 +76,7 @@ def _multiplier(count: int) -> int:
 
 
 def shuffled(place: Array, count: int) -> Array:
-    """(a·k + b) mod count for k in 0..count − 1: a fixed permutation of the problems' numbers.
+    """(a·k + b) mod count for k in 0..count − 1: a fixed permutation of the problems' numbers. Elementwise.
 
     Products are taken piece by piece, in unsigned 32-bit integers that never overflow.
     """
@@ -201,7 +201,7 @@ class Verifiable:
         return (self.scale * (verdict + self._wrappers(prompts, tokens, mask)))[:, :, None]
 
     def levels(self, prompts: Array, tokens: Array, mask: Array) -> Levels | None:
-        """One level without noise, two where a verdict is 0 or 1, None under Gaussian noise."""
+        """One level without noise, two where a verdict is 0 or 1, None under Gaussian noise. [P, N, L]."""
         law = noises.levels(self.noise, self.grade(prompts, tokens, mask), 1.0)
         if law is None:
             return None

@@ -152,7 +152,7 @@ def lower_bound(reference: ArrayLike, beta: ArrayLike, *, group_size: float, gam
 
 
 def jumps(beta: ArrayLike, *, group_size: float) -> Array:
-    """Whether pi jumps at pi_ref = 0: iff ``beta < phi_G'(0) = sqrt(G - 1)``."""
+    """Whether pi jumps at pi_ref = 0: iff ``beta < phi_G'(0) = sqrt(G - 1)``. beta [...]; bool [...]."""
     check_group_size(group_size)
     return jnp.asarray(beta) < math.sqrt(group_size - 1)
 

@@ -10,19 +10,19 @@ from jax.typing import ArrayLike
 
 
 def as_floats(*values: ArrayLike) -> tuple[Array, ...]:
-    """The values as arrays of their common floating type."""
+    """The values as arrays of their common floating type. Shapes stay."""
     values = tuple(np.asarray(value) if isinstance(value, (list, tuple)) else value for value in values)
     dtype = jnp.result_type(float, *values)
     return tuple(jnp.asarray(value, dtype) for value in values)
 
 
 def concrete(value: ArrayLike) -> bool:
-    """Whether the value is a number now, rather than a tracer."""
+    """Whether the value is a number now, rather than a tracer. Any shape."""
     return not isinstance(value, jax.core.Tracer)
 
 
 def check_probability(name: str, value: ArrayLike) -> None:
-    """Raise ValueError unless every entry of a concrete value lies in [0, 1]."""
+    """Raise ValueError unless every entry of a concrete value lies in [0, 1]. Any shape."""
     if concrete(value):
         number = np.asarray(value)
         if np.any(~((number >= 0) & (number <= 1))):
@@ -30,7 +30,7 @@ def check_probability(name: str, value: ArrayLike) -> None:
 
 
 def check_distribution(name: str, value: ArrayLike) -> None:
-    """Raise ValueError unless a concrete value's last axis is a probability distribution."""
+    """Raise ValueError unless a concrete value's last axis is a probability distribution. [..., K]."""
     check_probability(name, value)
     if concrete(value):
         total = np.asarray(value, np.float64).sum(-1)
@@ -39,13 +39,13 @@ def check_distribution(name: str, value: ArrayLike) -> None:
 
 
 def check_nonnegative(name: str, value: ArrayLike) -> None:
-    """Raise ValueError unless every entry of a concrete value is >= 0 (inf allowed, NaN not)."""
+    """Raise ValueError unless every entry of a concrete value is >= 0 (inf allowed, NaN not). Any shape."""
     if concrete(value) and np.any(~(np.asarray(value) >= 0)):
         raise ValueError(f"{name} must be >= 0, got {value}")
 
 
 def check_positive(name: str, value: ArrayLike, why: str) -> None:
-    """Raise ValueError unless every entry of a concrete value is > 0 (inf allowed, NaN not)."""
+    """Raise ValueError unless every entry of a concrete value is > 0 (inf allowed, NaN not). Any shape."""
     if concrete(value) and np.any(~(np.asarray(value) > 0)):
         raise ValueError(f"{name} must be > 0, got {value}: {why}")
 

@@ -22,7 +22,7 @@ MAX_HISTOGRAMS = 300_000
 
 @functools.lru_cache(maxsize=64)
 def stirling_remainder(total: int) -> np.ndarray:
-    """``s(n) = log n! - n log n + n`` for n = 0..total, in float64 and to its last digits."""
+    """``s(n) = log n! - n log n + n`` for n = 0..total, in float64 and to its last digits. [total + 1]."""
     n = np.arange(total + 1, dtype=np.float64)
     few = range(min(total, 19) + 1)
     small = np.array([math.lgamma(k + 1) - (k * math.log(k) if k else 0) + k for k in few])
@@ -33,7 +33,10 @@ def stirling_remainder(total: int) -> np.ndarray:
 
 
 def deviance(count: Array, mean: Array) -> Array:
-    """``d(x, m) = x log(x / m) - x + m``; d(0, m) = m, d(x, 0) = inf for x > 0, d(0, 0) = 0; NaN stays."""
+    """``d(x, m) = x log(x / m) - x + m``; d(0, m) = m, d(x, 0) = inf for x > 0, d(0, 0) = 0; NaN stays.
+
+    Elementwise.
+    """
     both = (count > 0) & (mean > 0)
     x, m = jnp.where(both, count, 1.0), jnp.where(both, mean, 1.0)
     difference = (x - m) / m

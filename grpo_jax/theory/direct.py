@@ -85,7 +85,7 @@ def _pair_direct(reference: Array, beta: Array, gamma: Array) -> Array:
 
 
 def drive(log_odds: ArrayLike, *, group_size: float) -> Array:
-    """``psi_G`` at log odds z: even, least at 0, sqrt(G - 1) at both ends; 2 cosh(z/2) as G -> inf."""
+    """``psi_G`` at log odds z: even, least at 0, sqrt(G - 1) at both ends; 2 cosh(z/2) as G -> inf. [...]."""
     return _drive(*as_floats(log_odds), group_size)
 
 

@@ -45,7 +45,7 @@ def coasting(b1: ArrayLike, b2: ArrayLike, *, live: ArrayLike, k: ArrayLike) -> 
 
 
 def coasting_rate(b1: ArrayLike, b2: ArrayLike) -> Array:
-    """``rho = b1 / sqrt(b2)``: the late factor from one update on zero gradient to the next.
+    """``rho = b1 / sqrt(b2)``: the late factor from one update on zero gradient to the next. Elementwise.
 
     Above 1 (b1 > sqrt(b2)) Adam *accelerates* on zero gradient, until eps stops it.
 
@@ -60,6 +60,8 @@ def coasting_rate(b1: ArrayLike, b2: ArrayLike) -> Array:
 def coasting_travel(b1: ArrayLike, b2: ArrayLike) -> Array:
     """``rho / (1 - rho)``, the late way on zero gradient in units of the last live update; inf for rho >= 1.
 
+    Elementwise.
+
     >>> float(coasting_travel(0.9, 0.95)), float(coasting_travel(0.9, 0.999))
     (12.0515, 9.0452)
     """
@@ -68,7 +70,7 @@ def coasting_travel(b1: ArrayLike, b2: ArrayLike) -> Array:
 
 
 def heavy_ball_coasting(momentum: ArrayLike, *, k: ArrayLike) -> Array:
-    """Heavy-ball's k-th update on zero gradient over its last live one: ``momentum^{k+1}``.
+    """Heavy-ball's k-th update on zero gradient over its last live one: ``momentum^{k+1}``. Elementwise.
 
     SGD and RMSProp stop at once (0); Lion goes on at its full step (1) as long as its momentum is not exactly
     0.
@@ -103,7 +105,10 @@ def scale_response(scale: ArrayLike, *, root_v: ArrayLike, eps: ArrayLike) -> Ar
 
 
 def scale_corner(*, root_v: ArrayLike, eps: ArrayLike) -> Array:
-    """``phi = eps / sqrt(v)``, the reward scale at which Adam's eps halves a coordinate's step."""
+    """``phi = eps / sqrt(v)``, the reward scale at which Adam's eps halves a coordinate's step.
+
+    Elementwise.
+    """
     check_nonnegative("eps", eps)
     root_v, eps = as_floats(root_v, eps)
     return eps / root_v

@@ -147,7 +147,10 @@ def _nlhf(reference: Array, payoffs: Array, beta: Array, start: Array | None) ->
 
 
 def reward_spread(policy: ArrayLike, rewards: Rewards) -> Array:
-    """The total spread ``sigma(pi)`` of the reward under a policy, noise within outputs included."""
+    """The total spread ``sigma(pi)`` of the reward under a policy, noise within outputs included.
+
+    Policy [K]; a scalar.
+    """
     policy, levels, probs = as_floats(policy, *rewards)
     marginals = policy @ probs
     centred = levels - levels[jnp.argmax(marginals)]

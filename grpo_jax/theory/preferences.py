@@ -144,6 +144,8 @@ def preference_of(
 ) -> Preference:
     """The map ``pi -> P_G(. | pi)``, with what no policy changes computed once.
 
+    Policies and preferences are [K].
+
     ``P_G(o | pi) = sum_l P(l | o) sum_n Mult(n | G - 1, q) A_l(n + e_l)``, q the levels' marginals under pi.
     The arguments are those of `group_preference`.
     """
@@ -211,6 +213,8 @@ def _group_preference(
 
 def large_group_preference(policy: ArrayLike, rewards: Rewards, *, convention: Convention = PAPER) -> Array:
     """``lim_{G -> inf} P_G(o | pi) = (r(o) - E_pi r) / sigma(pi)``, sigma the total spread, noise included.
+
+    [K].
 
     Args, Returns: as `group_preference`. A policy without spread gives 0.
     """

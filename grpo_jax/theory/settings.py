@@ -128,6 +128,8 @@ def stop_pressure(cut_off: ArrayLike, *, masked: bool, votes: bool = True) -> Ar
 def at_temperature(success: ArrayLike, temperature: ArrayLike) -> Array:
     """Probability at temperature 1 of one of two answers that has ``success`` at ``temperature`` (D2).
 
+    Elementwise.
+
     Log-odds at temperature tau are the logits' difference over tau: sigmoid(tau logit p).
 
     >>> float(at_temperature(0.9, 1.0))

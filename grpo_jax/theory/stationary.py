@@ -115,7 +115,7 @@ def fixed_point(
 
 
 def conclude(policy: Array, flow: Flow) -> FixedPoint:
-    """A `FixedPoint` whose policy is NaN unless the residual is within `tolerance`."""
+    """A `FixedPoint` whose policy is NaN unless the residual is within `tolerance`. Policy [K]."""
     converged = flow.residual <= tolerance(policy.dtype)
     return FixedPoint(jnp.where(converged, policy, jnp.nan), flow.residual, converged, flow.steps.astype(int))
 

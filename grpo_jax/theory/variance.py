@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
 
 
 def chi_squared(new: ArrayLike, old: ArrayLike) -> Array:
-    """``χ² = Σ_a new(a)²/old(a) − 1`` over the last axis.
+    """``χ² = Σ_a new(a)²/old(a) − 1`` over the last axis: [..., K] -> [...].
 
     >>> float(chi_squared([0.6, 0.4], [0.5, 0.5]))
     0.04
