@@ -6,6 +6,13 @@ from tests.faults.fault import Fault
 
 EXACT = (
     Fault(
+        "rewards are computed again by each that reads them, and equal ones do not tie",
+        "surrogate.py",
+        "rewards = materialize(_fitting(",
+        "rewards = (_fitting(",
+        "test_ties",
+    ),
+    Fault(
         "the last group of a sum in chunks is dropped",
         "exact/expectation.py",
         "live = (np.arange(chunks * size) < len(every.counts))",
