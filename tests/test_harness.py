@@ -364,6 +364,19 @@ def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):
     assert [claim.id for claim in claims_of.choose(claims, ["b10", "A2", "a2"])] == ["A2", "B10"]
 
 
+def test_a_letter_means_all_of_its_claims_and_nothing_those_of_the_three_papers(tmp_path):
+    for name in ("A1", "A2", "B3", "D4"):
+        write_claim(tmp_path, name)
+    scripts = claims_of.find_scripts(tmp_path)
+    for names, wanted in {
+        (): ["A1", "A2", "B3"], ("a",): ["A1", "A2"], ("D", "A2"): ["A2", "D4"],
+        ("all",): ["A1", "A2", "B3", "D4"],
+    }.items():  # fmt: skip
+        assert [script.id for script in claims_of.choose(scripts, names)] == wanted
+    with pytest.raises(claims_of.Refusal, match="unknown claim 'E'"):
+        claims_of.choose(scripts, ["E"])
+
+
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--check", "--update-ledger"]])
 def test_requests_without_meaning_are_refused(ran, tmp_path, arguments):
     assert cli("--scripts", ran[0], "--out", tmp_path, *arguments) == 2
