@@ -97,6 +97,10 @@ def test_methods_lists_every_method_with_its_numbers(monkeypatch, capsys):
         assert f"{name}\n" in printed.out
     assert "gain        Clip(low=0.0003, high=0.0004)" in printed.out
     assert "penalty     Penalty(divergence=K3, coef=0.04)" in printed.out
+    told = printed.out.splitlines()[-1]
+    assert "grpo 0.04," in told
+    assert " dr_grpo" not in told
+    assert "gspo [0.9997, 1.0004]" in told
 
 
 @pytest.mark.parametrize("library", presets.PRESETS)

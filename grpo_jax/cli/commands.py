@@ -1,9 +1,10 @@
-"""The commands: methods, penalties, problems, options, run, sweep, show, paths, diff."""
+"""The commands: methods, penalties, problems, options, run, sweep, show, paths, diff; `checking` adds two."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import itertools
 import math
 import os
@@ -21,6 +22,8 @@ from grpo_jax import presets
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
 from grpo_jax.exact import penalties as penalty_table
 from grpo_jax.part import nearest
+from grpo_jax.parts.gains import Clip
+from grpo_jax.presets.traits import kl
 from grpo_jax.sweeps import load
 from grpo_jax.sweeps import sweep as run_sweep
 from grpo_jax.sweeps.interrupt import Interrupted
@@ -43,6 +46,23 @@ def methods(markdown: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> 
         slots = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
         shown = (f"{slot:<12}{_spell(part)}" for slot, part in slots.items() if part not in (None, ()))
         print(f"{name}\n    " + "\n    ".join(shown))
+    print(f"\n{_unlike()}")
+
+
+def _unlike() -> str:
+    """In which numbers the methods' own defaults differ, so that a comparison is none of these."""
+    coefs = {name: kl(method) for name, method in method_table.METHODS.items()}
+    held = [f"{name} {found[2]:g}" for name, found in coefs.items() if found is not None and found[2]]
+    clips = {
+        f"{name} [{1 - m.gain.low:g}, {1 + m.gain.high:g}]"
+        for name, m in method_table.METHODS.items()
+        if isinstance(m.gain, Clip) and (m.gain.low, m.gain.high) != (Clip().low, Clip().high)
+    }
+    return (
+        "every method has its paper's own numbers, and they differ: a KL penalty is on in "
+        f"{', '.join(held)}; ratios are clipped otherwise in {', '.join(sorted(clips))}; to compare at equal "
+        "numbers write --set kl_coef=0, clip_low=0.2, clip_high=0.2, as far as a method has them"
+    )
 
 
 def _spell(part: object) -> str:
@@ -251,6 +271,9 @@ def diff(
 
 def main() -> None:
     """The entry point: an error in what was asked is one line, without a traceback; so are signals."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a screen or a pipe that cannot show a Greek letter
+            stream.reconfigure(errors="replace")
     try:
         try:
             app.cli(

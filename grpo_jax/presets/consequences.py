@@ -11,25 +11,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax.part import subparts
-from grpo_jax.parts.advantages import (
-    BatchMean,
-    BatchSpread,
-    GroupLevel,
-    GroupMean,
-    GroupSpread,
-    LeaveOneOut,
-    Normalized,
-)
 from grpo_jax.parts.gains import Clip, DualClip, TwoSided, UpperClip
-from grpo_jax.parts.penalties import K1, K2, K3, Penalty, RatioWeight, StraightThrough
-from grpo_jax.parts.ratios import SequenceMean, SequenceMeanToken, Token, Trajectory
-from grpo_jax.parts.reductions import Constant, PerSequence, PerToken, TokenSum
-from grpo_jax.parts.returns import MixedOnly, Standardized, Whitened
-from grpo_jax.parts.shaping import KLInReward, NormalizedSum
+from grpo_jax.parts.penalties import K1, K2, K3
+from grpo_jax.parts.returns import MixedOnly
+from grpo_jax.parts.shaping import NormalizedSum
+from grpo_jax.presets.traits import (
+    centre,
+    convention,
+    corrects_sampler,
+    denominator,
+    divisor,
+    find,
+    kl,
+    level,
+    scalar,
+)
 from grpo_jax.surrogate import Method
 from grpo_jax.theory import Convention, convention_gap, effective_beta, effective_penalty_binary
-from grpo_jax.types import CorrectsSampler
 
 SMALL, HALF, KEPT, DISTANCE = 0.05, 0.5, 0.9, 0.01
 """A low success rate, a middling one, the mass that top-p keeps, χ² of one token."""
@@ -63,28 +61,6 @@ class Switch(NamedTuple):
     says: Callable[[Any, Settings], str]
 
 
-def _find(tree: Any, *kinds: type) -> Any:
-    """The first part of one of these kinds, or None."""
-    return next((part for part in subparts(tree) if isinstance(part, kinds)), None)
-
-
-def _scalar(value: Any) -> float | None:
-    return float(value) if np.ndim(value) == 0 else None
-
-
-def _divisor(method: Method) -> str | None:
-    """What advantages are divided by: group, level, batch, nothing; None where it is something else."""
-    if _find(method.advantage, Whitened, Standardized):
-        return "batch"
-    given = _find(method.advantage, Normalized)
-    if given is None:
-        return None
-    if given.scale is None or _scalar(given.power) == 0:
-        return "nothing"
-    kinds: Mapping[type, str] = {GroupSpread: "group", GroupLevel: "level", BatchSpread: "batch"}
-    return kinds.get(type(given.scale)) if _scalar(given.power) == 1 else None
-
-
 def _weighs(divisor: str, at: Settings) -> str:
     rivals = at.group_size - 1
     return {
@@ -107,23 +83,10 @@ def _plain(ddof: float = 0.0, added: float = 0.0) -> Convention:
     return Convention(ddof=ddof, added=added)
 
 
-def _convention(method: Method) -> Hashable:
-    given = _find(method.advantage, Normalized)
-    if _divisor(method) != "group" or None in (numbers := (_scalar(given.scale.ddof), _scalar(given.eps))):
-        return None
-    return numbers
-
-
 def _acts(convention: tuple[float, float], at: Settings) -> str:
     ddof, added = convention
     beta = effective_beta(1.0, HALF, group_size=at.group_size, convention=_plain(ddof, added))
     return f"ddof and constant let β act as {float(beta):.4g} times itself (rewards 1 and 0, p = .5)"
-
-
-def _centre(method: Method) -> str | None:
-    given = _find(method.advantage, Normalized)
-    kinds: Mapping[type, str] = {GroupMean: "group", LeaveOneOut: "others", BatchMean: "batch"}
-    return None if given is None else kinds.get(type(given.center))
 
 
 def _centred(centre: str, at: Settings) -> str:
@@ -137,9 +100,9 @@ def _centred(centre: str, at: Settings) -> str:
 
 def _phantom(method: Method) -> Hashable:
     """Whether a small extra term in the reward moves groups with one outcome at full size."""
-    if _find(method.advantage, MixedOnly):
+    if find(method.advantage, MixedOnly):
         return "gated"
-    return {"group": "full", "nothing": "linear"}.get(_divisor(method) or "")
+    return {"group": "full", "nothing": "linear"}.get(divisor(method) or "")
 
 
 def _phantoms(kind: str, at: Settings) -> str:
@@ -153,7 +116,7 @@ def _phantoms(kind: str, at: Settings) -> str:
 
 
 def _apart(method: Method) -> str:
-    return "apart" if _find(method.shaping, NormalizedSum) else "summed"
+    return "apart" if find(method.shaping, NormalizedSum) else "summed"
 
 
 def _rewards(way: str, at: Settings) -> str:
@@ -162,11 +125,6 @@ def _rewards(way: str, at: Settings) -> str:
         f"w_{at.group_size}, at most {fold(at.group_size):.3g}-fold",
         "summed": "rewards are summed as they are: pairs with one sum get one advantage",
     }[way]
-
-
-def _denominator(method: Method) -> str | None:
-    given = _find(method.reduction, PerSequence, PerToken, Constant, TokenSum)
-    return None if given is None else type(given).__name__
 
 
 def _shares(name: str, at: Settings) -> str:
@@ -180,27 +138,9 @@ def _shares(name: str, at: Settings) -> str:
     }[name]
 
 
-def _kl(method: Method) -> Hashable:
-    """(where, divergence, β, ddof and constant of the σ beside it or None)."""
-    inside, outside = _find(method.shaping, KLInReward), method.penalty
-    if inside is not None and _scalar(inside.coef):
-        return "reward", _estimator(inside.divergence), _scalar(inside.coef), None
-    if outside is not None and not isinstance(outside, Penalty):
-        return None
-    if outside is None or not _scalar(outside.coef):
-        return "none", None, 0.0, None
-    place = "ratio" if isinstance(outside.weight, RatioWeight) else "loss"
-    return place, _estimator(outside.divergence), _scalar(outside.coef), _convention(method)
-
-
-def _estimator(divergence: Any) -> type:
-    """Whose gradient it is, within its clamp."""
-    given = divergence.gradient if isinstance(divergence, StraightThrough) else divergence
-    return type(_find(given, K1, K2, K3) or given)
-
-
 AIMS: Mapping[tuple[str, type], str] = {
     ("reward", K1): "k1 in the reward descends KL(π‖π_ref)",
+    ("returns", K1): "k1 in the returns descends KL(π‖π_ref)",
     ("loss", K1): "k1 in the loss has no gradient on-policy",
     ("loss", K2): "k2 in the loss descends KL(π‖π_ref), prefix by prefix",
     ("loss", K3): "k3 in the loss descends KL(π_ref‖π), prefix by prefix",
@@ -225,7 +165,7 @@ def _clip(method: Method) -> Hashable:
     gain = method.gain
     if not isinstance(gain, (Clip, DualClip, TwoSided, UpperClip)):
         return None
-    return (None if isinstance(gain, UpperClip) else _scalar(gain.low), _scalar(gain.high))
+    return (None if isinstance(gain, UpperClip) else scalar(gain.low), scalar(gain.high))
 
 
 def _held(bounds: tuple[float | None, float], at: Settings) -> str:
@@ -236,12 +176,6 @@ def _held(bounds: tuple[float | None, float], at: Settings) -> str:
     )
 
 
-def _level(method: Method) -> str | None:
-    given = _find(method.ratio, Trajectory, SequenceMean, SequenceMeanToken, Token)
-    kinds = {Trajectory: "whole", SequenceMean: "mean", SequenceMeanToken: "mean", Token: "token"}
-    return None if given is None else kinds[type(given)]
-
-
 def _ratio(level: str, at: Settings) -> str:
     spread = (1 + DISTANCE) ** at.longest
     return {
@@ -250,10 +184,6 @@ def _ratio(level: str, at: Settings) -> str:
         "whole": f"the product of an answer's ratios: {at.longest:g} tokens at 1.1 make "
         f"{1.1**at.longest:.3g}; unclipped unbiased, E[w²] = {spread:.3g} where a token's χ² is {DISTANCE:g}",
     }[level]
-
-
-def _sampler(method: Method) -> bool:
-    return any(isinstance(p, CorrectsSampler) and p.corrects_sampler for p in subparts(method))
 
 
 def _corrected(corrects: bool, at: Settings) -> str:
@@ -267,16 +197,16 @@ def _corrected(corrects: bool, at: Settings) -> str:
 
 
 SWITCHES = (
-    Switch("spread", "E2", _divisor, _weighs),
-    Switch("convention", "A11", _convention, _acts),
-    Switch("baseline", "A9", _centre, _centred),
+    Switch("spread", "E2", divisor, _weighs),
+    Switch("convention", "A11", convention, _acts),
+    Switch("baseline", "A9", centre, _centred),
     Switch("small extra terms", "E5", _phantom, _phantoms),
     Switch("several rewards", "E8", _apart, _rewards),
-    Switch("denominator", "B2, E7", _denominator, _shares),
-    Switch("KL", "A3, E1", _kl, _aim),
+    Switch("denominator", "B2, E7", denominator, _shares),
+    Switch("KL", "A3, E1", kl, _aim),
     Switch("clip", "B6", _clip, _held),
-    Switch("ratio", "C1, C2", _level, _ratio),
-    Switch("who sampled", "D1, D3", _sampler, _corrected),
+    Switch("ratio", "C1, C2", level, _ratio),
+    Switch("who sampled", "D1, D3", corrects_sampler, _corrected),
 )
 
 

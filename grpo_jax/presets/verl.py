@@ -45,7 +45,7 @@ from grpo_jax.parts.sampler import (
     SequenceGeometricMean,
     Statistic,
 )
-from grpo_jax.parts.shaping import KLInReward, NormalizedSum, Shaping, Sum
+from grpo_jax.parts.shaping import KLInReward, NormalizedSum, Overlong, Shaping, Sum
 from grpo_jax.parts.soft_gains import (
     BinaryKLRegion,
     CovarianceClip,
@@ -81,7 +81,9 @@ class Options:
     correction. ``clip_ratio`` counts only where low or high are None, as in verl. ``temperature`` to
     ``logprobs_mode`` are those of ``actor_rollout_ref.rollout`` (or with ``rollout.`` in front): they say who
     samples, and ``presets.sampling`` reads them. ``calculate_log_probs`` keeps what the engine reports; the
-    record here always holds it."""
+    record here always holds it. ``overlong_buffer_len`` and ``overlong_penalty_factor`` are those of the
+    DAPO reward manager's ``overlong_buffer`` where it is enabled, up to ``max_response_length``: from verl's
+    source, no recorded case."""
 
     loss_mode: str = "vanilla"
     adv_estimator: str = "grpo"
@@ -119,6 +121,9 @@ class Options:
     name: str = "vllm"
     logprobs_mode: str = "processed_logprobs"
     calculate_log_probs: bool = False
+    overlong_buffer_len: Number | None = None
+    overlong_penalty_factor: Number = 1.0
+    max_response_length: Number | None = None
 
 
 def options(**given: Any) -> Options:
@@ -164,8 +169,14 @@ def verl(**given: Any) -> Method:
 
 
 def shaping(o: Options) -> Shaping:
-    """Sum of rewards; normalised one by one for GDPO; with the KL inside where asked for."""
+    """Sum of rewards, less the overlong punishment; one by one for GDPO; with the KL where asked for."""
     made: Shaping = Sum()
+    if o.overlong_buffer_len is not None:
+        if o.max_response_length is None or o.adv_estimator == "gdpo":
+            raise ValueError("verl: overlong_buffer_len needs max_response_length, and no gdpo")
+        made = Overlong(
+            limit=o.max_response_length, buffer=o.overlong_buffer_len, factor=o.overlong_penalty_factor
+        )
     if o.adv_estimator == "gdpo":
         weights = tuple(o.gdpo_reward_weights or ())
         made = NormalizedSum(weights=weights, ddof=1.0, eps=ADDED, scaled=o.norm_adv_by_std_in_grpo)

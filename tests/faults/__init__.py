@@ -4,6 +4,7 @@
 that the list cannot go stale unseen.
 """
 
+from tests.faults.checking import CHECK
 from tests.faults.expectations import ANEW, DRAWS, EXACT
 from tests.faults.fault import Fault
 from tests.faults.methods import ADVANTAGES, GAINS, PENALTIES, REDUCTIONS
@@ -26,4 +27,5 @@ FAULTS = (
     *RESUME,
     *SAMPLER,
     *NETWORKS,
+    *CHECK,
 )
