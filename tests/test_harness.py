@@ -17,6 +17,7 @@ from experiments.harness import report, run
 from experiments.harness import scripts as claims_of
 from experiments.harness.record import read_data, write_data
 from experiments.harness.run import Job, Outcome
+from grpo_jax.pages import picture
 from tests.made_up_claims import cli, says, write_claim
 
 
@@ -133,8 +134,11 @@ def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
     assert read(out, "B9") == OLD
     assert not list(out.glob("*/.*"))
     page = (out / "index.html").read_text()
-    assert [name in page for name in ("A2/figure.svg", "B10/figure.svg", "B9/figure.svg")] == [True] * 3
-    assert "&lt;no &amp; luck&gt;" in page
+    for claim in ("A2", "B9", "B10", "C1"):
+        assert f'href="{claim}/index.html"' in page
+    drawn, crashed = ((out / claim / "index.html").read_text() for claim in ("A2", "B9"))
+    assert picture(out / "A2" / "figure.svg") in drawn
+    assert "&lt;no &amp; luck&gt;" in crashed
     assert page.index('id="A2"') < page.index('id="B9"') < page.index('id="B10"') < page.index('id="C1"')
 
 
@@ -173,7 +177,9 @@ def test_nothing_that_comes_from_data_is_markup(tmp_path):
     (tmp_path / mark("empty")).mkdir()
     (tmp_path / mark("empty") / "crash.txt").write_text(mark("crash"))
     page = Elements()
-    page.feed(report.write_index(tmp_path).read_text())
+    start = report.write_index(tmp_path)
+    for path in (start, *start.parent.glob("*/index.html")):
+        page.feed(path.read_text())
     assert not [name for name in page.names if name.startswith("evil")]
     said = "\n".join(page.texts)
     shown = {
