@@ -44,7 +44,8 @@ def main(
     crashed or a check found a difference, and 2 when the request has no meaning.
 
     Args:
-      claims: Claims to run, such as A5 B3; all of them if none is named.
+      claims: Claims to run, such as A5 B3; a letter such as D means all of its claims, all means every one.
+        Without a name: those of the three papers, A B C.
       size: How much to simulate; quick, or with --check the committed size.
       seed: Seed of every random number; the committed one, else 0.
       out: Folder of the results.
@@ -57,7 +58,8 @@ def main(
         runs into ledger_smoke.json.
     """
     try:
-        chosen = claims_of.choose(claims_of.find_scripts(scripts), claims)
+        found = claims_of.find_scripts(scripts)
+        chosen = claims_of.choose(found, claims)
         if list_:
             print("\n".join(f"{script.id:5} {script.says}" for script in chosen))
             return 0
@@ -74,12 +76,11 @@ def main(
         readme = scripts.parent.parent / "README.md"
         if readme.exists() and size != "smoke":
             ledgers.update_readme(readme, ledgers.ledger_table(ledgers.read_ledger(path), scripts))
-    known = {script.id for script in chosen}
-    gone = [] if claims else [f"{name}: no script" for name in ledger if name.partition(".")[0] not in known]
-    found = [*ledgers.differences(ledger, outcomes), *gone] if check else []
+    gone = [f"{name}: no script" for name in ledger if name.partition(".")[0] not in found]
+    wrong = [*ledgers.differences(ledger, outcomes), *gone] if check else []
     if check:
-        print("\n".join(found) if found else f"The verdicts are those of {path.name}.")
-    return int(bool(found) or any(outcome.record is None for outcome in outcomes))
+        print("\n".join(wrong) if wrong else f"The verdicts are those of {path.name}.")
+    return int(bool(wrong) or any(outcome.record is None for outcome in outcomes))
 
 
 def plan(

@@ -200,7 +200,11 @@ def test_samples_follow_the_law_and_report_their_own_age(kind, expectation):
     assert (mask.sum(2)[0] == LENGTHS[place])[there].all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ["one age", "by length, mixed", "in time, lost", "mixed, lost"]
+    + [pytest.param(k, marks=pytest.mark.slow) for k in ("mixed", "by length", "in time, drawn anew")],
+)
 def test_counts_are_the_samples(kind):
     found = []
     for expectation in (gj.Sampled(), gj.Counts()):

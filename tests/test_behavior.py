@@ -207,7 +207,11 @@ ENGINES = {
 TOKEN = gj.Method(advantage=SHIFT, ratio=Token(), corrections=(SamplerMismatch(high=5.0),), penalty=None)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    ["decoding", "noise", "sampler's ratio"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("fresh", "bfloat16", "age")],
+)
 def test_counts_are_the_samples(engine):
     found = []
     for expectation in (gj.Sampled(), gj.Counts()):
@@ -222,7 +226,10 @@ def test_counts_are_the_samples(engine):
     assert abs(np.asarray(other.params) - found[1]).max() > 1e-6
 
 
-@pytest.mark.parametrize("engine", ["decoding", "bfloat16", "age", "sampler's ratio"])
+@pytest.mark.parametrize(
+    "engine",
+    ["decoding", "age"] + [pytest.param(n, marks=pytest.mark.slow) for n in ("bfloat16", "sampler's ratio")],
+)
 def test_the_mean_update_of_many_groups_is_the_exact_one(engine):
     """After two exact iterations, so that ages have something to act on. (Noise is each seed's own.)"""
     exact = problem(TOKEN, ENGINES[engine])
@@ -296,6 +303,7 @@ def test_a_behaviour_without_slots_changes_nothing_to_the_bit(expectation):
     np.testing.assert_allclose(found[0], found[2], atol=1e-15)
 
 
+@pytest.mark.slow
 def test_every_number_of_a_behaviour_is_swept():
     behavior = gj.Behavior(
         decoding=Decoding(top_p=0.9, top_k=3.0, min_p=0.1),

@@ -17,6 +17,7 @@ from experiments.harness import report, run
 from experiments.harness import scripts as claims_of
 from experiments.harness.record import read_data, write_data
 from experiments.harness.run import Job, Outcome
+from grpo_jax.pages import picture
 from tests.made_up_claims import cli, says, write_claim
 
 
@@ -133,8 +134,11 @@ def test_a_crash_is_shown_recorded_and_loses_nothing_else(ran):
     assert read(out, "B9") == OLD
     assert not list(out.glob("*/.*"))
     page = (out / "index.html").read_text()
-    assert [name in page for name in ("A2/figure.svg", "B10/figure.svg", "B9/figure.svg")] == [True] * 3
-    assert "&lt;no &amp; luck&gt;" in page
+    for claim in ("A2", "B9", "B10", "C1"):
+        assert f'href="{claim}/index.html"' in page
+    drawn, crashed = ((out / claim / "index.html").read_text() for claim in ("A2", "B9"))
+    assert picture(out / "A2" / "figure.svg") in drawn
+    assert "&lt;no &amp; luck&gt;" in crashed
     assert page.index('id="A2"') < page.index('id="B9"') < page.index('id="B10"') < page.index('id="C1"')
 
 
@@ -173,7 +177,9 @@ def test_nothing_that_comes_from_data_is_markup(tmp_path):
     (tmp_path / mark("empty")).mkdir()
     (tmp_path / mark("empty") / "crash.txt").write_text(mark("crash"))
     page = Elements()
-    page.feed(report.write_index(tmp_path).read_text())
+    start = report.write_index(tmp_path)
+    for path in (start, *start.parent.glob("*/index.html")):
+        page.feed(path.read_text())
     assert not [name for name in page.names if name.startswith("evil")]
     said = "\n".join(page.texts)
     shown = {
@@ -362,6 +368,19 @@ def test_an_unknown_claim_is_refused_with_the_nearest_name(ran, capsys):
     assert "did you mean B9?" in capsys.readouterr().err
     claims = claims_of.find_scripts(ran[0])
     assert [claim.id for claim in claims_of.choose(claims, ["b10", "A2", "a2"])] == ["A2", "B10"]
+
+
+def test_a_letter_means_all_of_its_claims_and_nothing_those_of_the_three_papers(tmp_path):
+    for name in ("A1", "A2", "B3", "D4"):
+        write_claim(tmp_path, name)
+    scripts = claims_of.find_scripts(tmp_path)
+    for names, wanted in {
+        (): ["A1", "A2", "B3"], ("a",): ["A1", "A2"], ("D", "A2"): ["A2", "D4"],
+        ("all",): ["A1", "A2", "B3", "D4"],
+    }.items():  # fmt: skip
+        assert [script.id for script in claims_of.choose(scripts, names)] == wanted
+    with pytest.raises(claims_of.Refusal, match="unknown claim 'E'"):
+        claims_of.choose(scripts, ["E"])
 
 
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--check", "--update-ledger"]])

@@ -77,6 +77,7 @@ def test_a_network_that_looks_ahead_or_has_another_vocabulary_is_refused():
         adapted(space, Recurrent(6, 5), contexts=2)
 
 
+@pytest.mark.slow
 def test_a_warm_start_stops_in_its_band_and_serves_every_method():
     found = warm_start.fit(
         SMALL, PROBLEMS, accuracy=(0.3, 0.6), every=64, checked=256, batch=32, progress=False

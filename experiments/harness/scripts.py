@@ -117,13 +117,30 @@ def _constant(tree: ast.Module, name: str) -> str | None:
     return None
 
 
+MAIN = ("A", "B", "C")
+"""Letters of the three papers: what is run if nothing is named."""
+ALL = "ALL"
+
+
 def choose(scripts: dict[str, Script], names: Sequence[str]) -> list[Script]:
-    """The claims of these names, upper or lower case, in order and once each; all of them without names."""
+    """The claims of these names, upper or lower case, in order and once each.
+
+    A name is a claim's, or a letter for all of its claims, or ``all``; without names the letters are those of
+    the three papers.
+    """
     known = {name.upper(): script for name, script in scripts.items()}
-    for name in names:
-        if name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
+    letters = {name[:1] for name in known}
+    wanted: set[str] = set()
+    for name in [name.upper() for name in names or MAIN]:
+        if name in known:
+            wanted.add(name)
+        elif name in letters or name == ALL or not names:
+            wanted |= {claim for claim in known if name == ALL or claim[:1] == name}
+        else:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             hint = f"did you mean {near[0]}?" if near else "there are none here"
-            raise Refusal(f"unknown claim {name!r}: {hint} The claims are: {', '.join(scripts)}")
-    wanted = {name.upper() for name in names} or set(known)
+            raise Refusal(
+                f"unknown claim {name!r}: {hint} The claims are: {', '.join(scripts)}; a letter means all of "
+                "its claims, and all means every one"
+            )
     return [script for name, script in known.items() if name in wanted]

@@ -1,4 +1,7 @@
-"""The commands: methods, penalties, problems, options, run, sweep, show, paths, diff; `checking` adds two."""
+"""The commands: methods, penalties, problems, options, run, sweep, show, report, paths, diff.
+
+`checking` adds two.
+"""
 
 from __future__ import annotations
 
@@ -242,6 +245,23 @@ def show(folder: tyro.conf.Positional[Path]) -> None:
     data = load(folder)
     print(data)
     print(summary(data))
+
+
+@app.command
+def report(folder: tyro.conf.Positional[Path], out: Path | None = None) -> None:
+    """Make a page of a finished sweep: curves, a table, what was run. One file that needs nothing else.
+
+    For example: python -m grpo_jax report runs/demo
+
+    Args:
+        folder: where the sweep was written (--out).
+        out: the page; without it report.html in the folder.
+    """
+    from grpo_jax.pages import sweep_page
+
+    page = out or folder / "report.html"
+    page.write_text(sweep_page(load(folder), title=folder.resolve().name, folder=str(folder)), "utf-8")
+    print(f"open it in a browser: {page}")
 
 
 @app.command
