@@ -128,7 +128,9 @@ def test_e2_s_own_weights_are_checked_before_they_judge():
     assert verdicts(e2, e2_data(bend=[8, 16]))[:3] == ["not testable here", "reproduced", "refuted"]
 
 
-def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, lost=0.0, pairs=0.0, solved=0.0):
+def e3_data(
+    *, gap=0.0, own=0.0, limit=1.0, ahead=0.05, level=0.05, off=0.0, kept=0.2, lost=0.0, pairs=0.0, solved=0.0
+):
     rules = list(e3.RULES)
     gaps = xr.DataArray(
         np.zeros((2, 2, 4)), {"against": ["all groups", "∇J"], "group_size": [4, 8], "rule": rules}
@@ -139,8 +141,10 @@ def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, los
     weight = weight * xr.where(weight.group_size == 1024, limit, 1.0)
     rate = noisy(0.5, rule=rules, group_size=[e3.PAIRS, *e3.GROUPS], learning_rate=e3.LEARNING, seed=SEEDS,
                  iteration=[0, 1, 2], prompt=difficulties.PROMPTS)  # fmt: skip
+    equal = rate.sel(group_size=e3.GROUPS).copy()
     for name in e3.OWN:
         rate.loc[{"rule": name}] += ahead
+        equal.loc[{"rule": name}] += level
     rate.loc[{"group_size": e3.PAIRS, "rule": e3.MAXRL}] = rate.sel(group_size=e3.PAIRS, rule=e3.GRPO) + pairs
     ends = noisy(0.7, rule=rules, seed=SEEDS, iteration=[0, 1], prompt=range(4))
     for name in rules:
@@ -153,6 +157,7 @@ def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, los
         "identities": xr.Dataset({"gap": gaps}),
         "weights": xr.Dataset({"weight": weight, "signal": signal}),
         "sampled": rate.to_dataset(name="rate"),
+        "matched": xr.Dataset({"rate": equal, "off": equal.isel(iteration=0, seed=0, prompt=0) * 0 + off}),
         "competing": xr.Dataset({"exact": exact, "sampled": ends}),
         "predicted": xr.Dataset({"share": share}),
     }
@@ -166,7 +171,9 @@ def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, los
         ({"limit": 0.9}, ["refuted", "reproduced", "reproduced", "reproduced"]),
         ({"gap": 1e-3}, ["not testable here", "reproduced", "reproduced", "reproduced"]),
         ({"ahead": -0.05}, ["reproduced", "refuted", "reproduced", "reproduced"]),
-        ({"ahead": 0.0}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"level": -0.05}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"ahead": 0.0, "level": 0.0}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"off": 0.1}, ["reproduced", "not testable here", "reproduced", "reproduced"]),
         ({"pairs": 1e-3}, ["reproduced", "not testable here", "reproduced", "reproduced"]),
         ({"kept": 0.05}, ["reproduced", "reproduced", "reproduced", "refuted"]),
         ({"lost": 0.1}, ["reproduced", "reproduced", "reproduced", "refuted"]),
