@@ -49,7 +49,7 @@ SIZES = sizes(seeds=(8, 16, 256), iterations=(480, 640, 4000))
 DOSES = [0.001, 0.01, 0.1, 0.3, 0.5]
 PRINTED = ["0.1", "0.3", "0.5"]
 SMALL = ["0.001", "0.01", "0.1"]
-"""At which longer answers earn more, length and all, on prompts a fifth as able, too."""
+"""At which the shaped reward of prompts a fifth as able, too, is greatest where nine tenths of J are left."""
 LONG = -0.3
 HALF, TENTH, STILL, APART = 0.5, 0.9, 0.02, 0.01
 LENGTH = WithLength(weight=0.1, limit=10.0)
