@@ -278,7 +278,7 @@ def e7_data(
         ({"pair": 1.0}, ["refuted", "refuted", "reproduced", "reproduced"]),
         ({"gap": 1e-6}, ["not testable here", "refuted", "reproduced", "reproduced"]),
         ({"longer": 0.3}, ["qualified", "reproduced", "reproduced", "reproduced"]),
-        ({"early": 0.3}, ["qualified", "refuted", "reproduced", "reproduced"]),
+        ({"early": 0.3}, ["qualified", "qualified", "reproduced", "reproduced"]),
         ({"fold": 5.0}, ["qualified", "refuted", "refuted", "reproduced"]),
         ({"lead": 0.0}, ["qualified", "refuted", "reproduced", "refuted"]),
         ({"batch": 0.1}, ["qualified", "refuted", "reproduced", "refuted"]),
