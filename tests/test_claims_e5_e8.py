@@ -76,10 +76,14 @@ def test_what_e5_says_falls_when_it_should(changed, want):
     assert verdicts(e5, e5_data(**changed)) == want
 
 
-def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, most=0.99, placebo=0.0):
+def e8_data(
+    *, gain=0.1, slow=0.1, late=0.0, vectors=0.2, few=0.2, two=1.0, three=1.0, first=0.3, most=0.99,
+    placebo=0.0,
+):  # fmt: skip
     names = [e8.GDPO, e8.SUM, e8.PLAIN]
     count = xr.DataArray(
-        [[100.0] * 3, [100 * vectors] * 3, [50.0] * 3], {"algorithm": names, "group": e8.COUNTED}
+        [[100.0] * 3, [100 * few] + [100 * vectors] * 2, [50.0] * 3],
+        {"algorithm": names, "group": e8.COUNTED},
     )
     labels = {
         "kind": list(e8.KINDS), "algorithm": names, "optimizer": ["SGD", "SGD, equal advantages", "AdamW"],
@@ -88,6 +92,7 @@ def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, m
     kept = xr.DataArray(0.8 + 1e-4 * RNG.normal(size=[len(v) for v in labels.values()]), labels)
     kept.loc[{"algorithm": e8.GDPO}] += gain
     kept.loc[{"algorithm": e8.GDPO, "optimizer": "SGD, equal advantages"}] += slow - gain
+    kept.loc[{"algorithm": e8.GDPO, "iteration": 2}] += late
     same = xr.Dataset({"kept": kept})
     return {
         "counted": xr.Dataset({"vectors": count, "two": two, "three": three}),
@@ -104,7 +109,10 @@ def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, m
         ({}, "++++"),
         ({"gain": 0.0}, "-+++"),
         ({"slow": 0.0}, "-+++"),
+        ({"late": -0.1}, "++++"),
+        ({"late": -0.3}, "-+++"),
         ({"vectors": 0.6}, "--++"),
+        ({"few": 0.6}, "++++"),
         ({"two": 0.0}, "++q+"),
         ({"three": 0.0}, "++-+"),
         ({"first": 0.4}, "+++-"),
