@@ -88,11 +88,14 @@ def e2_weights():
     return e2.weights()
 
 
-def e2_data(*, gap=0.0, limit=1.0, bend=None, moved=0.0, alike=0.0):
+def e2_data(*, gap=0.0, limit=1.0, bend=None, steep=None, moved=0.0, alike=0.0):
     data = e2_weights().copy()
     if bend is not None:  # the arcsine's weight in all groups
         arcsine = 1 / np.sqrt(data.rate * (1 - data.rate))
         data["weight"] = data.weight.where(~data.group_size.isin(bend), arcsine)
+    if steep is not None:  # an update that grows towards the ends
+        away = (data.rate * (1 - data.rate)) ** -1.1
+        data["weight"] = data.weight.where(~data.group_size.isin(steep), away)
     data["weight"] = data.weight * xr.where(data.group_size == 1024, limit, 1.0)
     labels = {"group_size": [e2.CONTROL, *e2.USED], "handling": ["r − r̄", "(r − r̄)/σ"],
               "learning_rate": e2.LEARNING, "seed": SEEDS, "iteration": [0, 10],
@@ -112,10 +115,10 @@ def e2_data(*, gap=0.0, limit=1.0, bend=None, moved=0.0, alike=0.0):
 @pytest.mark.parametrize(
     ("changed", "want"),
     [
-        ({}, ["qualified", "qualified", "reproduced", "reproduced"]),
-        ({"gap": 1e-6}, ["not testable here", "qualified", "reproduced", "reproduced"]),
-        ({"moved": 0.05}, ["qualified", "qualified", "reproduced", "refuted"]),
-        ({"alike": 1e-6}, ["qualified", "qualified", "reproduced", "not testable here"]),
+        ({}, ["qualified", "refuted", "reproduced", "reproduced"]),
+        ({"gap": 1e-6}, ["not testable here", "refuted", "reproduced", "reproduced"]),
+        ({"moved": 0.05}, ["qualified", "refuted", "reproduced", "refuted"]),
+        ({"alike": 1e-6}, ["qualified", "refuted", "reproduced", "not testable here"]),
     ],
 )
 def test_what_e2_says_falls_when_it_should(changed, want):
@@ -125,7 +128,15 @@ def test_what_e2_says_falls_when_it_should(changed, want):
 def test_e2_s_own_weights_are_checked_before_they_judge():
     """Weights that are not w_G decide nothing, whatever they say of the arcsine."""
     assert verdicts(e2, e2_data(limit=0.9))[0] == "not testable here"
-    assert verdicts(e2, e2_data(bend=[8, 16]))[:3] == ["not testable here", "reproduced", "refuted"]
+    assert verdicts(e2, e2_data(bend=[8, 16]))[:3] == ["not testable here", "refuted", "refuted"]
+    assert verdicts(e2, e2_data(steep=[64]))[:3] == ["not testable here", "qualified", "refuted"]
+    assert verdicts(e2, e2_data(steep=[8, 16, 64]))[:3] == ["not testable here", "reproduced", "refuted"]
+
+
+def test_the_greatest_fold_by_hand():
+    """At G = 4 and one half, K = 1, 2, 3 in 4, 6, 4 of 16: √3/((8√3 + 6·2)/16)."""
+    assert difficulty.greatest_fold(4) == pytest.approx(np.sqrt(3) * 16 / (8 * np.sqrt(3) + 12))
+    assert [difficulty.greatest_fold(g) for g in (2, 3)] == pytest.approx([1, 1])
 
 
 def e3_data(
