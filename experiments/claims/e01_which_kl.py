@@ -244,10 +244,10 @@ def performance(data: dict[str, xr.Dataset], claim: Claim) -> None:
             for place, numbers in gains.items():
                 gap = (found.sel(place=kl.K1_REWARD) - found.sel(place=place)).sel(beta=BETAS)
                 by_kind = {k: anywhere(gap.sel(kind=k), expected=WIN) for k in gap.kind.values}
-                numbers[f"return: {name}, {way}: {kl.K1_REWARD} - {place}"] = hardest(by_kind)
+                numbers[f"{name}, {way}: {kl.K1_REWARD} - {place}"] = hardest(by_kind)
     held, none, freer = gains.values()
-    row.refutes("", held)
-    row.qualifies("", none | freer, only="against a penalty that holds back more")
+    row.refutes("return", held)
+    row.qualifies("return", none | freer, only="against a penalty that holds back more")
     low, high = (end(n.value for n in held.values()) for end in (min, max))
     row.finds(
         f"It earns {low:.2f} to {high:.2f} more than k3 in the loss, which holds back more, and no more than "

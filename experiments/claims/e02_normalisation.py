@@ -180,8 +180,8 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     ))  # fmt: skip
     answer(data["weights"], whole, claim.ours(
         "For rewards of 0 and 1 dividing by σ reweighs prompts by their success rate "
-        f"{difficulty.greatest_fold(8):.3g}-fold at most in groups of 8 and {difficulty.greatest_fold(64):.3g}"
-        "-fold in groups of 64; in groups of 2 and 3 not at all."
+        f"{difficulty.greatest_fold(8):.3g}-fold at most in groups of 8 and "
+        f"{difficulty.greatest_fold(64):.3g}-fold in groups of 64; in groups of 2 and 3 not at all."
     ))  # fmt: skip
     training(data, claim.ours(
         "In groups of 8 and 16 dividing by σ moves the mean success rate by at most .02 all along, at "
