@@ -143,7 +143,8 @@ def trained(seed: int, size: Any, group_size: int) -> xr.DataArray:
 def matched(seed: int, size: Any, group_size: int) -> xr.Dataset:
     """Success rates by rule, and by how much effective learning rates, equal at every step, are off."""
     base = difficulties.config(difficulties.Weighing(), group_size=group_size)
-    given = replace(base, optimizer=gj.SGD(learning_rate=Tabulated(rates=np.ones(size.iterations))))
+    schedule: Any = Tabulated(rates=np.ones(size.iterations))
+    given = replace(base, optimizer=gj.SGD(learning_rate=schedule))
     paths = (*SWITCHES[:3], "optimizer.learning_rate.rates")
     grid = np.linspace(0, 1, 2001)[1:-1]
     known = {name: difficulty.weight_of(rule, grid, group_size) for name, (_, rule) in RULES.items()}

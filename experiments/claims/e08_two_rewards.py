@@ -244,5 +244,5 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     kept = data["sampled"].kept.mean("iteration").sel(optimizer="AdamW", drop=True)
     gap = kept.sel(algorithm=GDPO, drop=True) - kept.sel(algorithm=SUM, drop=True)
     plotting.intervals(right, each(gap, over="context"), expected=0.0)
-    right.set(xlabel="GDPO − GRPO, share of the best total, mean over training")
-    right.set_title("… and what that is worth, AdamW", loc="left")
+    right.set(xlabel="GDPO − GRPO, share of the best total")
+    right.set_title("… and what that is worth over training, AdamW", loc="left")
