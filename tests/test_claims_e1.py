@@ -19,7 +19,7 @@ TREES, TABLES = 12, 20
 
 def made_up(
     *, token=0.3, one=0.0, k2=0.3, k1_on=1.0, k3=0.3, later=0.5, sine=0.5, whole=0.0, win=0.0, often=1.2,
-    once=1.0, pushed=1.1, force=1.0, end=0.0, library=0.0, near=0.2,
+    once=1.0, pushed=1.1, force=1.0, added=1.0, end=0.0, library=0.0, near=0.2, held=0.0,
 ):  # fmt: skip
     every, trees = list(e1.EVERY), range(TREES)
     policies = [f"noise {x:g}" for x in slopes.NOISE] + [slopes.TILTED]
@@ -42,20 +42,23 @@ def made_up(
     drift = xr.Dataset({"missed": single, "backward": single - single.sel(steps=0)})
     drift = drift.assign(kl_old=noisy(0.1, steps=list(slopes.STEPS), tree=trees))
     more = drift.assign(missed=noisy(later, **steps))
-    kinds = {"rewards": [*slopes.UNEQUAL, slopes.TIED], "beta": list(slopes.DIVIDED), "tree": trees}
-    pull = noisy(1.0, **kinds) / xr.DataArray(list(slopes.DIVIDED), {"beta": list(slopes.DIVIDED)})
-    pull.loc[{"beta": slopes.DIVIDED[0]}] *= force
+    kinds = {"rewards": slopes.UNEQUAL, "beta": list(slopes.DIVIDED), "tree": trees}
+    per = xr.DataArray(list(slopes.DIVIDED), {"beta": list(slopes.DIVIDED)})
+    pull = noisy(1.0, **kinds) / per
+    tied = noisy(1.0, added=list(slopes.ADDED), beta=list(slopes.DIVIDED), tree=trees) / per
+    tied.loc[{"beta": slopes.DIVIDED[0], "added": slopes.NOTHING}] *= force
+    tied.loc[{"beta": slopes.DIVIDED[0], "added": list(slopes.ADDED)[1:]}] *= added
     found = {
         "identities": xr.Dataset({"gap": noisy(library, spread=0.0, n=range(3))}),
         "tokens": xr.Dataset({"missed": missed, "backward": missed}),
         "whole": xr.Dataset({"missed": noisy(whole, spread=0.0, horizon=e1.HORIZONS, tree=trees)}),
         "one": drift, "steps": more,
-        "spread": xr.Dataset({"sine": noisy(sine, **kinds), "force": pull}),
+        "spread": xr.Dataset({"sine": noisy(sine, **kinds), "force": pull, "tied": tied}),
     }  # fmt: skip
-    return found | trained(win, often, once, pushed, end)
+    return found | trained(win, often, once, pushed, end, held)
 
 
-def trained(win, often, once, pushed, end):
+def trained(win, often, once, pushed, end, held):
     questions = {"kind": [kl.RARE, kl.HALF, kl.GRADED], "table": range(TABLES)}
     ends = {"place": list(kl.ENDS), "beta": e1.BETAS, **questions}
     closed = xr.Dataset({"reward": noisy(0.9, **ends), "divergence": noisy(1.0, **ends)})
@@ -68,6 +71,7 @@ def trained(win, often, once, pushed, end):
         runs = {"learning_rate": rates, "place": list(kl.PLACES), "beta": [0.0, *e1.BETAS], **questions}
         reward, path = noisy(0.8, **runs), noisy(1.0, **runs)
         reward.loc[{"place": kl.K1_REWARD, "beta": 0.1}] += win
+        reward.loc[{"place": kl.K3_LOSS}] -= held
         path.loc[{"place": kl.K1_LOSS, "beta": 0.1}] *= once
         path.loc[{"place": kl.K3_REWARD, "beta": 0.1}] *= pushed
         data[f"{name}, sampled"] = xr.Dataset({"reward": reward, "path": path})
@@ -102,11 +106,14 @@ USUAL = {
         ({"sine": 0.01, "k2": 0.01}, {"E1.2": "reproduced"}),
         ({"sine": 0.01, "later": 0.01}, {"E1.3": "reproduced"}),
         ({"win": 0.05}, {"E1.5": "reproduced"}),
+        ({"held": 0.05}, {"E1.5": "qualified"}),
+        ({"win": 0.05, "held": -0.1}, {}),
         ({"often": 0.9}, {"E1.6": "refuted"}),
         ({"once": 1.2}, {"E1.6": "reproduced"}),
         ({"pushed": 1.0}, {"E1.7": "refuted"}),
         ({"force": 0.5}, {"E1.8": "refuted"}),
-        ({"force": 0.01}, {"E1.8": "refuted"}),
+        ({"force": 0.95}, {"E1.8": "refuted"}),
+        ({"added": 0.5}, {}),
         ({"end": 0.01}, {"E1.9": "refuted"}),
     ],
 )

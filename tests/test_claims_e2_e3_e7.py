@@ -88,11 +88,14 @@ def e2_weights():
     return e2.weights()
 
 
-def e2_data(*, gap=0.0, limit=1.0, bend=None, moved=0.0, alike=0.0):
+def e2_data(*, gap=0.0, limit=1.0, bend=None, steep=None, moved=0.0, alike=0.0):
     data = e2_weights().copy()
     if bend is not None:  # the arcsine's weight in all groups
         arcsine = 1 / np.sqrt(data.rate * (1 - data.rate))
         data["weight"] = data.weight.where(~data.group_size.isin(bend), arcsine)
+    if steep is not None:  # an update that grows towards the ends
+        away = (data.rate * (1 - data.rate)) ** -1.1
+        data["weight"] = data.weight.where(~data.group_size.isin(steep), away)
     data["weight"] = data.weight * xr.where(data.group_size == 1024, limit, 1.0)
     labels = {"group_size": [e2.CONTROL, *e2.USED], "handling": ["r − r̄", "(r − r̄)/σ"],
               "learning_rate": e2.LEARNING, "seed": SEEDS, "iteration": [0, 10],
@@ -112,10 +115,10 @@ def e2_data(*, gap=0.0, limit=1.0, bend=None, moved=0.0, alike=0.0):
 @pytest.mark.parametrize(
     ("changed", "want"),
     [
-        ({}, ["qualified", "qualified", "reproduced", "reproduced"]),
-        ({"gap": 1e-6}, ["not testable here", "qualified", "reproduced", "reproduced"]),
-        ({"moved": 0.05}, ["qualified", "qualified", "reproduced", "refuted"]),
-        ({"alike": 1e-6}, ["qualified", "qualified", "reproduced", "not testable here"]),
+        ({}, ["qualified", "refuted", "reproduced", "reproduced"]),
+        ({"gap": 1e-6}, ["not testable here", "refuted", "reproduced", "reproduced"]),
+        ({"moved": 0.05}, ["qualified", "refuted", "reproduced", "refuted"]),
+        ({"alike": 1e-6}, ["qualified", "refuted", "reproduced", "not testable here"]),
     ],
 )
 def test_what_e2_says_falls_when_it_should(changed, want):
@@ -125,10 +128,20 @@ def test_what_e2_says_falls_when_it_should(changed, want):
 def test_e2_s_own_weights_are_checked_before_they_judge():
     """Weights that are not w_G decide nothing, whatever they say of the arcsine."""
     assert verdicts(e2, e2_data(limit=0.9))[0] == "not testable here"
-    assert verdicts(e2, e2_data(bend=[8, 16]))[:3] == ["not testable here", "reproduced", "refuted"]
+    assert verdicts(e2, e2_data(bend=[8, 16]))[:3] == ["not testable here", "refuted", "refuted"]
+    assert verdicts(e2, e2_data(steep=[64]))[:3] == ["not testable here", "qualified", "refuted"]
+    assert verdicts(e2, e2_data(steep=[8, 16, 64]))[:3] == ["not testable here", "reproduced", "refuted"]
 
 
-def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, lost=0.0, pairs=0.0, solved=0.0):
+def test_the_greatest_fold_by_hand():
+    """At G = 4 and one half, K = 1, 2, 3 in 4, 6, 4 of 16: √3/((8√3 + 6·2)/16)."""
+    assert difficulty.greatest_fold(4) == pytest.approx(np.sqrt(3) * 16 / (8 * np.sqrt(3) + 12))
+    assert [difficulty.greatest_fold(g) for g in (2, 3)] == pytest.approx([1, 1])
+
+
+def e3_data(
+    *, gap=0.0, own=0.0, limit=1.0, ahead=0.05, level=0.05, off=0.0, kept=0.2, lost=0.0, pairs=0.0, solved=0.0
+):
     rules = list(e3.RULES)
     gaps = xr.DataArray(
         np.zeros((2, 2, 4)), {"against": ["all groups", "∇J"], "group_size": [4, 8], "rule": rules}
@@ -139,8 +152,10 @@ def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, los
     weight = weight * xr.where(weight.group_size == 1024, limit, 1.0)
     rate = noisy(0.5, rule=rules, group_size=[e3.PAIRS, *e3.GROUPS], learning_rate=e3.LEARNING, seed=SEEDS,
                  iteration=[0, 1, 2], prompt=difficulties.PROMPTS)  # fmt: skip
+    equal = rate.sel(group_size=e3.GROUPS).copy()
     for name in e3.OWN:
         rate.loc[{"rule": name}] += ahead
+        equal.loc[{"rule": name}] += level
     rate.loc[{"group_size": e3.PAIRS, "rule": e3.MAXRL}] = rate.sel(group_size=e3.PAIRS, rule=e3.GRPO) + pairs
     ends = noisy(0.7, rule=rules, seed=SEEDS, iteration=[0, 1], prompt=range(4))
     for name in rules:
@@ -153,6 +168,7 @@ def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, los
         "identities": xr.Dataset({"gap": gaps}),
         "weights": xr.Dataset({"weight": weight, "signal": signal}),
         "sampled": rate.to_dataset(name="rate"),
+        "matched": xr.Dataset({"rate": equal, "off": equal.isel(iteration=0, seed=0, prompt=0) * 0 + off}),
         "competing": xr.Dataset({"exact": exact, "sampled": ends}),
         "predicted": xr.Dataset({"share": share}),
     }
@@ -166,7 +182,9 @@ def e3_data(*, gap=0.0, own=0.0, limit=1.0, ahead=0.05, hard=None, kept=0.2, los
         ({"limit": 0.9}, ["refuted", "reproduced", "reproduced", "reproduced"]),
         ({"gap": 1e-3}, ["not testable here", "reproduced", "reproduced", "reproduced"]),
         ({"ahead": -0.05}, ["reproduced", "refuted", "reproduced", "reproduced"]),
-        ({"ahead": 0.0}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"level": -0.05}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"ahead": 0.0, "level": 0.0}, ["reproduced", "refuted", "reproduced", "reproduced"]),
+        ({"off": 0.1}, ["reproduced", "not testable here", "reproduced", "reproduced"]),
         ({"pairs": 1e-3}, ["reproduced", "not testable here", "reproduced", "reproduced"]),
         ({"kept": 0.05}, ["reproduced", "reproduced", "reproduced", "refuted"]),
         ({"lost": 0.1}, ["reproduced", "reproduced", "reproduced", "refuted"]),
@@ -271,7 +289,7 @@ def e7_data(
         ({"pair": 1.0}, ["refuted", "refuted", "reproduced", "reproduced"]),
         ({"gap": 1e-6}, ["not testable here", "refuted", "reproduced", "reproduced"]),
         ({"longer": 0.3}, ["qualified", "reproduced", "reproduced", "reproduced"]),
-        ({"early": 0.3}, ["qualified", "refuted", "reproduced", "reproduced"]),
+        ({"early": 0.3}, ["qualified", "qualified", "reproduced", "reproduced"]),
         ({"fold": 5.0}, ["qualified", "refuted", "refuted", "reproduced"]),
         ({"lead": 0.0}, ["qualified", "refuted", "reproduced", "refuted"]),
         ({"batch": 0.1}, ["qualified", "refuted", "reproduced", "refuted"]),

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.usefixtures("x64")
 SEEDS = 12
 
 
-def e6_data(*, voting=0.3, plain=0.1, voteless=0.3, gain=0.05, harm=0.0, gap=0.0, often=0.3, seldom=0.2):
+def e6_data(
+    *, voting=0.3, plain=0.1, voteless=0.3, gain=0.05, harm=0.0, bare=0.0, gap=0.0, often=0.3, seldom=0.2,
+    left=0.05,
+):  # fmt: skip
     labels = {
         "tokens": e6.BUDGETS, "handling": list(HANDLINGS), "optimizer": ["SGD", "AdamW", e6.MATCHED],
         "context": list(budgets.QUESTIONS), "iteration": [0, 10], "seed": range(SEEDS),
@@ -27,29 +30,36 @@ def e6_data(*, voting=0.3, plain=0.1, voteless=0.3, gain=0.05, harm=0.0, gap=0.0
     masked = [VOTING, VOTELESS]
     budget.loc[{"handling": masked, "context": budgets.SLOW}] += gain
     budget.loc[{"handling": masked, "context": budgets.FINISH, "tokens": 3}] -= harm
+    budget.loc[{"handling": VOTELESS}] -= bare
     runs = xr.Dataset({"cut off": cut, "budget": budget, "room": budget})
     known = {"gap": xr.DataArray(gap), "placebo": xr.DataArray(0.0)}
     known["sine"] = xr.DataArray([often, seldom], {"cut": [e6.OFTEN, e6.SELDOM]})
-    exact = runs.isel(tokens=0, seed=0, drop=True)
-    return {"identities": xr.Dataset(known), "sampled": runs, "exact": exact}
+    known["left"] = xr.DataArray([0.5, left], {"cut": [e6.OFTEN, e6.SELDOM]})
+    one = runs.isel(tokens=0, drop=True)
+    exact = one.isel(seed=0, drop=True)
+    return {"identities": xr.Dataset(known), "sampled": runs, "exact": exact, "few": one}
 
 
 @pytest.mark.parametrize(
     ("changed", "want"),
     [
-        ({}, ["reproduced", "reproduced", "reproduced"]),
-        ({"voting": 0.2}, ["refuted", "reproduced", "reproduced"]),
-        ({"harm": 0.1}, ["reproduced", "refuted", "reproduced"]),
-        ({"gain": 0.0}, ["reproduced", "refuted", "reproduced"]),
-        ({"seldom": 0.01}, ["reproduced", "reproduced", "qualified"]),
-        ({"often": 0.01}, ["reproduced", "reproduced", "refuted"]),
-        ({"voteless": 0.2}, ["not testable here", "reproduced", "reproduced"]),
-        ({"plain": 0.3}, ["not testable here", "reproduced", "reproduced"]),
-        ({"gap": 1e-6}, ["not testable here"] * 3),
+        ({}, "++++"),
+        ({"voting": 0.2}, "q+++"),
+        ({"left": 0.2}, "-+++"),
+        ({"harm": 0.1}, "+q+q"),
+        ({"gain": 0.0}, "+-+-"),
+        ({"gain": 0.0, "harm": 0.1}, "+-+-"),
+        ({"bare": 0.1}, "+++-"),
+        ({"seldom": 0.01}, "++q+"),
+        ({"often": 0.01}, "++-+"),
+        ({"voteless": 0.2}, "?+++"),
+        ({"plain": 0.3}, "?+++"),
+        ({"gap": 1e-6}, "????"),
     ],
 )
 def test_what_e6_says_falls_when_it_should(changed, want):
-    assert verdicts(e6, e6_data(**changed)) == want
+    short = {"reproduced": "+", "refuted": "-", "qualified": "q", "not testable here": "?"}
+    assert "".join(short[word] for word in verdicts(e6, e6_data(**changed))) == want
 
 
 def test_the_trees_of_e6_are_those_of_the_library():

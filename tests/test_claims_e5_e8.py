@@ -28,11 +28,10 @@ def run(end, *, middle=0.0, doses=NAMES):
 
 
 def e5_data(
-    *, end=0.3, first=None, gate=1.0, paid=1.0, middle=1.0, plain=1.0, right=1.0, still=1.0, gap=0.0, hard=0.3
-):
-    ends = (
-        dict.fromkeys(NAMES, end) | {"0": still, "-0.3": paid} | ({} if first is None else {"0.001": first})
-    )
+    *, end=0.3, first=None, gate=1.0, middle=1.0, plain=1.0, right=1.0, still=1.0, gap=0.0, hard=0.3,
+    much=0.3, gated=1.0, spared=1.0,
+):  # fmt: skip
+    ends = dict.fromkeys(NAMES, end) | {"0": still} | ({} if first is None else {"0.001": first})
     doses = [f"{d:g}" for d in e5.DOSES]
     return {
         "identities": xr.Dataset({"gap": xr.DataArray([gap], dims="dose")}),
@@ -41,8 +40,8 @@ def e5_data(
         e5.RIGHT: run(right),
         e5.PLAIN: run(plain),
         e5.SPLIT: run(1.0, doses=["0.01", "0.1"]),
-        f"{e5.NONE}, hard": run(hard, doses=doses),
-        f"{e5.GATE}, hard": run(1.0, doses=["0.1"]),
+        f"{e5.NONE}, hard": run(dict.fromkeys(doses, hard) | {"0.3": much, "0.5": much}, doses=doses),
+        f"{e5.GATE}, hard": run({"0.1": gated, "0.3": spared, "0.5": spared}, doses=e5.PRINTED),
         "flat": run(1.0, doses=["0.3"]),
         "alone": run(1.0, doses=["0.1"]),
         "exact": run(end, doses=["0", "0.001", "0.1"]),
@@ -57,27 +56,34 @@ def verdicts(module, data):
 @pytest.mark.parametrize(
     ("changed", "want"),
     [
-        ({}, "+++++++++"),
-        ({"end": 0.7}, "-++++++++"),
-        ({"first": 0.8}, "-+++-++++"),
-        ({"gate": 0.8}, "+-+++++++"),
-        ({"middle": 0.0}, "++-++++++"),
-        ({"paid": 0.5}, "+++-+++++"),
-        ({"hard": 0.6}, "+++++-+++"),
-        ({"plain": 0.6}, "++++++-++"),
-        ({"right": 0.6}, "++++++++-"),
-        ({"still": 0.8}, "?++++++++"),
-        ({"gap": 1e-6}, "?++++++++"),
+        ({}, "++++++++"),
+        ({"end": 0.7}, "q+++++++"),
+        ({"first": 0.8}, "q++-++++"),
+        ({"first": 0.95, "hard": 0.6}, "-++--+++"),
+        ({"gate": 0.8}, "+-++++++"),
+        ({"gated": 0.8}, "+q++-+++"),
+        ({"spared": 0.5}, "+q++++++"),
+        ({"middle": 0.0}, "++-+++++"),
+        ({"hard": 0.6}, "-+++-+++"),
+        ({"much": 0.9}, "++++++++"),
+        ({"plain": 0.6}, "+++++-++"),
+        ({"right": 0.6}, "+++++++-"),
+        ({"still": 0.8}, "?+++++++"),
+        ({"gap": 1e-6}, "?+++++++"),
     ],
 )
 def test_what_e5_says_falls_when_it_should(changed, want):
     assert verdicts(e5, e5_data(**changed)) == want
 
 
-def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, most=0.99, placebo=0.0):
+def e8_data(
+    *, gain=0.1, slow=0.1, late=0.0, vectors=0.2, few=0.2, two=1.0, three=1.0, first=0.3, most=0.99,
+    placebo=0.0,
+):  # fmt: skip
     names = [e8.GDPO, e8.SUM, e8.PLAIN]
     count = xr.DataArray(
-        [[100.0] * 3, [100 * vectors] * 3, [50.0] * 3], {"algorithm": names, "group": e8.COUNTED}
+        [[100.0] * 3, [100 * few] + [100 * vectors] * 2, [50.0] * 3],
+        {"algorithm": names, "group": e8.COUNTED},
     )
     labels = {
         "kind": list(e8.KINDS), "algorithm": names, "optimizer": ["SGD", "SGD, equal advantages", "AdamW"],
@@ -86,6 +92,7 @@ def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, m
     kept = xr.DataArray(0.8 + 1e-4 * RNG.normal(size=[len(v) for v in labels.values()]), labels)
     kept.loc[{"algorithm": e8.GDPO}] += gain
     kept.loc[{"algorithm": e8.GDPO, "optimizer": "SGD, equal advantages"}] += slow - gain
+    kept.loc[{"algorithm": e8.GDPO, "iteration": 2}] += late
     same = xr.Dataset({"kept": kept})
     return {
         "counted": xr.Dataset({"vectors": count, "two": two, "three": three}),
@@ -102,7 +109,10 @@ def e8_data(*, gain=0.1, slow=0.1, vectors=0.2, two=1.0, three=1.0, first=0.3, m
         ({}, "++++"),
         ({"gain": 0.0}, "-+++"),
         ({"slow": 0.0}, "-+++"),
+        ({"late": -0.1}, "++++"),
+        ({"late": -0.3}, "-+++"),
         ({"vectors": 0.6}, "--++"),
+        ({"few": 0.6}, "++++"),
         ({"two": 0.0}, "++q+"),
         ({"three": 0.0}, "++-+"),
         ({"first": 0.4}, "+++-"),

@@ -1,4 +1,4 @@
-"""(verl-recipe 125.) "No safe dose. Even λ=0.10 fully collapses both baselines within 40 steps."
+"""(verl-recipe 125.) "No safe dose. Even λ=0.10 fully collapses both baselines ..."
 
 github.com/verl-project/verl-recipe/pull/125, gsm8k_outcome_gating/README.md (read): reward 1 or 0, less
 λ·min(length/512, 1); a group that fails whole has "std > 0", and GRPO "normalizes the tiny shaping
@@ -8,16 +8,19 @@ one serves for both. Their prompts share one network. Here eight prompts of abil
 of stopping decisions, 1 to 10 tokens; an answer of n tokens is right with probability a(1 − (1 − x)²),
 x = (n − 1)/9. Groups of 8, σ with eps 0, SGD and AdamW; λ down to .001.
 
-Refuted if for any λ in {.001, .01, .1, .3, .5} J does not end below half of where it started (theirs took 40
-steps, here it has 640). Other rows, other sentences of that page: an outcome gate keeps nine tenths of J at
-λ of .1 to .5; mean J over training falls by .01 or more from λ = .1 to .3 to .5; with length paid instead
-(λ = −.3) nobody falls by a tenth. Ours: λ = .001 costs a tenth or more, and more than half of what λ = .5
-costs; prompts a fifth as able fall below half at every λ, not with the gate at .1; without σ, or with the
-length normalised apart, λ = .01 costs less than a tenth; paying for brevity on right answers only (prime-rl
-3376) is enough. Checks of the instrument: by enumeration in NumPy (two prompts, unequal groups of three) the
-update's part from groups that tie in outcome is, to 1e-10, independent of λ at eps 0, Σ λσ/(λσ + eps) of it
-at eps .01, λ times a vector without σ; at λ = 0, and where length does not matter at λ = .3, J does not fall
-by .02.
+Refuted if on prompts a fifth as able, whose groups mostly fail whole, J does not end below half of where it
+started at any λ in {.001, .01, .1}; greater ones are told, as there the reward itself prefers short answers.
+Qualified if on the able ones it does not at any λ in {.001, .01, .1, .3, .5}. The sentence goes on "within 40
+steps": how many it takes is not judged (here it has 640). Other rows, other sentences of that page: an
+outcome gate keeps nine tenths of J at λ of .1 to .5 (qualified if not on prompts a fifth as able); mean J
+over training falls by .01 or more from λ = .1 to .3 to .5. Told: what length paid for (λ = −.3) leaves; here
+longer answers are better, so that nothing could fall. Ours: λ = .001 costs a tenth or more, and more than
+half of what λ = .5 costs; prompts a fifth as able fall below half at every λ up to .1, not with the gate at
+.1; without σ, or with the length normalised apart, λ = .01 costs less than a tenth; paying for brevity on
+right answers only (prime-rl 3376) is enough. Checks of the instrument: by enumeration in NumPy (two prompts,
+unequal groups of three) the update's part from groups that tie in outcome is, to 1e-10, independent of λ at
+eps 0, Σ λσ/(λσ + eps) of it at eps .01, λ times a vector without σ; at λ = 0, and where length does not
+matter at λ = .3, J does not fall by .02.
 """
 
 import itertools
@@ -45,6 +48,8 @@ SIZES = sizes(seeds=(8, 16, 256), iterations=(480, 640, 4000))
 
 DOSES = [0.001, 0.01, 0.1, 0.3, 0.5]
 PRINTED = ["0.1", "0.3", "0.5"]
+SMALL = ["0.001", "0.01", "0.1"]
+"""At which the shaped reward of prompts a fifth as able, too, is greatest where nine tenths of J are left."""
 LONG = -0.3
 HALF, TENTH, STILL, APART = 0.5, 0.9, 0.02, 0.01
 LENGTH = WithLength(weight=0.1, limit=10.0)
@@ -127,7 +132,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
     for name, given in ARMS.items():
         some = {NONE: doses, SPLIT: DOSES[1:3]}.get(name, DOSES[1:])
         found[name] = phantoms.trained(given, some, size, seed)
-    for name, some in {NONE: DOSES, GATE: [0.1]}.items():
+    for name, some in {NONE: DOSES, GATE: DOSES[2:]}.items():
         found[f"{name}, hard"] = phantoms.trained(ARMS[name], some, size, seed, kind=phantoms.HARD)
     found["flat"] = phantoms.trained(ARMS[NONE], [0.3], size, seed, kind=phantoms.FLAT)
     found["alone"] = phantoms.trained(ARMS[NONE], [0.1], size, seed, shared=False)
@@ -161,10 +166,19 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
             relation="at least",
         )
         claim.requires(f"{name}: J, end - start", rest)
+    fallen, gated = (kept(data[f"{name}, hard"]) for name in (NONE, GATE))
+    end = "J at the end / start"
+    claim.refutes(f"a fifth as able: {end}", each(fallen.sel(dose=SMALL), expected=HALF, relation="at most"))
+    claim.reports(f"a fifth as able: {end}", each(fallen.sel(dose=PRINTED[1:])))
     whole = each(left[NONE].sel(dose=[f"{d:g}" for d in DOSES]), expected=HALF, relation="at most")
-    claim.refutes("J at the end / start", whole)
+    claim.qualifies(f"able: {end}", whole, only="where most groups fail")
     exact = kept(data["exact"]).isel(seed=0, drop=True).sel(dose=["0.001", "0.1"])
-    claim.refutes("exact, 3 tokens: J at the end / start", worst(exact, expected=HALF, relation="at most"))
+    claim.qualifies(
+        f"able, exact, 3 tokens: {end}", worst(exact, expected=HALF, relation="at most"),
+        only="where most groups fail",
+    )  # fmt: skip
+    paid = each(left[NONE].sel(dose=f"{LONG:g}", drop=True))
+    claim.reports(f"length paid for, λ = {LONG:g}: {end}", paid)
     claim.reports(
         "each prompt with a policy of its own, λ = .1: J at the end / start",
         each(kept(data["alone"]).squeeze("dose", drop=True)),
@@ -177,7 +191,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     least = left[NONE].sel(dose="0.001")
     middle = {name: float(left[name].sel(dose="0.1").mean()) for name in ARMS}
     told = ", ".join(f"{name} {value:.2f}" for name, value in middle.items())
-    claim.finds(f"Share of J that is left at λ = .1: {told}; at λ = .001 under σ {float(least.mean()):.2f}.")
+    claim.finds(
+        f"Share of J that is left at λ = .1: {told}; at λ = .001 under σ {float(least.mean()):.2f}. Of "
+        f"prompts a fifth as able at λ = .1: σ {float(fallen.sel(dose='0.1').mean()):.2f}, outcome gate "
+        f"{float(gated.sel(dose='0.1').mean()):.2f}."
+    )
 
 
 def _further(data: dict[str, xr.Dataset], left: dict[str, xr.DataArray], claim: Claim) -> None:
@@ -185,6 +203,12 @@ def _further(data: dict[str, xr.Dataset], left: dict[str, xr.DataArray], claim: 
     gate = claim.also('"The binary-outcome filter is immune at every dose."')
     safe = each(left[GATE].sel(dose=PRINTED), expected=TENTH, relation="at least")
     gate.refutes("outcome gate: J at the end / start", safe)
+    gated = kept(data[f"{GATE}, hard"])
+    gate.qualifies(
+        "outcome gate, a fifth as able: J at the end / start",
+        each(gated.sel(dose=PRINTED), expected=TENTH, relation="at least"),
+        only="where the reward does not itself prefer short answers",
+    )
     speed = claim.also('"λ only sets the collapse speed (mid-run EM orders monotonically with λ)."')
     over = data[NONE].expected_reward.mean("iteration")
     for less, more in itertools.pairwise(PRINTED):
@@ -194,13 +218,10 @@ def _further(data: dict[str, xr.Dataset], left: dict[str, xr.DataArray], claim: 
         )
     gap = over.sel(dose="0.5", drop=True) - over.sel(dose="0.001", drop=True)
     speed.reports("mean J over training, λ = .5 - .001", each(gap))
-    long = claim.also(
-        'Rewarding the longest failure: "nobody collapses"; "a phantom is lethal only when its shortcut '
-        'destroys task structure".'
+    small = claim.ours(
+        "Under σ no dose is small: a thousandth costs more than half of what a half costs (stated after "
+        "numbers of seed 0 were seen)."
     )
-    paid = each(left[NONE].sel(dose=f"{LONG:g}", drop=True), expected=TENTH, relation="at least")
-    long.refutes("length paid for, λ = -.3: J at the end / start", paid)
-    small = claim.ours("Under σ no dose is small: a thousandth costs more than half of what a half costs.")
     least, most = (left[NONE].sel(dose=dose, drop=True) for dose in ("0.001", "0.5"))
     small.refutes("λ = .001: J at the end / start", each(least, expected=TENTH, relation="at most"))
     small.refutes(
@@ -208,16 +229,14 @@ def _further(data: dict[str, xr.Dataset], left: dict[str, xr.DataArray], claim: 
         each((1 - least) - (1 - most) / 2, expected=0.0, relation="at least"),
     )
     hard = claim.ours(
-        "Prompts a fifth as able collapse under σ at every dose; the outcome gate keeps them at .1."
+        "Prompts a fifth as able collapse under σ at every dose up to .1; the outcome gate keeps them at .1."
     )
-    fallen = each(kept(data[f"{NONE}, hard"]), expected=HALF, relation="at most")
+    fallen = each(kept(data[f"{NONE}, hard"]).sel(dose=SMALL), expected=HALF, relation="at most")
     hard.refutes("σ: J at the end / start", fallen)
-    stands = each(kept(data[f"{GATE}, hard"]), expected=TENTH, relation="at least")
+    stands = each(gated.sel(dose=["0.1"]), expected=TENTH, relation="at least")
     hard.refutes("outcome gate: J at the end / start", stands)
     for name in (PLAIN, SPLIT):
-        mild = claim.ours(
-            f"{name[0].upper()}{name[1:]}, a small λ costs little: the drift from such groups is linear."
-        )
+        mild = claim.ours(f"{name[0].upper()}{name[1:]}, λ = .01 costs less than a tenth of J.")
         mild.refutes(
             f"{name}, λ = .01: J at the end / start",
             each(left[name].sel(dose="0.01", drop=True), expected=TENTH, relation="at least"),

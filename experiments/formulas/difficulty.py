@@ -73,6 +73,13 @@ def weight_of(rule: Rule, rates: np.ndarray, group_size: int) -> np.ndarray:
     return weight(rates, *by_successes(rule, group_size))
 
 
+def greatest_fold(group_size: int) -> float:
+    """√(G − 1), to which dividing by σ weighs success rates close to 0 or 1, over its weight at one half."""
+    k = np.arange(group_size + 1)
+    half = 4 * stats.binom.pmf(k, group_size, 0.5) @ np.sqrt(k * (group_size - k)) / group_size
+    return float(np.sqrt(group_size - 1) / half)
+
+
 def batch_weight(rates: np.ndarray, group_size: int) -> np.ndarray:
     """w of every prompt [P] of a batch whose σ (ddof 0) is taken over all P·G rewards; (G + 1)^P terms."""
     rates = np.asarray(rates, float)

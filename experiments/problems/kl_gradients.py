@@ -33,6 +33,9 @@ from grpo_jax.parts.shaping import KLInReward
 
 EPS = 1e-6
 """Added to spreads, as verl does."""
+NOTHING = "nothing added"
+ADDED = {NOTHING: 1e-12, "verl's 1e-6": EPS, "TRL's 1e-4": 1e-4}
+"""To spreads of groups whose rewards tie."""
 NOISE = (0.1, 0.3, 1.0)
 """Standard deviation of logits about π_ref's: .003, .03 and .3 nats a token."""
 FAR = NOISE[-1]
@@ -41,7 +44,7 @@ STEPS, FIRST = (0, 1, 3, 7, 15, 31), 0.02
 """Optimizer steps since answers were drawn: 1, 2, 4, ... updates a batch, or as many iterations of lag."""
 DIVIDED, DRAWN = (0.001, 0.04, 0.1), 4
 """β, and the size of groups, where a spread divides k1."""
-UNEQUAL, TIED = ["right or wrong", "graded"], "all right"
+UNEQUAL = ["right or wrong", "graded"]
 
 
 def identities(seed: int) -> xr.DataArray:
@@ -214,22 +217,19 @@ def divided(seed: int, trees: int) -> xr.Dataset:
     """k1 in a reward that is divided by the group's spread: its angle to ∇KL(π‖π_ref), and its force.
 
     Sine of the angle, and the norm over that of β(1 − 1/G)∇KL(π‖π_ref), by β and kind of reward; groups of
-    four, every one of them summed over. A question whose answers are all right has ties alone.
+    four, every one of them summed over. `tied` is the force where all answers are right, by what is added.
     """
     tree = by_hand.tree(3, 2, eos=True)
-    kinds = dict(zip((*UNEQUAL, TIED), (2, LEVELS, 1), strict=True))
+    kinds = dict(zip(UNEQUAL, (2, LEVELS), strict=True))
     found = np.zeros((2, len(kinds), len(DIVIDED), trees))
+    tied = np.zeros((len(ADDED), len(DIVIDED), trees))
     for k in range(trees):
         rng = np.random.default_rng([seed, k, 4])
         anchor, moved = rng.normal(size=(2, tree.nodes, 3))
         now = anchor + FAR * moved
         whole = by_hand.forward(tree, now, anchor)
         for i, levels in enumerate(kinds.values()):
-            rewards = (
-                np.ones(len(tree.node))
-                if levels == 1
-                else rng.integers(0, levels, len(tree.node)) / (levels - 1)
-            )
+            rewards = rng.integers(0, levels, len(tree.node)) / (levels - 1)
             plain, *pulls = (
                 by_hand.of_groups(tree, now, anchor, now, rewards, coef=c, size=DRAWN, eps=EPS)
                 for c in (0.0, *DIVIDED)
@@ -240,9 +240,16 @@ def divided(seed: int, trees: int) -> xr.Dataset:
                 cosine = (gap * whole).sum() / norms[0] / norms[1]
                 force = norms[0] / norms[1] / (1 - 1 / DRAWN)
                 found[:, i, j, k] = np.sqrt(max(1 - cosine**2, 0)), force
+        for i, eps in enumerate(ADDED.values()):
+            for j, beta in enumerate(DIVIDED):
+                right = np.ones(len(tree.node))
+                pull = by_hand.of_groups(tree, now, anchor, now, right, coef=beta, size=DRAWN, eps=eps)
+                norms = np.linalg.norm(pull) / beta, np.linalg.norm(whole)
+                tied[i, j, k] = norms[0] / norms[1] / (1 - 1 / DRAWN)
     dims = ("rewards", "beta", "tree")
-    where = {"rewards": list(kinds), "beta": list(DIVIDED)}
-    return xr.Dataset({"sine": (dims, found[0]), "force": (dims, found[1])}, where)
+    where = {"rewards": list(kinds), "beta": list(DIVIDED), "added": list(ADDED)}
+    named = {"sine": (dims, found[0]), "force": (dims, found[1]), "tied": (("added", *dims[1:]), tied)}
+    return xr.Dataset(named, where)
 
 
 def forces(seed: int, tables: int, betas: Iterable[float]) -> xr.DataArray:
