@@ -61,7 +61,7 @@ def optimizer_steps(
         config = put(config, "loop.inner_steps", passes)
     steps = config.loop.inner_steps * config.loop.minibatches
     objective = expectation.objective
-    once = fresh and steps == 1 and not config.policy.trailing and config.behavior is None
+    once = fresh and steps == 1 and config.behavior is None
     if once and isinstance(expectation, HasObjectiveAtOld):
         objective = expectation.objective_at_old
 

@@ -114,10 +114,12 @@ def test_the_mean_ratio_is_the_kept_mass(level):
     _, mass, q_rows = kept_by(level)
     q = sequences(q_rows)
     config = problem(behavior=gj.Behavior(decoding=Decoding(top_p=level)))
-    _, info = train.step(config, train.init(config), record=["mismatch_sequence", "mismatch", "kl_sampler"])
+    names = ["mismatch_sequence", "mismatch", "kl_sampler", "kept_mass"]
+    _, info = train.step(config, train.init(config), record=names)
     np.testing.assert_allclose(info["mismatch_sequence"], OUTPUTS[q > 0].sum(), rtol=1e-12)
     along = np.array([[mass[node(y[:t]), 0] for t in range(3)] for y in SEQUENCES])
     np.testing.assert_allclose(info["mismatch"], q @ along.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(info["kept_mass"], q @ along.mean(1), rtol=1e-12)
     np.testing.assert_allclose(info["kl_sampler"], -q @ np.log(along).sum(1), atol=1e-12)
 
 

@@ -54,7 +54,7 @@ def chunk(
 
     def simulate(config: Config, seeds: Array) -> Any:
         state = train.start(config, seeds, root)
-        fresh = config.loop.refresh_every == 1
+        fresh = train.starts_fresh(config)
         return train.advance(config, state, request.iterations, request.recording, fresh)[1]
 
     if config.policy.trailing:

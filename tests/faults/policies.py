@@ -45,7 +45,7 @@ SAMPLER = (
         "sampling.py",
         "    return exponential(free - kept)",
         "    return exponential(kept - free)",
-        "test_behavior test_diagnostics",
+        "test_behavior",
     ),
 )
 
