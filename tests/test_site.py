@@ -16,7 +16,7 @@ import pytest
 from docs.generate.answers import Formula, Hazard, Row, hazard
 from docs.generate.questions import QUESTIONS
 from docs.generate.records import FIGURES, pages, sections
-from docs.generate.text import plain, prose
+from docs.generate.text import plain, prose, underscores
 from experiments.harness.scripts import find_scripts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +91,7 @@ def test_text_of_a_record_is_no_markup():
     assert plain("a_b *c* <d> [e](f)") == "a&#95;b &#42;c&#42; &#60;d&#62; &#91;e&#93;(f)"
     assert prose("`a_b` <c>") == "`a_b` &#60;c&#62;"
     assert prose("one ` alone") == "one &#96; alone"
+    assert underscores("| `a_b` | c_d_ |") == "| `a_b` | c&#95;d&#95; |"
 
 
 def test_there_is_a_page_for_every_claim_with_its_words_its_rows_and_its_command():

@@ -179,7 +179,8 @@ QUESTIONS = (
     Question(
         RATIOS,
         "Does Adam carry a token past the clip?",
-        "Yes, by momentum: on zero gradient up to **{value:.3g}** times its last step at betas of {b1} and {b2}.",
+        "Yes, by momentum: on zero gradient up to **{value:.3g}** times its last step "
+        "at betas of {b1} and {b2}.",
         formula(coasting_travel, b1=0.9, b2=0.999),
         ("B4",),
     ),
@@ -282,7 +283,8 @@ QUESTIONS = (
         "ahead; not the gradient's norm.",
         Row(
             "D4",
-            r"warning (?P<ahead>\d+) iterations ahead, one ratio: KL\(q‖π\) (?P<kl>[\d.]+), low effective sample size (?P<ess>[\d.]+)",
+            r"warning (?P<ahead>\d+) iterations ahead, one ratio: KL\(q‖π\) (?P<kl>[\d.]+), "
+            r"low effective sample size (?P<ess>[\d.]+)",
         ),
         ("D4",),
     ),
@@ -318,7 +320,8 @@ QUESTIONS = (
     Question(
         METHODS,
         "Do few parameters carry the update?",
-        "No: on a small transformer the largest {part} % of them hold **{value}** of it under AdamW, 1 being all.",
+        "No: on a small transformer the largest {part} % of them hold **{value}** of it under AdamW, "
+        "1 being all.",
         Row("F3.3", r"float32, AdamW: in the largest (?P<part>[\d.]+) % is (?P<value>[\d.]+)", "because"),
         ("F3",),
     ),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docs.generate.answers import Ledger, Question
+from docs.generate.answers import Ledger
 from docs.generate.questions import QUESTIONS
 from docs.generate.text import page
 from experiments.harness.ledger import ledger_path, read_ledger
-from experiments.harness.scripts import SCRIPTS, Script, find_scripts
+from experiments.harness.scripts import PAPERS, SCRIPTS, Script, find_scripts
 from experiments.harness.verdict import MEANING, whose
 from grpo_jax import methods
 
@@ -51,13 +52,15 @@ def sections() -> list[dict[str, Any]]:
     for script in find_scripts().values():
         noun = script.path.stem.partition("_")[2].replace("_", " ")
         found.setdefault(script.id[0], []).append({f"{script.id} {noun}": f"claims/{script.id}.md"})
-    return [{f"Claims {letter}": entries} for letter, entries in found.items()]
+    return [
+        {f"{letter}: {re.split('[,?:]', PAPERS[letter])[0]}": entries} for letter, entries in found.items()
+    ]
 
 
 def _row(name: str, ledger: Ledger) -> dict[str, Any]:
     who, sentence = whose(ledger[name]["says"])
-    row = ledger[name]
-    return {"id": name, "claim": name.partition(".")[0], "ours": who == "Ours", "sentence": sentence} | row
+    own = {"id": name, "claim": name.partition(".")[0], "ours": who == "Ours", "sentence": sentence}
+    return own | dict(ledger[name])
 
 
 def _topics(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
@@ -69,7 +72,7 @@ def _topics(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
                 "ask": question.ask,
                 "answer": question.answer(ledger),
                 "told": question.source.told,
-                "claims": [(claim, ledger[claim]["verdict"]) for claim in question.claims],
+                "claims": question.claims,
             }
         )
     return topics
@@ -77,7 +80,7 @@ def _topics(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
 
 def _claim(script: Script, rows: list[dict[str, Any]], ledger: Ledger) -> str:
     figure = _figure(script)
-    asked: list[Question] = [question for question in QUESTIONS if script.id in question.claims]
+    asked = [question for question in QUESTIONS if script.id in question.claims]
     return page(
         "claim.md",
         script=script,

@@ -33,6 +33,16 @@ def prose(text: str) -> str:
     return "".join(f"`{part}`" if place % 2 else plain(part) for place, part in enumerate(parts))
 
 
+def underscores(text: str) -> str:
+    """Markdown whose underscores outside code show as themselves.
+
+    >>> underscores("`o_i`: r_i - r_j")
+    '`o_i`: r&#95;i - r&#95;j'
+    """
+    parts = text.split("`")
+    return "`".join(part if place % 2 else part.replace("_", plain("_")) for place, part in enumerate(parts))
+
+
 @cache
 def _pages() -> jinja2.Environment:
     pages = jinja2.Environment(
@@ -43,7 +53,7 @@ def _pages() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {"plain": plain, "prose": prose}
+    pages.filters |= {"plain": plain, "prose": prose, "underscores": underscores}
     return pages
 
 

@@ -15,10 +15,11 @@ const finder = (label, filter) => {
 };
 
 const show = (items) => (words) => {
+  const starts = words.map((word) => new RegExp(`(?<![a-z])${word.replace(/[^\w]/g, "\\$&")}`));
   let found = 0;
   for (const item of items) {
     const text = item.textContent.toLowerCase();
-    item.hidden = !words.every((word) => text.includes(word));
+    item.hidden = !starts.every((start) => start.test(text));
     found += !item.hidden;
   }
   return found;
@@ -45,7 +46,7 @@ const sortable = (table) => {
 for (const table of document.querySelectorAll(".md-content table:not([class])")) {
   if (!table.tBodies[0] || table.tBodies[0].rows.length < 8 || table.closest(".doc")) continue;
   sortable(table);
-  table.before(finder("Filter: refuted, KL, D3 …", show([...table.tBodies[0].rows])));
+  table.before(finder("Filter the rows by words", show([...table.tBodies[0].rows])));
 }
 for (const place of document.querySelectorAll("[data-finder]")) {
   const items = [...document.querySelectorAll(place.dataset.finder)];
