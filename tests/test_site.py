@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import grpo_jax as gj
 from docs.generate.answers import Formula, Hazard, Row, hazard
 from docs.generate.questions import QUESTIONS
 from docs.generate.records import FIGURES, pages, sections
@@ -174,3 +175,15 @@ def test_links_lead_somewhere_and_nothing_is_loaded_from_outside(site):
 @pytest.mark.slow
 def test_no_page_is_over_five_megabytes(site):
     assert all(path.stat().st_size < 5e6 for path in site)
+
+
+@pytest.mark.slow
+def test_the_reference_has_a_part_s_fields_with_their_defaults_and_examples_as_code(site):
+    page = next(path for path in site if path.parts[-2:] == ("api", "grpo_jax.html")).read_text(
+        encoding="utf-8"
+    )
+    text = " ".join(re.sub("<[^>]*>", " ", page.partition('id="grpo_jax.AdamW"')[2][:9000]).split())
+    default = gj.AdamW()
+    assert f"b2 : Number = {default.b2}" in text
+    assert f"learning_rate : Rate = {default.learning_rate}" in text
+    assert "<blockquote>" not in page
