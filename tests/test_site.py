@@ -99,7 +99,8 @@ def test_there_is_a_page_for_every_claim_with_its_words_its_rows_and_its_command
     made = dict(pages())
     for name, script in find_scripts().items():
         page = made[f"claims/{name}.md"]
-        assert f"python -m experiments {name}\n" in page
+        run = LEDGER[name]
+        assert f"python -m experiments {name} --size {run['size']} --seed {run['seed']}\n" in page
         assert script.path.name in page
         assert "efuted if" in page
         for row, entry in LEDGER.items():
