@@ -259,8 +259,8 @@ QUESTIONS = (
     Question(
         SAMPLER,
         "My inference engine's probabilities differ from the trainer's: which correction?",
-        "None, or a bounded one: uncorrected, even an update that is wrong by {wrong} costs **{cost}** of "
-        "reward at most here, and no correction wins back more than {won}.",
+        "None wins much here: uncorrected, even an update that is wrong by {wrong} of the gradient costs "
+        "**{cost}** of reward at most, and no correction wins back more than {won}.",
         Row(
             "D7",
             r"wrong by up to (?P<wrong>\d+%) of the gradient costs (?P<cost>[\d.]+).*"
@@ -300,7 +300,7 @@ QUESTIONS = (
         METHODS,
         "Should I average over successes only (MaxRL)?",
         "It looks at hard prompts first: after a tenth of training, at equal effective rates, prompts of "
-        "at most a quarter stand at **{ours}** (GRPO {grpo}); later it is surely behind in {lost} "
+        "at most a quarter stand at **{ours}** (GRPO {grpo}); it is surely behind in {lost} "
         "of {all} comparisons.",
         Row(
             "E3.1",
