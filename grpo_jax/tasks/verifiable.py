@@ -209,7 +209,7 @@ class Verifiable:
         return law._replace(values=self.scale * (law.values + wrappers))
 
     def say(self, prompts: Array, tokens: Array, mask: Array) -> list[list[str]]:
-        """For people: every answer [P][N] behind its question, with its grade."""
+        """For people: every answer, lists [P, N], behind its question, with its grade."""
         grades = np.asarray(self.grade(prompts, tokens, mask))
         asked = [self._text(question) for question in np.asarray(prompts)]
         said, live = np.asarray(tokens), np.asarray(mask)

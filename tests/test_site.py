@@ -1,0 +1,190 @@
+"""The site: every answer rests on a claim and on a source, and the built pages need nothing from outside."""
+
+import importlib.util
+import json
+import re
+import string
+import subprocess
+import sys
+from html.parser import HTMLParser
+from math import comb, sqrt
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import grpo_jax as gj
+from docs.generate.answers import Formula, Hazard, Row, hazard
+from docs.generate.questions import QUESTIONS
+from docs.generate.records import FIGURES, pages, sections
+from docs.generate.text import plain, prose, underscores
+from experiments.harness.scripts import find_scripts
+
+ROOT = Path(__file__).resolve().parent.parent
+LEDGER = json.loads((ROOT / "experiments" / "ledger.json").read_text(encoding="utf-8"))
+NAMES = ("k1", "k2", "k3", "1/|o|")
+"""What holds a digit and is no number."""
+
+
+def test_there_are_at_least_twenty_questions_and_none_twice():
+    asked = [question.ask for question in QUESTIONS]
+    assert len(asked) >= 20
+    assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.ask)
+def test_an_answer_names_claims_and_takes_its_number_from_its_source(question):
+    assert question.claims
+    assert set(question.claims) <= set(find_scripts()) & set(LEDGER)
+    literal = "".join(text for text, *_ in string.Formatter().parse(question.says))
+    for name in NAMES:
+        literal = literal.replace(name, "")
+    typed = set(re.findall(r"[\d.]*\d", literal))
+    assert typed <= {"0", "1"}, f"typed in: {typed}"
+    fields = {field for _, field, *_ in string.Formatter().parse(question.says) if field}
+    values = question.source.values(LEDGER)
+    assert fields
+    assert fields <= set(values)
+    shown = question.answer(LEDGER)
+    assert re.search(r"\d|nothing", shown)
+    assert "nan" not in shown
+    assert isinstance(question.source, Formula | Hazard | Row)
+
+
+def test_numbers_of_the_ledger_stand_in_the_row_that_is_named():
+    for question in QUESTIONS:
+        if isinstance(question.source, Row):
+            row = LEDGER[question.source.id]
+            assert row[question.source.part]
+            for value in question.source.values(LEDGER).values():
+                assert value in row[question.source.part]
+            assert question.source.id.partition(".")[0] in question.claims
+
+
+def _answer(ask):
+    return next(question for question in QUESTIONS if ask in question.ask).answer(LEDGER)
+
+
+def test_answers_by_hand():
+    assert f"{100 * (0.05**8 + 0.95**8):.1f}%" in _answer("dead groups")
+    assert f"{1 / (1 - 0.05**8 - 0.95**8):.3g} groups" in _answer("refilling")
+    assert f"{1.01**256:.3g}" in _answer("Token or sequence ratio")
+    odds = (0.9 / 0.1) ** 0.7
+    assert f"{odds / (1 + odds):.3g}" in _answer("temperature")
+
+    def weight(p, group=8):  # E sqrt(K(G - K)) / (G p (1 - p))
+        counts = range(group + 1)
+        spread = sum(comb(group, k) * p**k * (1 - p) ** (group - k) * sqrt(k * (group - k)) for k in counts)
+        return spread / (group * p * (1 - p))
+
+    weights = [weight(k / 1000) for k in range(1, 1000)]
+    assert f"{max(weights) / min(weights):.2f}"[:3] == _answer("standard deviation").split("**")[1][:3]
+
+
+def test_a_source_that_no_longer_says_it_is_refused():
+    with pytest.raises(LookupError, match="A7 no longer says"):
+        Row("A7", r"(?P<value>no such words)").values(LEDGER)
+    with pytest.raises(LookupError, match="has no hazard top_p; it has"):
+        hazard("top_p", num_generations=8).values(LEDGER)
+
+
+def test_text_of_a_record_is_no_markup():
+    assert plain("a_b *c* <d> [e](f)") == "a&#95;b &#42;c&#42; &#60;d&#62; &#91;e&#93;(f)"
+    assert prose("`a_b` <c>") == "`a_b` &#60;c&#62;"
+    assert prose("one ` alone") == "one &#96; alone"
+    assert underscores("| `a_b` | c_d_ |") == "| `a_b` | c&#95;d&#95; |"
+
+
+def test_there_is_a_page_for_every_claim_with_its_words_its_rows_and_its_command():
+    made = dict(pages())
+    for name, script in find_scripts().items():
+        page = made[f"claims/{name}.md"]
+        run = LEDGER[name]
+        assert f"python -m experiments {name} --size {run['size']} --seed {run['seed']}\n" in page
+        assert script.path.name in page
+        assert "efuted if" in page
+        for row, entry in LEDGER.items():
+            if row.partition(".")[0] == name:
+                assert prose(entry["because"]) in page
+                assert prose(entry["found"]) in page
+        assert script.path.read_text(encoding="utf-8") in made[f"claims/{name}-script.md"]
+    listed = [
+        address
+        for section in sections()
+        for entries in section.values()
+        for e in entries
+        for address in e.values()
+    ]
+    assert listed == [f"claims/{name}.md" for name in find_scripts()]
+    assert all(f"| [{row}](" in made["claims/index.md"] for row in LEDGER)
+
+
+def test_figures_named_are_there():
+    assert all((ROOT / "docs" / file).exists() for file in FIGURES.values())
+
+
+class Links(HTMLParser):
+    """What a page links to, what it loads, and where it can be jumped to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loads, self.anchors = set(), set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.anchors |= {given[name] for name in ("id", "name") if given.get(name)}
+        followed = tag == "a" or (tag == "link" and given.get("rel") in ("canonical", "prev", "next"))
+        if followed:
+            self.links |= {given["href"]} if given.get("href") else set()
+        else:
+            self.loads |= {given[name] for name in ("src", "href") if given.get(name)}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip('the site needs the extra docs: pip install -e ".[docs]"')
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return {path: Links(path.read_text(encoding="utf-8")) for path in out.rglob("*.html")}
+
+
+@pytest.mark.slow
+def test_links_lead_somewhere_and_nothing_is_loaded_from_outside(site):
+    broken = []
+    for path, page in site.items():
+        for link in page.links | page.loads:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                assert link in page.links, f"{path} loads {link}"
+                continue
+            if path.name == "404.html":
+                continue  # served from anywhere, its links start at the root
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            known = site.get(target)
+            if not target.exists() or (
+                parts.fragment and known and unquote(parts.fragment) not in known.anchors
+            ):
+                broken.append(f"{path.name}: {link}")
+    assert not broken
+    assert len(site) > 2 * len(find_scripts())
+
+
+@pytest.mark.slow
+def test_no_page_is_over_five_megabytes(site):
+    assert all(path.stat().st_size < 5e6 for path in site)
+
+
+@pytest.mark.slow
+def test_the_reference_has_a_part_s_fields_with_their_defaults_and_examples_as_code(site):
+    page = next(path for path in site if path.parts[-2:] == ("api", "grpo_jax.html")).read_text(
+        encoding="utf-8"
+    )
+    text = " ".join(re.sub("<[^>]*>", " ", page.partition('id="grpo_jax.AdamW"')[2][:9000]).split())
+    default = gj.AdamW()
+    assert f"b2 : Number = {default.b2}" in text
+    assert f"learning_rate : Rate = {default.learning_rate}" in text
+    assert "<blockquote>" not in page
