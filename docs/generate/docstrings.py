@@ -51,8 +51,8 @@ def _init(found: griffe.Class) -> griffe.Function:
 
 def _fields(owner: griffe.Class) -> Iterator[griffe.Attribute]:
     for member in owner.members.values():
-        own = isinstance(member, griffe.Attribute) and "instance-attribute" in member.labels
-        if own and member.annotation is not None and "property" not in member.labels:
+        own = {"instance-attribute", "property"} & set(member.labels) == {"instance-attribute"}
+        if own and isinstance(member, griffe.Attribute) and member.annotation is not None:
             yield member
 
 
