@@ -28,30 +28,39 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.rootpath) / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    gc.freeze()  # modules stay: the collector need not go through them
 
 
 MAPPINGS, PAGES = 35_000, 2**30 // os.sysconf("SC_PAGE_SIZE")
-"""Memory mappings, and pages of memory held, from which on compiled programs are let go. Linux allows a
-process 65,530 mappings, an executable takes several, and XLA crashes beyond; and Python's collector goes
-through all that a process holds, again and again. What is needed again comes from the cache on disk."""
+"""Memory mappings, and pages of memory more than after the last time, from which on compiled programs are let
+go. Linux allows a process 65,530 mappings, an executable takes several, and XLA crashes beyond; and Python's
+collector goes through all that a process holds, again and again. What is needed again comes from the cache on
+disk."""
+_floor = [0]
+"""Pages that were held after programs were last let go: not all of it goes back to the system."""
 
 
-def _crowded() -> bool:
-    """Whether the process holds too much; False where the system does not say."""
-    maps, memory = Path("/proc/self/maps"), Path("/proc/self/statm")
-    if not (maps.exists() and memory.exists()):
-        return False
-    return len(maps.read_bytes().splitlines()) > MAPPINGS or int(memory.read_text().split()[1]) > PAGES
+def _mappings() -> int:
+    """0 where the system does not say."""
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
+
+
+def _pages() -> int:
+    """0 where the system does not say."""
+    memory = Path("/proc/self/statm")
+    return int(memory.read_text().split()[1]) if memory.exists() else 0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_programs() -> Iterator[None]:
     """After a test file, no more compiled programs than memory and the kernel have room for."""
     yield
-    if _crowded():
+    if _mappings() > MAPPINGS or _pages() > _floor[0] + PAGES:
         program._kept.clear()
         jax.clear_caches()
         gc.collect()
+        _floor[0] = _pages()
 
 
 @pytest.fixture
