@@ -48,7 +48,7 @@ def optimizer_steps(
       batch: of the configuration's expectation.
       watch: a function of a ``StepView``; its results are stacked along a first axis of steps.
       passes: μ; None is the loop's.
-      fresh: whether θ_old is θ at the start: a network then scores the only step of an iteration once.
+      fresh: there is one step, from θ_old = θ: the batch is then scored once (``train.starts_fresh``).
 
     Returns:
       The state with new parameters and optimizer state, and what was watched.
@@ -61,8 +61,7 @@ def optimizer_steps(
         config = put(config, "loop.inner_steps", passes)
     steps = config.loop.inner_steps * config.loop.minibatches
     objective = expectation.objective
-    once = fresh and steps == 1 and config.behavior is None
-    if once and isinstance(expectation, HasObjectiveAtOld):
+    if fresh and isinstance(expectation, HasObjectiveAtOld):
         objective = expectation.objective_at_old
 
     def body(carry: tuple[Params, Any], rows: Array | None) -> tuple[tuple[Params, Any], Any]:

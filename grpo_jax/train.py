@@ -141,14 +141,12 @@ def iterate(
 
     ``recorded`` is a scalar bool.
 
-    ``fresh`` says that θ_old is θ at the start: the compiler then scores the batch once for both.
+    ``fresh`` says that θ_old is θ at its only step: the batch is then scored once for both.
 
     Returns:
       The next state, the batch, and the plan's measures per step.
     """
     assert config.expectation is not None
-    if fresh:
-        state = state._replace(old_params=state.params)
     batch = config.expectation.collect(config, state)
     _assert_shapes(batch.rollout)
     watched = functools.partial(_steps_watched, plan.named("step"), recorded=recorded)
@@ -216,7 +214,7 @@ def advance(
 ) -> tuple[TrainState, Info]:
     """``run`` without its checks: the configuration is ``ready``. An iteration is lowered once.
 
-    ``fresh`` says that every iteration starts at θ_old = θ.
+    ``fresh`` says that every iteration has one step, from θ_old = θ (``starts_fresh``).
 
     Returns:
       The state, and name -> [recorded, ...(, R)], or [...(, R)] where the plan averages.
@@ -363,9 +361,13 @@ def run(
 
 
 def starts_fresh(config: Config) -> bool:
-    """Whether telling the compiler that θ_old is θ at every start spares work: a network's batches are then
-    scored once. Tables gain nothing, and their programs stay as they are, to the bit."""
-    return config.loop.refresh_every == 1 and not config.policy.trailing
+    """Whether a network takes one step a batch, from the θ_old that sampled it: then one score serves both.
+
+    A table gains nothing by it, and its program stays as it is, to the bit.
+    """
+    loop = config.loop
+    once = loop.refresh_every == loop.inner_steps == loop.minibatches == 1
+    return once and not config.policy.trailing and config.behavior is None
 
 
 def _fresh(config: Config, state: TrainState) -> bool:

@@ -374,10 +374,9 @@ def test_a_letter_means_all_of_its_claims_and_nothing_those_of_the_three_papers(
     for name in ("A1", "A2", "B3", "D4"):
         write_claim(tmp_path, name)
     scripts = claims_of.find_scripts(tmp_path)
-    for names, wanted in {
-        (): ["A1", "A2", "B3"], ("a",): ["A1", "A2"], ("D", "A2"): ["A2", "D4"],
-        ("all",): ["A1", "A2", "B3", "D4"],
-    }.items():  # fmt: skip
+    every = ["A1", "A2", "B3", "D4"]
+    given = {(): every[:3], ("a",): every[:2], ("D", "A2"): ["A2", "D4"], ("all",): every}
+    for names, wanted in given.items():
         assert [script.id for script in claims_of.choose(scripts, names)] == wanted
     with pytest.raises(claims_of.Refusal, match="unknown claim 'E'"):
         claims_of.choose(scripts, ["E"])
