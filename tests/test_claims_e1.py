@@ -223,6 +223,13 @@ def test_shares_are_bounded_and_zero_for_the_same_gradient():
     assert slopes.share(10 * one, one) == pytest.approx(0.9)
 
 
+def test_every_question_has_a_right_and_a_wrong_answer():
+    # at seed 2, 64 of each kind, one answer of more than half the chance came last and all were right
+    _, rewards = kl.questions(2, 64)
+    assert (rewards.max(1) > 0).all()
+    assert (rewards.min(1) < 1).all()
+
+
 def test_questions_are_as_hard_as_they_say():
     logits, rewards = kl.questions(0, 4)
     tree = by_hand.tree(3, kl.HORIZON, eos=True)

@@ -37,7 +37,7 @@ from grpo_jax import plotting
 PRECISION = "float64"
 SIZES = sizes(
     trees=(24, 48, 200), tables=(6, 64, 128), iterations=(60, 120, 400), batches=(16, 48, 128),
-    answers=(3, 6, 24), ascent=(1500, 1500, 6000),
+    answers=(3, 6, 24), ascent=(1500, 3000, 6000),
 )  # fmt: skip
 
 HORIZONS = [1, 2, 4, 8]

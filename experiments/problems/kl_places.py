@@ -52,7 +52,8 @@ def space(horizon: int = HORIZON) -> gj.Sequences:
 def questions(seed: int, tables: int, *, horizon: int = HORIZON) -> tuple[np.ndarray, np.ndarray]:
     """Reference logits [questions, nodes, V] and rewards [questions, S]: ``tables`` of each kind, in order.
 
-    Right answers are drawn at random until the reference gives them their share or more.
+    Right answers are drawn at random until the reference gives them their share or more; in the opposite
+    order where that would be all of them: a return that is constant has no gradient to compare with.
     """
     rng = np.random.default_rng([seed, horizon])
     tree = by_hand.tree(3, horizon, eos=True)
@@ -60,8 +61,11 @@ def questions(seed: int, tables: int, *, horizon: int = HORIZON) -> tuple[np.nda
     rewards = rng.integers(0, LEVELS, size=(3 * tables, len(tree.node))) / (LEVELS - 1)
     for i, share in enumerate(np.repeat(list(SHARES.values()), tables)):
         order = rng.permutation(len(tree.node))
-        chance = np.exp(by_hand.token_logp(tree, logits[i]).sum(1))[order]
-        rewards[i, order] = np.cumsum(chance) - chance < share
+        chance = np.exp(by_hand.token_logp(tree, logits[i]).sum(1))
+        for drawn in (order, order[::-1]):
+            rewards[i, drawn] = np.cumsum(chance[drawn]) - chance[drawn] < share
+            if not rewards[i].all():
+                break
     return logits, rewards
 
 
