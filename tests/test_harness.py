@@ -232,11 +232,22 @@ def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_pat
     path.unlink()
 
 
+def test_the_figures_of_the_ledger_s_runs_are_kept(ran, tmp_path):
+    scripts = tmp_path / "experiments" / "claims"
+    shutil.copytree(ran[0], scripts)
+    (tmp_path / "docs").mkdir()
+    out = tmp_path / "out"
+    assert cli("A2", "B9", "--scripts", scripts, "--out", out, "--update-ledger") == 1  # B9 crashes
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "docs" / "figures").iterdir()}
+    assert kept == {"A2.svg": (out / "A2" / "figure.svg").read_bytes()}
+
+
 def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
     """One claim decides at smoke size and one does not; a change of either is found."""
     scripts = tmp_path / "experiments" / "claims"
     shutil.copytree(ran[0], scripts)
     (tmp_path / "README.md").write_text("<!-- ledger -->\n<!-- /ledger -->")
+    (tmp_path / "docs").mkdir()
     both = ["A2", "B10", "--scripts", scripts, "--size", "smoke", "--out", tmp_path / "out"]
     assert cli(*both, "--check") == 2
     assert "committed at size smoke" in capsys.readouterr().err
@@ -253,6 +264,7 @@ def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
     }
     assert all(entry["seed"] == 4 and entry["size"] == "smoke" for entry in smoke.values())
     (scripts.parent / "ledger.json").write_text(json.dumps({"A2": {"verdict": "refuted", "size": "quick"}}))
+    assert not (tmp_path / "docs" / "figures").exists()
     capsys.readouterr()
     assert cli(*both, "--check") == 0
     assert "The verdicts are those of ledger_smoke.json." in capsys.readouterr().out

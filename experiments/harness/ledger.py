@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -55,6 +56,15 @@ def update_ledger(path: Path, outcomes: Iterable[Outcome]) -> None:
             ledger[id]["seconds"] = round(record["seconds"])
     ordered = {claim: ledger[claim] for claim in sorted(ledger, key=claim_order)}
     replace_text(path, json.dumps(ordered, indent=2, ensure_ascii=False) + "\n")
+
+
+def keep_figures(folder: Path, outcomes: Iterable[Outcome], out: Path) -> None:
+    """Copy the figures of these outcomes to `folder/<claim>.svg`, where the site finds them."""
+    folder.mkdir(exist_ok=True)
+    for outcome in outcomes:
+        if outcome.record:
+            drawn = out / outcome.job.script.id / "figure.svg"
+            shutil.copyfile(drawn, folder / f"{outcome.job.script.id}.svg")
 
 
 def differences(ledger: Ledger, outcomes: Sequence[Outcome]) -> list[str]:
