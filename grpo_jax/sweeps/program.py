@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import numbers
 import threading
@@ -77,9 +78,13 @@ class Program:
         self._sharding = _sharding(shape.devices)
         self._lock = threading.Lock()
 
+        @functools.partial(jax.jit, inline=True)
+        def traced_once(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
+            return chunk(config, axes, values, root, index, seeds, request)
+
         def program(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
             def simulated(i: Any) -> Any:
-                return chunk(config, axes, values, root, index[i], seeds[i], request)
+                return traced_once(config, values, root, index[i], seeds[i])
 
             def add(i: Any, whole: Any) -> Any:
                 return jax.tree.map(
