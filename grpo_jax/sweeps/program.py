@@ -34,6 +34,8 @@ class Request:
 
     iterations: int
     recording: Recording
+    fused: bool = False
+    """Whether the iterations are one kernel (``fused.kernel``)."""
 
 
 def chunk(
@@ -46,11 +48,11 @@ def chunk(
     request: Request,
 ) -> Any:
     """One chunk of runs [W]: index [axes, W] picks each run's settings; what is recorded comes runs last."""
-    picked = {
-        path: jnp.moveaxis(column[index[i]], 0, -1)
-        for i, axis in enumerate(axes)
-        for path, column in zip(axis.paths, values[i], strict=True)
-    }
+    picked = own_numbers(axes, values, index)
+    if request.fused:
+        from grpo_jax.fused.kernel import simulate as simulate_fused  # Pallas is slow to import
+
+        return simulate_fused(config, picked, seeds, root, request.iterations, request.recording)
 
     def simulate(config: Config, seeds: Array) -> Any:
         state = train.start(config, seeds, root)
@@ -67,6 +69,15 @@ def chunk(
         only = single({path: value[..., 0] for path, value in picked.items()}, seeds[0])
         return jax.tree.map(lambda value: value[..., None], only)
     return jax.vmap(single, in_axes=(-1, 0), out_axes=-1)(picked, seeds)
+
+
+def own_numbers(axes: Sequence[Axis], values: Any, index: Any) -> dict[str, Array]:
+    """Dotted path -> [..., W], the numbers that runs with these settings [axes, W] have of their own."""
+    return {
+        path: jnp.moveaxis(column[index[i]], 0, -1)
+        for i, axis in enumerate(axes)
+        for path, column in zip(axis.paths, values[i], strict=True)
+    }
 
 
 class Program:

@@ -72,8 +72,8 @@ LOOP = (
     Fault(
         "the start is the state after the first step",
         "train.py",
-        "first = _at_start(config, state, plan)",
-        "first = _at_start(config, after, plan)",
+        "first = at_start(config, state, plan)",
+        "first = at_start(config, after, plan)",
         "test_measures",
     ),
     Fault(

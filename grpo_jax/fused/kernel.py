@@ -1,0 +1,145 @@
+"""Whole runs in one Pallas kernel: a run to a lane, the iterations a loop inside, the state in registers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from grpo_jax import train
+from grpo_jax.config import Config
+from grpo_jax.fused.arrays import RUNS, filled, stored
+from grpo_jax.fused.lanes import Lanes
+from grpo_jax.part import aligned, put_all
+from grpo_jax.records import Recording
+from grpo_jax.types import Array
+
+LANES = 128
+"""Runs of a block, one to a thread of four warps; a power of two, which Triton's arrays must have."""
+
+
+def simulate(
+    config: Config,
+    picked: Mapping[str, Array],
+    seeds: Array,
+    root: Array,
+    iterations: int,
+    plan: Recording,
+    *,
+    lanes: int = LANES,
+    interpret: bool | None = None,
+) -> train.Info:
+    """What ``train.advance`` records from the start on, by the kernel.
+
+    Args:
+      config: ready, its numbers shared by all runs.
+      picked: dotted path -> [..., R], the numbers that runs have of their own.
+      seeds: [R] seed coordinates.
+      root: the seed root, a scalar.
+      iterations: of every run.
+      plan: what is recorded; without averages.
+      lanes: runs of a block, a power of two.
+      interpret: run the kernel as an ordinary program; None where there is no GPU.
+
+    Returns:
+      Name -> [recorded, ..., R].
+    """
+    runs = seeds.shape[0]
+    filling = -runs % lanes
+    shared, own = jax.tree.map(jnp.asarray, ((config, root), (dict(picked), seeds)))
+    own = jax.tree.map(lambda x: jnp.concatenate([x, *[x[..., -1:]] * filling], -1), own)
+    traces = _Traces(shared, own, plan)
+    records = iterations // plan.every + plan.start
+    inputs = [*(x.reshape(-1) for x in jax.tree.leaves(shared)), *jax.tree.leaves(own)]
+    whole = [
+        jax.ShapeDtypeStruct((records, *info.shape[:-1], runs + filling), info.dtype)
+        for info in traces.info.values()
+    ]
+    first = len(jax.tree.leaves(shared))
+    call = pl.pallas_call(
+        functools.partial(_kernel, traces, lanes, iterations // plan.every),
+        out_shape=whole,
+        grid=((runs + filling) // lanes,),
+        in_specs=[
+            *(pl.BlockSpec(x.shape, lambda i: (0,)) for x in inputs[:first]),
+            *(_by_block(x.shape, lanes) for x in inputs[first:]),
+        ],
+        out_specs=[_by_block(info.shape, lanes) for info in whole],
+        compiler_params=triton.CompilerParams(num_warps=max(1, lanes // 32), num_stages=1),
+        interpret=jax.default_backend() != "gpu" if interpret is None else interpret,
+        name="runs",
+    )
+    return {name: value[..., :runs] for name, value in zip(traces.info, call(*inputs), strict=True)}
+
+
+def _by_block(shape: tuple[int, ...], lanes: int) -> pl.BlockSpec:
+    """A block's runs of an array, and everything of each."""
+    lead = (0,) * (len(shape) - 1)
+    return pl.BlockSpec((*shape[:-1], lanes), lambda i: (*lead, i))
+
+
+class _Traces:
+    """The general path, traced: what happens before the first iteration, and from one record to the next."""
+
+    def __init__(self, shared: Any, own: Any, plan: Recording) -> None:
+        self.inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
+        self.own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape[:-1], RUNS), x.dtype), own)
+
+        def begin(shared: Any, own: Any) -> Any:
+            (config, root), (picked, seeds) = shared, own
+            config = put_all(config, picked)
+            return aligned(config), train.start(config, seeds, root)
+
+        def record(config: Config, state: Any) -> Any:
+            return train.next_record(config, state, plan)
+
+        def first(config: Config, state: Any) -> Any:
+            return train.at_start(config, state, plan)
+
+        self.begin, begun = jax.make_jaxpr(begin, return_shape=True)(self.inputs, self.own)
+        self.record, (_, info) = jax.make_jaxpr(record, return_shape=True)(*begun)
+        self.info = dict(sorted(info.items()))  # in the order of its leaves
+        self.first = jax.make_jaxpr(first)(*begun) if plan.start else None
+        self.configured = len(jax.tree.leaves(begun[0]))
+
+
+def _kernel(traces: _Traces, lanes: int, rounds: int, *refs: Any) -> None:
+    """A block of runs, from the start to the end."""
+    shared, own = jax.tree.leaves(traces.inputs), jax.tree.leaves(traces.own)
+    ins, outs = refs[: len(shared) + len(own)], refs[len(shared) + len(own) :]
+    read = [
+        *(filled(x.shape, (ref[i] for i in range(x.size))) for x, ref in zip(shared, ins, strict=False)),
+        *(_columns(x, ref) for x, ref in zip(own, ins[len(shared) :], strict=True)),
+    ]
+    evaluate = Lanes(lanes)
+    begun = evaluate(traces.begin, read)
+    config, state = begun[: traces.configured], begun[traces.configured :]
+    kinds = list(traces.info.values())
+
+    def write(row: Any, found: list[np.ndarray]) -> None:
+        for ref, x, kind in zip(outs, found, kinds, strict=True):
+            for place, value in zip(np.ndindex(*x.shape[:-1]), stored(x, kind, lanes), strict=True):
+                ref[(row, *place, slice(None))] = value
+
+    ahead = 0
+    if traces.first is not None:
+        write(0, evaluate(traces.first, begun))
+        ahead = 1
+
+    def keep(i: Any, found: list[np.ndarray], kept: list[np.ndarray]) -> list[np.ndarray]:
+        write(i + ahead, found)
+        return kept
+
+    evaluate.loop(traces.record, config, state, rounds, keep, [], [])
+
+
+def _columns(kind: Any, ref: Any) -> np.ndarray:
+    """The lane array of a block of runs' own numbers."""
+    lead = kind.shape[:-1]
+    return filled((*lead, 1), (ref[(*place, slice(None))] for place in np.ndindex(*lead)))

@@ -1,0 +1,107 @@
+"""The fused kernel against the general path: the same draws, the same mathematics, interpreted on a CPU."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import grpo_jax as gj
+from grpo_jax.fused import choice
+from grpo_jax.fused.arrays import RUNS, NoLanesError, filled, known
+from grpo_jax.fused.kernel import simulate
+from grpo_jax.fused.lanes import Lanes
+from grpo_jax.random import Stream, threefry2x32, uniforms
+from grpo_jax.records import recording
+
+WIDTH = 4
+"""Runs where a trace is evaluated on lanes by itself."""
+
+
+def on_lanes(function, *arrays):
+    """``function`` of arrays [..., WIDTH], evaluated on lanes."""
+    shapes = [jax.ShapeDtypeStruct((*x.shape[:-1], RUNS), x.dtype) for x in arrays]
+    trace = jax.make_jaxpr(function)(*shapes)
+    given = [
+        filled((*x.shape[:-1], 1), (jnp.asarray(x[place]) for place in np.ndindex(*x.shape[:-1])))
+        for x in arrays
+    ]
+    (found,) = Lanes(WIDTH)(trace, given)
+    rows = [np.broadcast_to(np.asarray(element), (WIDTH,)) for element in found.flat]
+    return np.stack(rows).reshape((*found.shape[:-1], WIDTH))
+
+
+def numbers(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(*shape, WIDTH)), jnp.float32)
+
+
+REARRANGED = {
+    "slices": lambda x: x[:, 1:, :] * x[:1, :-1],
+    "steps": lambda x: x[:, ::2],
+    "backwards": lambda x: x[::-1, ::-1],
+    "concatenation": lambda x: jnp.concatenate([x, 2 * x[:, :1]], 1),
+    "padding": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0)), constant_values=7),
+    "transposition": lambda x: x.transpose(1, 0, 2),
+    "reshape": lambda x: x.reshape(6, -1)[2:5],
+    "copies": lambda x: jnp.broadcast_to(x[:, None], (2, 4, 3, x.shape[-1])),
+    "counting": lambda x: x * jnp.arange(3)[:, None],
+    "difference": lambda x: jnp.diff(x, axis=1),
+    "a place": lambda x: jax.lax.dynamic_slice_in_dim(x, 2, 1, 1),
+    "sums": lambda x: jnp.sum(x, (0, 1)),
+    "one sum": lambda x: jnp.sum(x, 1, keepdims=True),
+    "extremes": lambda x: jnp.max(x, 1) - jnp.min(x, 1),
+    "any and all": lambda x: jnp.where(jnp.any(x > 1, 1) | jnp.all(x < 0.5, 1), 1.0, 2.0),
+    "product": lambda x: jnp.prod(x, 0),
+    "running sums": lambda x: jnp.cumsum(x, 1) + jax.lax.cumsum(x, 1, reverse=True),
+    "a short loop": lambda x: jax.lax.scan(lambda c, row: (c * 2 + row, c), x[0], x)[1],
+    "a loop": lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c) + x[1], c[:1]), x[0], length=5)[1],
+    "rounds": lambda x: jax.lax.fori_loop(0, 6, lambda i, c: c + i * x, x),
+    "a branch": lambda x: jax.lax.cond(jnp.arange(4)[1] > 0, jnp.sin, jnp.cos, x),
+    "a gradient": jax.grad(lambda x: jnp.sum(gj.kernels.log_softmax(x, 1)[:, 1] ** 2)),
+}
+
+
+@pytest.mark.parametrize("name", REARRANGED)
+def test_an_operation_on_lanes_is_that_on_arrays(name):
+    x = numbers(2, 3)
+    np.testing.assert_allclose(on_lanes(REARRANGED[name], x), REARRANGED[name](x), rtol=1e-6, atol=1e-6)
+
+
+def test_draws_on_lanes_are_the_draws_to_the_bit():
+    seeds = jnp.array([0, 7, 2**32 - 1, 12], jnp.uint32)
+
+    def drawn(seeds):
+        return uniforms(jnp.uint32(5), seeds, jnp.uint32(9), Stream.TOKEN, (2, 3))
+
+    found = on_lanes(drawn, seeds)
+    for place in np.ndindex(2, 3):
+        position = 3 * place[0] + place[1] + (int(Stream.TOKEN) << 28)
+        key, counter = (jnp.uint32(5), seeds), (jnp.uint32(9), jnp.uint32(position))
+        word = np.asarray(threefry2x32(key, counter)[0])
+        np.testing.assert_array_equal(found[place], (word >> 8) / np.float32(2**24))
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (lambda x: jnp.sort(x, 1), "sort"),
+        (lambda x: x - jnp.sum(x, 2, keepdims=True), "over runs"),
+        (lambda x: x[:, :, :2], "some of the runs"),
+        (lambda x: x.reshape(2, -1), "mixes runs"),
+        (lambda x: x[:, jnp.argmax(x[0, :, 0])], "no form on single lanes|not known"),
+    ],
+)
+def test_what_lanes_cannot_do_is_said(function, match):
+    with pytest.raises(NoLanesError, match=match):
+        on_lanes(function, numbers(2, 3))
+
+
+def test_what_is_known_is_computed_while_tracing():
+    trace = jax.make_jaxpr(lambda x: jnp.where(jnp.arange(3)[:, None] == 1, x, 0.0))(
+        jax.ShapeDtypeStruct((3, RUNS), jnp.float32)
+    )
+    (found,) = Lanes(WIDTH)(trace, [filled((3, 1), [*known([0.0, 1.0]), marked := jnp.float32(2)])])
+    assert [float(element) for element in found.flat] == [0.0, 1.0, 0.0]
+    assert marked == 2
