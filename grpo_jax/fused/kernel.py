@@ -54,7 +54,7 @@ def simulate(
     filling = -runs % lanes
     shared, own = jax.tree.map(jnp.asarray, ((config, root), (dict(picked), seeds)))
     own = jax.tree.map(lambda x: jnp.concatenate([x, *[x[..., -1:]] * filling], -1), own)
-    traces = _Traces(shared, own, plan)
+    traces = Traces(shared, own, plan)
     records = iterations // plan.every + plan.start
     inputs = [*(x.reshape(-1) for x in jax.tree.leaves(shared)), *jax.tree.leaves(own)]
     whole = [
@@ -63,7 +63,7 @@ def simulate(
     ]
     first = len(jax.tree.leaves(shared))
     call = pl.pallas_call(
-        functools.partial(_kernel, traces, lanes, iterations // plan.every),
+        functools.partial(block, traces, lanes, iterations // plan.every),
         out_shape=whole,
         grid=((runs + filling) // lanes,),
         in_specs=[
@@ -84,7 +84,7 @@ def _by_block(shape: tuple[int, ...], lanes: int) -> pl.BlockSpec:
     return pl.BlockSpec((*shape[:-1], lanes), lambda i: (*lead, i))
 
 
-class _Traces:
+class Traces:
     """The general path, traced: what happens before the first iteration, and from one record to the next."""
 
     def __init__(self, shared: Any, own: Any, plan: Recording) -> None:
@@ -109,7 +109,7 @@ class _Traces:
         self.configured = len(jax.tree.leaves(begun[0]))
 
 
-def _kernel(traces: _Traces, lanes: int, rounds: int, *refs: Any) -> None:
+def block(traces: Traces, lanes: int, rounds: int, *refs: Any) -> None:
     """A block of runs, from the start to the end."""
     shared, own = jax.tree.leaves(traces.inputs), jax.tree.leaves(traces.own)
     ins, outs = refs[: len(shared) + len(own)], refs[len(shared) + len(own) :]
