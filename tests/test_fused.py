@@ -10,12 +10,11 @@ import pytest
 import grpo_jax as gj
 from grpo_jax import train
 from grpo_jax.collectors import choose
-from grpo_jax.fused import choice
 from grpo_jax.fused.arrays import RUNS, NoLanesError, filled, known
-from grpo_jax.fused.kernel import Traces, block, simulate
+from grpo_jax.fused.kernel import Traces, block
 from grpo_jax.fused.lanes import Lanes
-from grpo_jax.random import Stream, threefry2x32, uniforms
 from grpo_jax.part import put_all
+from grpo_jax.random import Stream, threefry2x32, uniforms
 from grpo_jax.records import recording
 
 WIDTH = 4
@@ -143,12 +142,14 @@ def by_block(config, picked, seeds, root, iterations, plan):
     """The kernel's body, run as it stands on NumPy arrays for one block: there is nothing to compile."""
     shared, own = jax.tree.map(jnp.asarray, ((config, root), (picked, seeds)))
     traces = Traces(shared, own, plan)
-    ins = [*(np.asarray(x).reshape(-1) for x in jax.tree.leaves(shared)), *map(np.asarray, jax.tree.leaves(own))]
-    records = iterations // plan.every + plan.start
-    outs = [np.zeros((records, *x.shape[:-1], len(seeds)), x.dtype) for x in traces.info.values()]
+    ins = [
+        *(np.asarray(x).reshape(-1) for x in jax.tree.leaves(shared)),
+        *map(np.asarray, jax.tree.leaves(own)),
+    ]
+    out = np.zeros((iterations // plan.every + plan.start, len(seeds), traces.width))
     with jax.disable_jit():
-        block(traces, len(seeds), iterations // plan.every, *ins, *outs)
-    return dict(zip(traces.info, outs, strict=True))
+        block(traces, len(seeds), iterations // plan.every, *ins, out)
+    return traces.unpacked(out)
 
 
 CASES = {

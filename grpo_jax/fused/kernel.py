@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,25 +58,21 @@ def simulate(
     traces = Traces(shared, own, plan)
     records = iterations // plan.every + plan.start
     inputs = [*(x.reshape(-1) for x in jax.tree.leaves(shared)), *jax.tree.leaves(own)]
-    whole = [
-        jax.ShapeDtypeStruct((records, *info.shape[:-1], runs + filling), info.dtype)
-        for info in traces.info.values()
-    ]
     first = len(jax.tree.leaves(shared))
     call = pl.pallas_call(
         functools.partial(block, traces, lanes, iterations // plan.every),
-        out_shape=whole,
+        out_shape=jax.ShapeDtypeStruct((records, runs + filling, traces.width), jnp.zeros(()).dtype),
         grid=((runs + filling) // lanes,),
         in_specs=[
             *(pl.BlockSpec(x.shape, lambda i: (0,)) for x in inputs[:first]),
             *(_by_block(x.shape, lanes) for x in inputs[first:]),
         ],
-        out_specs=[_by_block(info.shape, lanes) for info in whole],
+        out_specs=pl.BlockSpec((records, lanes, traces.width), lambda i: (0, i, 0)),
         compiler_params=triton.CompilerParams(num_warps=max(1, lanes // 32), num_stages=1),
         interpret=jax.default_backend() != "gpu" if interpret is None else interpret,
         name="runs",
     )
-    return {name: value[..., :runs] for name, value in zip(traces.info, call(*inputs), strict=True)}
+    return traces.unpacked(call(*inputs)[:, :runs])
 
 
 def _by_block(shape: tuple[int, ...], lanes: int) -> pl.BlockSpec:
@@ -107,12 +104,23 @@ class Traces:
         self.info = dict(sorted(info.items()))  # in the order of its leaves
         self.first = jax.make_jaxpr(first)(*begun) if plan.start else None
         self.configured = len(jax.tree.leaves(begun[0]))
+        self.sizes = [math.prod(kind.shape[:-1]) for kind in self.info.values()]
+        self.width = 2 ** math.ceil(math.log2(sum(self.sizes)))
+        """Numbers that are stored for each record: what is recorded, filled up to a power of two."""
+
+    def unpacked(self, stored: Array) -> train.Info:
+        """Name -> [recorded, ..., R], of what a kernel stores, [recorded, R, width]."""
+        parts = jnp.split(jnp.moveaxis(stored, 2, 1), np.cumsum(self.sizes), axis=1)
+        return {
+            name: part.reshape((len(stored), *kind.shape[:-1], stored.shape[1])).astype(kind.dtype)
+            for (name, kind), part in zip(self.info.items(), parts, strict=False)
+        }
 
 
 def block(traces: Traces, lanes: int, rounds: int, *refs: Any) -> None:
     """A block of runs, from the start to the end."""
+    *ins, out = refs
     shared, own = jax.tree.leaves(traces.inputs), jax.tree.leaves(traces.own)
-    ins, outs = refs[: len(shared) + len(own)], refs[len(shared) + len(own) :]
     read = [
         *(filled(x.shape, (ref[i] for i in range(x.size))) for x, ref in zip(shared, ins, strict=False)),
         *(_columns(x, ref) for x, ref in zip(own, ins[len(shared) :], strict=True)),
@@ -120,12 +128,12 @@ def block(traces: Traces, lanes: int, rounds: int, *refs: Any) -> None:
     evaluate = Lanes(lanes)
     begun = evaluate(traces.begin, read)
     config, state = begun[: traces.configured], begun[traces.configured :]
-    kinds = list(traces.info.values())
 
     def write(row: Any, found: list[np.ndarray]) -> None:
-        for ref, x, kind in zip(outs, found, kinds, strict=True):
-            for place, value in zip(np.ndindex(*x.shape[:-1]), stored(x, kind, lanes), strict=True):
-                ref[(row, *place, slice(None))] = value
+        pairs = zip(found, traces.info.values(), strict=True)
+        numbers = [number.astype(float) for x, kind in pairs for number in stored(x, kind, lanes)]
+        empty = [jnp.zeros(lanes)] * (traces.width - len(numbers))
+        out[(row, slice(None), slice(None))] = _joined([*numbers, *empty]).reshape(lanes, traces.width)
 
     ahead = 0
     if traces.first is not None:
@@ -137,6 +145,13 @@ def block(traces: Traces, lanes: int, rounds: int, *refs: Any) -> None:
         return kept
 
     evaluate.loop(traces.record, config, state, rounds, keep, [], [])
+
+
+def _joined(numbers: list[Array]) -> Array:
+    """[lanes, 2, ..., 2], in order, pair by pair as Triton can: one store compiles much faster than many."""
+    if len(numbers) == 1:
+        return numbers[0]
+    return jnp.stack([_joined(numbers[::2]), _joined(numbers[1::2])], -1)
 
 
 def _columns(kind: Any, ref: Any) -> np.ndarray:

@@ -99,8 +99,20 @@ class Lanes:
             return row[1 + int(row[0])]
         key = (name, repr(params), *(_identity(x) for x in row))
         if key not in self._made:
-            same = _alike(row) if name in MATCHED else row
+            same = self._alike(row) if name in MATCHED else row
             self._made[key] = (row, primitive.bind(*same, **params))  # the row stays, so that its ids do
+        return self._made[key][1]
+
+    def _alike(self, row: Sequence[Any]) -> list[Any]:
+        """The elements at the widest shape among them."""
+        shape = jnp.broadcast_shapes(*map(jnp.shape, row))
+        return [element if jnp.shape(element) == shape else self._copied(element) for element in row]
+
+    def _copied(self, element: Any) -> jax.Array:
+        """What all runs share, once for each of them."""
+        key = ("copied", _identity(element))
+        if key not in self._made:
+            self._made[key] = (element, jnp.broadcast_to(element, (self.lanes,)))
         return self._made[key][1]
 
     def _folded(self, pair: Any, eqn: Any, x: np.ndarray) -> np.ndarray:
@@ -242,12 +254,6 @@ def _needed(jaxpr: Any) -> list[Any]:
 def _identity(element: Any) -> Any:
     """Equal for elements that hold one and the same number for sure."""
     return (element.dtype.str, element.tobytes()) if is_known(element) else id(element)
-
-
-def _alike(row: Sequence[Any]) -> list[jax.Array]:
-    """The elements at the widest shape among them."""
-    shape = jnp.broadcast_shapes(*map(jnp.shape, row))
-    return [jnp.broadcast_to(element, shape) for element in row]
 
 
 def _either(here: jax.Array, new: np.ndarray, old: np.ndarray) -> np.ndarray:
