@@ -6,16 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 import grpo_jax as gj
 from grpo_jax import train
 from grpo_jax.collectors import choose
+from grpo_jax.fused import choice
 from grpo_jax.fused.arrays import RUNS, NoLanesError, filled, known
-from grpo_jax.fused.kernel import Traces, block
+from grpo_jax.fused.kernel import Traces, block, simulate
 from grpo_jax.fused.lanes import Lanes
 from grpo_jax.part import put_all
 from grpo_jax.random import Stream, threefry2x32, uniforms
 from grpo_jax.records import recording
+from grpo_jax.sweeps import fusing
+from grpo_jax.sweeps.axes import parse_axes
+from grpo_jax.sweeps.layout import Layout
+from grpo_jax.sweeps.program import Request, program_of
+from grpo_jax.sweeps.work import Work
 
 WIDTH = 4
 """Runs where a trace is evaluated on lanes by itself."""
@@ -192,3 +199,146 @@ def test_in_single_precision_only_rounding_differs():
     found, wanted = by_block(*arguments), generally(*arguments)
     for record, right in wanted.items():
         np.testing.assert_allclose(found[record], right, rtol=1e-5, atol=1e-6, err_msg=record)
+
+
+SMALL = configuration(
+    gj.methods.dr_grpo,
+    gj.SGD(learning_rate=0.5),
+    table=[[1.0, 0.0]],
+    logits=[[0.0, 0.5]],
+    group_size=2,
+)
+SWEEP = {"axes": {"task.scale": [1.0, 2.0]}, "seeds": 3, "iterations": 4, "record_every": 2}
+SWEEP |= {"record": ["expected_reward", "reward"], "progress": False}
+
+
+def swept(config=SMALL, **changes):
+    return gj.sweep(
+        config, **(SWEEP | {"record": ["expected_reward", "reward"], "progress": False} | changes)
+    )
+
+
+def test_a_fused_sweep_is_the_sweep():
+    """Six runs, fewer than a block; interpreted, so that it compiles."""
+    general, fused = swept(), swept(fused=True)
+    assert fused.attrs["fused"] == "yes"
+    assert general.attrs["fused"] == "no: not on a GPU"
+    for name, right in general.data_vars.items():
+        assert fused[name].dims == right.dims
+        np.testing.assert_allclose(fused[name], right, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sweep_that_is_not_fused_is_the_same_program_and_numbers(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "grpo_jax.sweeps.runner.program_of",
+        lambda *given: made.append(program_of(*given)) or made[-1],
+    )
+    plain, forbidden = swept(), swept(fused=False)
+    assert forbidden.attrs["fused"] == "no: as asked"
+    assert made[0] is made[1]
+    xr.testing.assert_equal(plain, forbidden)
+
+
+def fails(*given):
+    raise RuntimeError("no such instruction\nand more")
+
+
+def differs(*given, **named):
+    return {name: value + 1 for name, value in generally(*given).items()}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (fails, r"it does not compile here \(no such instruction\)"),
+        (differs, "expected_reward agrees in 0% of the runs"),
+    ],
+)
+def test_a_kernel_that_fails_or_differs_gives_way_with_one_warning(kernel, reason, monkeypatch):
+    monkeypatch.setattr(fusing, "_tried", {})
+    monkeypatch.setattr(choice, "untraceable", lambda *given: None)
+    monkeypatch.setattr(choice, "simulate", kernel)
+    with pytest.warns(
+        UserWarning, match=f"the general path is taken, not the fused kernel: {reason}"
+    ) as said:
+        found = swept(fused=True)
+    again = swept(fused=True)
+    assert len(said) == 1
+    assert found.attrs["fused"].startswith("no: ")
+    xr.testing.assert_equal(found, swept())
+    xr.testing.assert_equal(again, found)
+
+
+@pytest.mark.parametrize("worth", [True, False])
+def test_on_a_gpu_a_long_sweep_is_fused_unasked(worth, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(fusing, "WORTH", 24 if worth else 25)
+    monkeypatch.setattr(choice, "untraceable", lambda *given: None)
+    monkeypatch.setattr(choice, "disagreement", lambda *given: None)
+    config, _, seeds, _, _, plan = given(SMALL)
+    axes = parse_axes(SMALL, SWEEP["axes"])
+    work = Work([config], [axes], [], np.asarray(seeds[:3]), Request(4, plan), 0, [""])
+    shape = Layout(chunk_size=6, chunks=1)
+    asked, answers = fusing.requests(work, shape, None)
+    assert [request.fused for request in asked] == [worth]
+    assert answers == (["yes"] if worth else ["no: too short to be worth compiling"])
+
+
+def test_runs_agree_where_few_of_them_part():
+    wanted = {"x": np.ones((2, 40)), "finite": np.ones((2, 40), bool), "n": np.full((2, 40), np.nan)}
+    assert choice.unlike(wanted, wanted) is None
+    for parted, allowed in ((2, True), (3, False)):
+        found = wanted | {"x": np.where(np.arange(40) < parted, 1.5, 1.0) * np.ones((2, 1))}
+        assert (choice.unlike(found, wanted) is None) == allowed
+    assert "n agrees in 0%" in choice.unlike(wanted | {"n": np.zeros((2, 40))}, wanted)
+
+
+@pytest.mark.parametrize(
+    ("config", "plan", "devices", "match"),
+    [
+        (gj.Config(policy=gj.TreePolicy.uniform(gj.Sequences(vocab=2, horizon=2)),
+                   task=gj.Questions(table=TABLE)), {}, 1, "not single actions"),
+        (configuration(), {"average_from": 0}, 1, "averages"),
+        (configuration(), {}, 2, "2 devices"),
+        (configuration(prompts=4), {}, 1, "differs from run to run"),
+        (configuration(minibatches=2), {}, 1, "differs from run to run"),
+        (configuration(refill=gj.Refill(tries=2)), {}, 1, "differs from run to run"),
+        (configuration(table=np.zeros((2, 40)), logits=np.zeros((2, 40))), {}, 1, "80 parameters"),
+        (configuration(group_size=300), {}, 1, "600 draws"),
+        (dataclasses.replace(configuration(), behavior=gj.Behavior(age=gj.Age(lag=1, depth=1))), {}, 1,
+         "sampler of its own"),
+    ],
+)  # fmt: skip
+def test_what_is_no_kernel_is_refused_with_the_reason(config, plan, devices, match):
+    made = recording(config, ["reward"], None, iterations=4, **plan)
+    assert match in choice.refusal(config, made, devices=devices)
+    assert choice.refusal(configuration(), recording(configuration(), None, None, iterations=4)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"fused": "yes"}, TypeError, "fused is 'yes'; it must be True, False or None"),
+        ({"fused": True, "average_from": 0}, ValueError, "cannot be one kernel: averages"),
+        ({"fused": True, "record": ["ratio_quantiles"]}, ValueError, "cannot be one kernel: .* no form on"),
+        ({"fused": True, "axes": {"task.table": np.zeros((2, 1, 2)), "policy.logits": np.ones((2, 1, 2)),
+                                  "task.scale": [1.0]}}, ValueError, "5 numbers of each run are swept"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_fused_is_refused_before_compiling(changes, error, match, monkeypatch):
+    monkeypatch.setattr("grpo_jax.sweeps.runner.program_of", fails)
+    with pytest.raises(error, match=match):
+        swept(**changes)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kernel_lowers_for_a_gpu(case):
+    """Triton's lowering needs no GPU; what it makes is not compiled here."""
+    arguments = CASES[case]()
+    lowered = (
+        jax.jit(lambda *given: simulate(*given, *arguments[4:], interpret=False))
+        .trace(*arguments[:4])
+        .lower(lowering_platforms=("cuda",))
+    )
+    assert "triton" in lowered.as_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import train
+from grpo_jax import runtime, train
 from grpo_jax.config import Config, prompt_count
+from grpo_jax.fused import kernel
 from grpo_jax.fused.arrays import NoLanesError
 from grpo_jax.fused.kernel import LANES, simulate
 from grpo_jax.part import put_all
 from grpo_jax.records import Recording
-from grpo_jax.runtime import compiler_options
 from grpo_jax.types import Array, Tabular
 
 PARAMETERS = 64
 """The most parameters of a run: with two moments and π_old's they fill a thread's registers."""
+OWN = 4
+"""The most numbers that a run has of its own: a compiler takes the longer for each that is loaded."""
 DRAWS = 512
 """The most answers of an iteration: each is drawn by operations of its own."""
 OPERATIONS = 50_000
@@ -49,7 +52,7 @@ def refusal(config: Config, plan: Recording, *, devices: int = 1) -> str | None:
     policy = config.policy
     if not (isinstance(policy, Tabular) and policy.trailing and policy.horizon == 1):
         return "answers are not single actions of a table"
-    numbers = int(np.prod(jnp.shape(policy.logits)[: policy.rank]))
+    numbers = math.prod(jnp.shape(policy.logits)[: policy.rank])
     draws = prompt_count(config) * config.loop.group_size
     if devices > 1:
         return f"{devices} devices share a chunk"
@@ -69,10 +72,14 @@ def refusal(config: Config, plan: Recording, *, devices: int = 1) -> str | None:
 def untraceable(
     config: Config, picked: Mapping[str, Array], seeds: Array, root: Any, iterations: int, plan: Recording
 ) -> str | None:
-    """What of the step has no form on single lanes, or that it is too long; None where nothing.
+    """What of the step has no form on single lanes, or is too much for a kernel; None where nothing.
 
     The arguments are those of ``simulate``, or their shapes.
     """
+
+    own = sum(math.prod(jnp.shape(leaf)[:-1]) for leaf in picked.values())
+    if own > OWN:
+        return f"{own} numbers of each run are swept; at most {OWN}"
 
     def traced(*given: Any) -> Any:
         return simulate(*given, iterations, plan, interpret=True)
@@ -113,14 +120,11 @@ def disagreement(
     def fused(*given: Any) -> train.Info:
         return simulate(*given, iterations, plan)
 
-    wanted, found = (
-        jax.device_get(
-            jax.jit(path)
-            .lower(config, picked, seeds, root)
-            .compile(compiler_options=compiler_options())(config, picked, seeds, root)
-        )
-        for path in (general, fused)
-    )
+    def run(path: Any, options: dict[str, Any]) -> dict[str, np.ndarray]:
+        given = (config, picked, seeds, root)
+        return jax.device_get(jax.jit(path).lower(*given).compile(compiler_options=options)(*given))
+
+    wanted, found = run(general, runtime.compiler_options()), run(fused, kernel.compiler_options())
     return unlike(found, wanted)
 
 

@@ -75,6 +75,11 @@ def simulate(
     return traces.unpacked(call(*inputs)[:, :runs])
 
 
+def compiler_options() -> dict[str, Any]:
+    """What a program with the kernel asks of the compiler: on a CPU not to fuse, which takes it minutes."""
+    return {} if jax.default_backend() == "gpu" else {"xla_disable_hlo_passes": "fusion"}
+
+
 def _by_block(shape: tuple[int, ...], lanes: int) -> pl.BlockSpec:
     """A block's runs of an array, and everything of each."""
     lead = (0,) * (len(shape) - 1)

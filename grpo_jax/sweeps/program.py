@@ -50,9 +50,9 @@ def chunk(
     """One chunk of runs [W]: index [axes, W] picks each run's settings; what is recorded comes runs last."""
     picked = own_numbers(axes, values, index)
     if request.fused:
-        from grpo_jax.fused.kernel import simulate as simulate_fused  # Pallas is slow to import
+        from grpo_jax.fused import kernel  # here, as Pallas is slow to import
 
-        return simulate_fused(config, picked, seeds, root, request.iterations, request.recording)
+        return kernel.simulate(config, picked, seeds, root, request.iterations, request.recording)
 
     def simulate(config: Config, seeds: Array) -> Any:
         state = train.start(config, seeds, root)
@@ -84,7 +84,7 @@ class Program:
     """A compiled part of a sweep; lowered first, so that its text can be hashed and its compilation timed."""
 
     def __init__(self, config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> None:
-        self.axes, self.shape = axes, shape
+        self.axes, self.shape, self._fused = axes, shape, request.fused
         self._sharding = _sharding(shape.devices)
         self._lock = threading.Lock()
 
@@ -117,7 +117,7 @@ class Program:
             if self.compiled is not None:
                 return 0.0
             start = time.perf_counter()
-            self.compiled = self._lowered.compile(compiler_options=compiler_options())
+            self.compiled = self._lowered.compile(compiler_options=_options(self._fused))
             self._lowered = None
             return time.perf_counter() - start
 
@@ -160,6 +160,14 @@ def program_of(config: Config, axes: Sequence[Axis], request: Request, shape: La
             _kept.pop(next(iter(_kept)))
         _kept[key] = Program(config, axes, request, shape)
     return _kept[key]
+
+
+def _options(fused: bool) -> dict[str, Any]:
+    if not fused:
+        return compiler_options()
+    from grpo_jax.fused import kernel
+
+    return kernel.compiler_options()
 
 
 def _sharding(devices: int) -> Any:
