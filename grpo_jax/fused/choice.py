@@ -81,8 +81,8 @@ def untraceable(
     if own > OWN:
         return f"{own} numbers of each run are swept; at most {OWN}"
 
-    def traced(*given: Any) -> Any:
-        return simulate(*given, iterations, plan, interpret=True)
+    def traced(config: Config, picked: Any, seeds: Array, root: Array) -> train.Info:
+        return simulate(config, picked, seeds, root, iterations, plan, interpret=True)
 
     try:
         trace = jax.make_jaxpr(traced)(config, picked, seeds, root)
@@ -109,7 +109,7 @@ def disagreement(
 ) -> str | None:
     """How one block's records differ from the general path's; None where they agree to ``tolerance``.
 
-    Errors of lowering and compiling come through.
+    Errors of lowering and compiling come through. ``picked``: [..., R]; ``seeds``: [R].
     """
     iterations = TRIED * plan.every
 
@@ -117,8 +117,8 @@ def disagreement(
         config = put_all(config, picked)
         return train.advance(config, train.start(config, seeds, root), iterations, plan)[1]
 
-    def fused(*given: Any) -> train.Info:
-        return simulate(*given, iterations, plan)
+    def fused(config: Config, picked: Any, seeds: Array, root: Array) -> train.Info:
+        return simulate(config, picked, seeds, root, iterations, plan)
 
     def run(path: Any, options: dict[str, Any]) -> dict[str, np.ndarray]:
         given = (config, picked, seeds, root)

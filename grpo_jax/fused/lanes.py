@@ -48,13 +48,14 @@ class Lanes:
 
     def __call__(self, trace: Any, arrays: Sequence[np.ndarray]) -> Arrays:
         """What a closed trace gives of these arguments; NoLanesError where it has no form on lanes."""
-        jaxpr = getattr(trace, "jaxpr", trace)
+        jaxpr: Any = getattr(trace, "jaxpr", trace)
         values: dict[Any, np.ndarray] = {}
         values.update(zip(jaxpr.constvars, map(known, getattr(trace, "consts", ())), strict=True))
         values.update(zip(jaxpr.invars, arrays, strict=True))
 
         def read(atom: Any) -> np.ndarray:
-            return known(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else values[atom]
+            literal = isinstance(atom, Literal)
+            return known(np.asarray(atom.val).astype(atom.aval.dtype)) if literal else values[atom]
 
         for eqn in _needed(jaxpr):
             found = self._apply(eqn, [read(atom) for atom in eqn.invars])
