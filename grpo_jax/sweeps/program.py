@@ -145,12 +145,20 @@ def _array(leaf: Any) -> Array:
     return jnp.asarray(leaf, float) if isinstance(leaf, numbers.Number) else jnp.asarray(leaf)
 
 
+def _kind(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of ``_array``, without making it."""
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype
+    own = float if isinstance(leaf, numbers.Number) else leaf.dtype
+    return np.shape(leaf), jax.dtypes.canonicalize_dtype(own)
+
+
 def program_of(config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> Program:
     """The program of a sweep, from an earlier one of this process where one of its structure is kept."""
-    made = arguments(config, axes, 0)
-    avals = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(made))
-    names = tuple(axis.paths for axis in axes)
-    key = (jax.tree.structure(config), avals, names, request, shape, jax.default_backend())
+    kinds = tuple(map(_kind, jax.tree.leaves(config)))
+    varied = tuple((axis.paths, tuple(map(np.shape, axis.values))) for axis in axes)
+    machine = (jax.dtypes.canonicalize_dtype(float), jax.default_backend())
+    key = (jax.tree.structure(config), kinds, varied, request, shape, machine)
     try:
         hash(key)
     except TypeError:  # a part of the user's holds structure that has no hash
