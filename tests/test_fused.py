@@ -332,13 +332,16 @@ def test_what_cannot_be_fused_is_refused_before_compiling(changes, error, match,
         swept(**changes)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("case", CASES)
 def test_every_kernel_lowers_for_a_gpu(case):
-    """Triton's lowering needs no GPU; what it makes is not compiled here."""
+    """Until a newer JAX compiles while it lowers, Triton's lowering needs no GPU."""
     arguments = CASES[case]()
-    lowered = (
-        jax.jit(lambda *given: simulate(*given, *arguments[4:], interpret=False))
-        .trace(*arguments[:4])
-        .lower(lowering_platforms=("cuda",))
-    )
+    traced = jax.jit(lambda *given: simulate(*given, *arguments[4:], interpret=False)).trace(*arguments[:4])
+    try:
+        lowered = traced.lower(lowering_platforms=("cuda",))
+    except RuntimeError as error:
+        if "No supported GPU" not in str(error):
+            raise
+        pytest.skip("this JAX asks for a GPU while it lowers")
     assert "triton" in lowered.as_text()
