@@ -163,28 +163,33 @@ CASES = {
     "penalty, swept clip": lambda: given(
         configuration(inner_steps=2), picked={"method.gain.high": [0.01, 0.1, 0.2, 0.4]}
     ),
-    "one context, thinned, from the start": lambda: given(
+    "one context, every output": lambda: given(
         configuration(gj.methods.dr_grpo, gj.SGD(learning_rate=0.3), table=[[1.0, 0.0, 1.0, 2.0]],
                       logits=[[0.0, 0.5, -0.5, 1.0]], group_size=3),
-        iterations=4, every=2, start=True, record=["probabilities", "reward", "step_grad_norm"],
+        record=["probabilities", "reward", "step_grad_norm"],
     ),
     "many inner steps, one for all": lambda: given(
         configuration(gj.methods.dapo, gj.HeavyBall(learning_rate=0.1), inner_steps=5, group_size=3),
         iterations=2, picked={"optimizer.learning_rate": [0.05, 0.1, 0.2, 0.4]},
         record=["step_surrogate", "clip_fraction_high"],
     ),
-    "samples, rewards of their own, an old policy kept": lambda: given(
+    "samples, rewards of their own, an old policy kept, thinned, from the start": lambda: given(
         dataclasses.replace(
             configuration(gj.methods.gspo, gj.Adam(learning_rate=0.2), group_size=3, refresh_every=2),
             expectation=gj.Sampled(),
         ),
-        iterations=4,
+        iterations=4, every=2, start=True,
         picked={"task.table": np.random.default_rng(4).choice([0.0, 1.0, 3.0], (2, 3, WIDTH))},
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = ("penalty, swept clip", "one context, every output")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in CASES]
+)
 def test_the_kernel_computes_what_the_general_path_does(name, x64):
     """In double precision to 1e-12: only the order of sums differs."""
     arguments = CASES[name]()
@@ -194,6 +199,7 @@ def test_the_kernel_computes_what_the_general_path_does(name, x64):
         np.testing.assert_allclose(found[record], right, rtol=1e-12, atol=1e-12, err_msg=record)
 
 
+@pytest.mark.slow
 def test_in_single_precision_only_rounding_differs():
     arguments = given(configuration(inner_steps=2), picked={"method.gain.high": [0.01, 0.1, 0.2, 0.4]})
     found, wanted = by_block(*arguments), generally(*arguments)
