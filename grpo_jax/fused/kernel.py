@@ -54,7 +54,7 @@ def simulate(
     runs = seeds.shape[0]
     filling = -runs % lanes
     shared, own = jax.tree.map(jnp.asarray, ((config, root), (dict(picked), seeds)))
-    own = jax.tree.map(lambda x: jnp.concatenate([x, *[x[..., -1:]] * filling], -1), own)
+    own = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, filling)], "edge"), own)
     traces = Traces(shared, own, plan)
     records = iterations // plan.every + plan.start
     inputs = [*(x.reshape(-1) for x in jax.tree.leaves(shared)), *jax.tree.leaves(own)]

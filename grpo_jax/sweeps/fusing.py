@@ -30,7 +30,9 @@ def requests(work: Work, shape: Layout, fused: bool | None) -> tuple[list[Reques
     """
     if fused is not None and not isinstance(fused, bool):
         raise TypeError(f"fused is {fused!r}; it must be True, False or None")
-    answers = [_answer(work, variant, shape, fused) for variant in range(len(work.configs))]
+    answers = []
+    for variant in range(len(work.configs)):  # no comprehension: a warning counts frames
+        answers.append(_answer(work, variant, shape, fused))
     return [dataclasses.replace(work.request, fused=answer == FUSED) for answer in answers], answers
 
 

@@ -119,9 +119,9 @@ def sweep(
         beyond 256 MiB are streamed there, and the dataset returned reads them when they are used.
       chunk_size: runs in a chunk; must divide by the number of devices. None chooses.
       devices: how many local devices share the runs; None is one CPU with all its cores, or all accelerators.
-      fused: whether all iterations of a run are one kernel (``grpo_jax.fused``), which computes the same to
-        rounding. None takes it on a GPU where it applies and agrees; True elsewhere, too (on a CPU it is
-        interpreted, for tests), and is refused where it does not apply; False never takes it.
+      fused: whether a run's iterations are one kernel (``grpo_jax.fused``), which computes the same to
+        rounding. None takes it on a GPU, for a long sweep, where it applies and agrees; True anywhere (on a
+        CPU it is interpreted, for tests), and is refused where it does not apply; False never.
       progress: show a progress bar and a summary.
 
     Returns:
