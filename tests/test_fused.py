@@ -96,6 +96,10 @@ def test_draws_on_lanes_are_the_draws_to_the_bit():
     [
         (lambda x: jnp.sort(x, 1), "sort"),
         (lambda x: x - jnp.sum(x, 2, keepdims=True), "over runs"),
+        (lambda x: x[:, :, ::-1], "over runs"),
+        (lambda x: jnp.cumsum(x, 2), "over runs"),
+        (lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, 0))), "over runs"),
+        (lambda x: jnp.concatenate([x, x], 2), "mixes runs"),
         (lambda x: x[:, :, :2], "some of the runs"),
         (lambda x: x.reshape(2, -1), "moves runs"),
         (lambda x: jax.lax.while_loop(lambda i: i < 3, lambda i: i + 1, 0) + x, "while"),
@@ -246,7 +250,7 @@ def test_a_sweep_that_is_not_fused_is_the_same_program_and_numbers(monkeypatch):
     xr.testing.assert_equal(plain, forbidden)
 
 
-def fails(*given):
+def fails(*given, **named):
     raise RuntimeError("no such instruction\nand more")
 
 
@@ -270,10 +274,16 @@ def test_a_kernel_that_fails_or_differs_gives_way_with_one_warning(kernel, reaso
     ) as said:
         found = swept(fused=True)
     again = swept(fused=True)
-    assert len(said) == 1
+    assert [warning.filename for warning in said] == [__file__]
     assert found.attrs["fused"].startswith("no: ")
     xr.testing.assert_equal(found, swept())
     xr.testing.assert_equal(again, found)
+
+
+def test_a_step_that_cannot_be_traced_is_a_reason_and_no_error(monkeypatch):
+    monkeypatch.setattr(choice, "simulate", fails)
+    reason = choice.untraceable(*given(SMALL))
+    assert reason == "its step cannot be traced on lanes (no such instruction)"
 
 
 @pytest.mark.parametrize("worth", [True, False])

@@ -88,8 +88,15 @@ def untraceable(
         trace = jax.make_jaxpr(traced)(config, picked, seeds, root)
     except NoLanesError as error:
         return str(error)
+    except Exception as error:  # a trace that nobody foresaw is no reason to stop: the general path takes it
+        return f"its step cannot be traced on lanes ({first_line(error)})"
     count = operations(trace.jaxpr)
     return f"{count} operations; at most {OPERATIONS} are one kernel" if count > OPERATIONS else None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def operations(jaxpr: Any) -> int:

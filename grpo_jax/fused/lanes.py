@@ -20,7 +20,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from grpo_jax.fused.arrays import NoLanesError, filled, held, is_known, known, stored
-from grpo_jax.fused.rules import ELEMENTWISE, FOLDED_BY, MOVED, NUMBERS
+from grpo_jax.fused.rules import ELEMENTWISE, FOLDED_BY, MOVED, NUMBERS, apart_from_runs
 
 CALLS = {
     "checkpoint": "jaxpr",
@@ -59,6 +59,8 @@ class Lanes:
 
         for eqn in _needed(jaxpr):
             found = self._apply(eqn, [read(atom) for atom in eqn.invars])
+            if any(x.shape != held(var.aval.shape) for x, var in zip(found, eqn.outvars, strict=True)):
+                raise NoLanesError(f"{eqn.primitive.name} over runs")
             values.update(zip(eqn.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -119,8 +121,7 @@ class Lanes:
     def _folded(self, pair: Any, eqn: Any, x: np.ndarray) -> np.ndarray:
         """A reduction as a chain; NoLanesError over runs."""
         axes = eqn.params["axes"]
-        if any(eqn.invars[0].aval.shape[axis] != x.shape[axis] for axis in axes):
-            raise NoLanesError(f"{eqn.primitive.name} over runs")
+        apart_from_runs(eqn, axes)
         rest = tuple(n for i, n in enumerate(x.shape) if i not in axes)
         first, *others = np.moveaxis(x, axes, range(len(axes))).reshape((-1, *rest))
         for part in others:
@@ -129,6 +130,7 @@ class Lanes:
 
     def _running(self, eqn: Any, arrays: Arrays) -> Arrays:
         axis, back = eqn.params["axis"], eqn.params["reverse"]
+        apart_from_runs(eqn, [axis])
         parts = list(np.moveaxis(arrays[0], axis, 0))[:: -1 if back else 1]
         for i in range(1, len(parts)):
             parts[i] = self._each(jax.lax.add_p, {}, eqn.outvars[0].aval.dtype, parts[i - 1], parts[i])

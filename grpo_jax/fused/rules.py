@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -77,7 +77,14 @@ def _stack(eqn: Any, *parts: np.ndarray) -> list[np.ndarray]:
     return [np.stack(parts, eqn.params["axis"])]
 
 
+def apart_from_runs(eqn: Any, axes: Iterable[int]) -> None:
+    """NoLanesError where one of these axes of the equation's operand is that of runs."""
+    if any(eqn.invars[0].aval.shape[axis] == RUNS for axis in axes):
+        raise NoLanesError(f"{eqn.primitive.name} over runs")
+
+
 def _rev(eqn: Any, x: np.ndarray) -> list[np.ndarray]:
+    apart_from_runs(eqn, eqn.params["dimensions"])
     return [np.flip(x, eqn.params["dimensions"])]
 
 

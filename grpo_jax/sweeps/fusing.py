@@ -74,8 +74,7 @@ def _wrong(given: tuple[Any, Any, Any, Any], plan: Recording) -> str | None:
         try:
             _tried[key] = choice.disagreement(*given, plan)
         except Exception as error:  # whatever a compiler finds: the general path computes the same
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            _tried[key] = f"it does not compile here ({said[0]})"
+            _tried[key] = f"it does not compile here ({choice.first_line(error)})"
         if _tried[key] is not None:
             warnings.warn(f"the general path is taken, not the fused kernel: {_tried[key]}", stacklevel=5)
     return _tried[key]
