@@ -66,6 +66,12 @@ REARRANGED = {
     "a short loop": lambda x: jax.lax.scan(lambda c, row: (c * 2 + row, c), x[0], x)[1],
     "a loop": lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c) + x[1], c[:1]), x[0], length=5)[1],
     "rounds": lambda x: jax.lax.fori_loop(0, 6, lambda i, c: c + i * x, x),
+    "a shared sum": lambda x: x * jnp.sum(jnp.sin(jnp.arange(3.0))),
+    "shared running sums": lambda x: x * jnp.cumsum(jnp.sin(jnp.arange(3.0)))[:, None],
+    "shared rows": lambda x: jax.lax.scan(lambda c, s: (c + s * x[0], s), x[0], jnp.sin(jnp.arange(3.0)))[0],
+    "shared rounds": lambda x: (
+        x * jax.lax.scan(lambda c, _: (jnp.sin(c) + 0.1, c), jnp.float32(0.3), length=5)[1][1:4, None]
+    ),
     "a branch": lambda x: jax.lax.cond(jnp.arange(4)[1] > 0, jnp.sin, jnp.cos, x),
     "a gradient": jax.grad(lambda x: jnp.sum(gj.kernels.log_softmax(x, 1)[:, 1] ** 2)),
 }

@@ -44,6 +44,11 @@ def known(value: Any) -> np.ndarray:
     return filled(value.shape, (value[place] for place in np.ndindex(*value.shape)))
 
 
+def rows(x: np.ndarray) -> list[np.ndarray]:
+    """The lane arrays along the first axis; NumPy's own iteration would give elements of a plain list."""
+    return [x[i : i + 1].reshape(x.shape[1:]) for i in range(len(x))]
+
+
 def is_known(element: Any) -> bool:
     """Whether the element's number is known while tracing."""
     return isinstance(element, np.generic)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from grpo_jax.fused.arrays import NoLanesError, filled, held, is_known, known, stored
+from grpo_jax.fused.arrays import NoLanesError, filled, held, is_known, known, rows, stored
 from grpo_jax.fused.rules import ELEMENTWISE, FOLDED_BY, MOVED, NUMBERS, apart_from_runs
 
 CALLS = {
@@ -123,15 +123,15 @@ class Lanes:
         axes = eqn.params["axes"]
         apart_from_runs(eqn, axes)
         rest = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-        first, *others = np.moveaxis(x, axes, range(len(axes))).reshape((-1, *rest))
+        first, *others = rows(np.moveaxis(x, axes, range(len(axes))).reshape((-1, *rest)))
         for part in others:
             first = self._each(pair, {}, eqn.outvars[0].aval.dtype, first, part)
-        return np.asarray(first, object)
+        return first
 
     def _running(self, eqn: Any, arrays: Arrays) -> Arrays:
         axis, back = eqn.params["axis"], eqn.params["reverse"]
         apart_from_runs(eqn, [axis])
-        parts = list(np.moveaxis(arrays[0], axis, 0))[:: -1 if back else 1]
+        parts = rows(np.moveaxis(arrays[0], axis, 0))[:: -1 if back else 1]
         for i in range(1, len(parts)):
             parts[i] = self._each(jax.lax.add_p, {}, eqn.outvars[0].aval.dtype, parts[i - 1], parts[i])
         return [np.stack(parts[:: -1 if back else 1], axis)]
@@ -161,16 +161,16 @@ class Lanes:
         """``scan``: written out where it asks for that or reads rows, a loop over its carry else."""
         body, length = eqn.params["jaxpr"], eqn.params["length"]
         inner: Any = getattr(body, "jaxpr", body)
-        rows = sum(a.aval.ndim > b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+        read = sum(a.aval.ndim > b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
         stacked = sum(a.aval.ndim > b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True))
         carried = len(eqn.outvars) - stacked
-        first = len(arrays) - rows - carried
+        first = len(arrays) - read - carried
         consts, carry, xs = arrays[:first], arrays[first : first + carried], arrays[first + carried :]
         order = range(length)[:: -1 if eqn.params["reverse"] else 1]
-        if rows or eqn.params["reverse"] or eqn.params["unroll"] >= length:
+        if read or eqn.params["reverse"] or eqn.params["unroll"] >= length:
             found: list[Arrays] = [[] for _ in order]
             for i in order:
-                out = self(body, [*consts, *carry, *(x[i] for x in xs)])
+                out = self(body, [*consts, *carry, *(rows(x)[i] for x in xs)])
                 carry, found[i] = out[:carried], out[carried:]
             return [*carry, *(np.stack(parts) for parts in zip(*found, strict=True))]
         return self._rolled(eqn, body, consts, carry)
@@ -181,8 +181,10 @@ class Lanes:
         empty = [known(np.zeros(held(aval.shape), aval.dtype)) for aval in kinds]
 
         def keep(i: Any, new: Arrays, old: Arrays) -> Arrays:
-            pairs = zip(new, old, strict=True)
-            return [np.stack([_either(i == j, x, all_[j]) for j in range(length)]) for x, all_ in pairs]
+            pairs = zip(new, map(rows, old), strict=True)
+            return [
+                np.stack([_either(i == j, x, row) for j, row in enumerate(so_far)]) for x, so_far in pairs
+            ]
 
         carry, stacked = self.loop(body, consts, carry, length, keep, empty, kinds)
         return [*carry, *stacked]

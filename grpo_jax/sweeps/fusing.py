@@ -44,7 +44,7 @@ def _answer(work: Work, variant: int, shape: Layout, fused: bool | None) -> str:
         return "no: not on a GPU"
     if fused is None and work.runs * updates(config, request.iterations) < WORTH:
         return "no: too short to be worth compiling"
-    from grpo_jax.fused import choice  # here, as Pallas is slow to import
+    from grpo_jax.fused import choice  # here: few sweeps need Pallas, which takes a while to import
 
     reason = choice.refusal(config, request.recording, devices=shape.devices)
     given = None if reason else _first_block(work, variant, choice.BLOCK)

@@ -50,7 +50,7 @@ def chunk(
     """One chunk of runs [W]: index [axes, W] picks each run's settings; what is recorded comes runs last."""
     picked = own_numbers(axes, values, index)
     if request.fused:
-        from grpo_jax.fused import kernel  # here, as Pallas is slow to import
+        from grpo_jax.fused import kernel  # here: few sweeps need Pallas, which takes a while to import
 
         return kernel.simulate(config, picked, seeds, root, request.iterations, request.recording)
 
