@@ -76,7 +76,6 @@ def untraceable(
 
     The arguments are those of ``simulate``, or their shapes.
     """
-
     own = sum(math.prod(jnp.shape(leaf)[:-1]) for leaf in picked.values())
     if own > OWN:
         return f"{own} numbers of each run are swept; at most {OWN}"

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from grpo_jax import train
 from grpo_jax.config import Config
@@ -51,6 +50,7 @@ def simulate(
     Returns:
       Name -> [recorded, ..., R].
     """
+    interpret = jax.default_backend() != "gpu" if interpret is None else interpret
     runs = seeds.shape[0]
     filling = -runs % lanes
     shared, own = jax.tree.map(jnp.asarray, ((config, root), (dict(picked), seeds)))
@@ -68,11 +68,18 @@ def simulate(
             *(_by_block(x.shape, lanes) for x in inputs[first:]),
         ],
         out_specs=pl.BlockSpec((records, lanes, traces.width), lambda i: (0, i, 0)),
-        compiler_params=triton.CompilerParams(num_warps=max(1, lanes // 32), num_stages=1),
-        interpret=jax.default_backend() != "gpu" if interpret is None else interpret,
+        compiler_params=None if interpret else _by_triton(lanes),
+        interpret=interpret,
         name="runs",
     )
     return traces.unpacked(call(*inputs)[:, :runs])
+
+
+def _by_triton(lanes: int) -> Any:
+    """A lane to a thread; ImportError where JAX has this compiler no more."""
+    from jax.experimental.pallas import triton
+
+    return triton.CompilerParams(num_warps=max(1, lanes // 32), num_stages=1)
 
 
 def compiler_options() -> dict[str, Any]:
