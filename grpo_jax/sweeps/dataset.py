@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,17 +24,18 @@ TRIAL_RUNS = 97
 """Runs that shapes are tried with: as many as no other axis has, so that a sum over the wrong axis shows."""
 
 
+@functools.partial(jax.jit, static_argnames="plan")
+def _recorded(config: Config, seed: Any, plan: Recording) -> Any:
+    """What an iteration records; under ``jit``, so that an equal sweep does not trace it again."""
+    return train.shapes(config, train.start(config, seed, 0), plan)
+
+
 def own_shapes(config: Config, plan: Recording) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a measure's own axes, before anything compiles; ValueError for a wrong shape."""
     if all(m.dims == () and not m.stacked for _, m in plan.measures):
         return {name: () for name, _ in plan.measures}
     seed = np.zeros(TRIAL_RUNS if config.policy.trailing else (), np.uint32)
-
-    def recorded(seed: Any) -> Any:
-        state = train.start(config, seed, 0)
-        return train.shapes(config, state, plan)
-
-    found = jax.eval_shape(recorded, seed)
+    found = _recorded.eval_shape(config, seed, plan)
     return {name: value.shape[: value.ndim - seed.ndim] for name, value in found.items()}
 
 
@@ -166,10 +168,13 @@ def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
 
 def _alike(data: xr.Dataset, name: str) -> bool:
     for variable in data.data_vars.values():
-        values = variable.values
-        axis = variable.get_axis_num(name)
-        first = np.take(values, [0], axis)
-        same = (values == first) | ((values != values) & (first != first))
-        if not same.all():
+        first, *others = np.moveaxis(variable.values, variable.get_axis_num(name), 0)
+        if not all(_same(first, other) for other in others):
             return False
     return True
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether all numbers are equal, or both NaN."""
+    apart = a != b
+    return not apart.any() or bool(np.all((a != a) & (b != b) | ~apart))

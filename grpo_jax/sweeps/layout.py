@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,9 +72,15 @@ def default_chunk(config: Config, runs: int, devices: int) -> int:
     return min(odd_multiple(max(budget // max(numbers, 1), LEAST_CHUNK)), needed) * devices
 
 
+@jax.jit
+def _started(policy: Any) -> Any:
+    """Parameters; under ``jit``, so that an equal policy is not traced again."""
+    return policy.init(jax.random.key(0))
+
+
 def parameters(config: Config) -> int:
     """Parameters of one run."""
-    start = jax.eval_shape(config.policy.init, jax.random.key(0))
+    start = _started.eval_shape(config.policy)
     rank = config.policy.rank if config.policy.trailing else None
     return sum(math.prod(leaf.shape[:rank]) for leaf in jax.tree.leaves(start))
 

@@ -25,6 +25,7 @@ from grpo_jax.records import recording
 from grpo_jax.runtime import keep_compilations
 from grpo_jax.sweeps.axes import Axis, check_alike, parse_axes, parse_variants, settings, size, swept_numbers
 from grpo_jax.sweeps.dataset import dataset, idle
+from grpo_jax.sweeps.fusing import FUSED, requests
 from grpo_jax.sweeps.interrupt import Stop, interruptible
 from grpo_jax.sweeps.layout import (
     Estimate,
@@ -83,6 +84,7 @@ def sweep(
     out: str | os.PathLike[str] | None = None,
     chunk_size: int | None = None,
     devices: int | None = None,
+    fused: bool | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Train every setting of a grid with every seed.
@@ -117,6 +119,9 @@ def sweep(
         beyond 256 MiB are streamed there, and the dataset returned reads them when they are used.
       chunk_size: runs in a chunk; must divide by the number of devices. None chooses.
       devices: how many local devices share the runs; None is one CPU with all its cores, or all accelerators.
+      fused: whether a run's iterations are one kernel (``grpo_jax.fused``), which computes the same to
+        rounding. None takes it on a GPU, for a long sweep, where it applies and agrees; True anywhere (on a
+        CPU it is interpreted, for tests), and is refused where it does not apply; False never.
       progress: show a progress bar and a summary.
 
     Returns:
@@ -147,7 +152,8 @@ def sweep(
     reasons = [reason(c, swept_numbers(a)) for c, a in zip(varied, run_axes, strict=True)]
     work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, reasons)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
-    programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
+    asked, kernels = requests(work, shape, fused)
+    programs = [program_of(c, a, r, shape) for c, a, r in zip(configs, run_axes, asked, strict=True)]
     if folder is not None:
         check_storable(programs[0].dtypes)
     fresh = {p.hash: p for p in programs if p.compiled is None}
@@ -168,7 +174,7 @@ def sweep(
         data = dataset(
             results, variant_axes, run_axes[0], work.seeds, plan, iterations, work.shapes, work.labels
         )
-        data.attrs = _attributes(work, config, shape, bar, differences)
+        data.attrs = _attributes(work, config, shape, bar, differences) | {"fused": work.by_variant(kernels)}
         if store:
             store.finish(data)
     if bar.computed == bar.runs:
@@ -177,7 +183,10 @@ def sweep(
     broken = int((~finite).sum())
     if not streamed and not broken:
         _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
-    how = work.by_variant([f"{e} ({b})" for e, b in zip(work.expectations, reasons, strict=True)])
+    kinds = [", fused" if kernel == FUSED else "" for kernel in kernels]
+    how = work.by_variant(
+        [f"{e} ({b}){k}" for e, b, k in zip(work.expectations, reasons, kinds, strict=True)]
+    )
     bar.say_closing(data.attrs, how, seconds=time.perf_counter() - began, broken=broken, folder=folder)
     return store.open() if store and streamed else data
 

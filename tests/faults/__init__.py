@@ -9,7 +9,7 @@ from tests.faults.expectations import ANEW, DRAWS, EXACT
 from tests.faults.fault import Fault
 from tests.faults.methods import ADVANTAGES, GAINS, PENALTIES, REDUCTIONS
 from tests.faults.policies import NETWORKS, SAMPLER
-from tests.faults.runs import LOOP, OPTIMIZERS, RESUME, SWEEPS
+from tests.faults.runs import FUSED, LOOP, OPTIMIZERS, RESUME, SWEEPS
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -24,6 +24,7 @@ FAULTS = (
     *OPTIMIZERS,
     *LOOP,
     *SWEEPS,
+    *FUSED,
     *RESUME,
     *SAMPLER,
     *NETWORKS,
