@@ -46,7 +46,7 @@ def _require(path: Path, content: Mapping[str, Any], what: str) -> None:
     try:
         held = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, so that nothing says whose {what} these are: {error}") from None
+        raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(held, dict):
         raise ValueError(f"{path} is damaged: it holds a {type(held).__name__}, not a table")
     given = json.loads(json.dumps(content))

@@ -128,14 +128,14 @@ def sweep(
     check_slots(config)
     root, count = check_root(root), seed_count(seeds)
     chunk_size, devices = optional_whole("chunk_size", chunk_size), optional_whole("devices", devices)
-    variant_axes = parse_variants(config, variants or {})
+    variant_axes = parse_variants(config, {} if variants is None else variants)
     varied = settings(config, variant_axes)
     plan = recording(
         varied[0], record, measure, iterations=iterations, every=record_every, average_from=average_from,
         start=record_start,
     )  # fmt: skip
     folder = None if out is None else prepare_folder(out)
-    run_axes = [parse_axes(c, axes or {}) for c in varied]
+    run_axes = [parse_axes(c, {} if axes is None else axes) for c in varied]
     check_alike(variant_axes, run_axes)
     check_count(size(run_axes[0]), count, free_memory())
     for c, a in zip(varied, run_axes, strict=True):
