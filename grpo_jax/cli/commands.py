@@ -214,7 +214,7 @@ def _columns(last: xr.Dataset, grid: list[str]) -> tuple[dict[str, xr.DataArray]
         places = list(itertools.islice(np.ndindex(*sizes), PLACES))
         for place in places:
             one = values.isel(dict(zip(own, place, strict=True)))
-            labels = [label(values, d, i) for d, i in zip(own, place, strict=True)]
+            labels = [label(values, str(d), i) for d, i in zip(own, place, strict=True)]
             heading = f"{name}[{', '.join(labels)}]" if own else str(name)
             columns[heading] = one.drop_vars(own, errors="ignore")
         if len(places) < math.prod(sizes):
