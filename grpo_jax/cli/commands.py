@@ -186,7 +186,7 @@ def summary(data: xr.Dataset) -> str:
         at = dict(zip(_grid(data), place, strict=True))
         one = last.isel(at)
         labels = [label(data, dim, i) for dim, i in at.items()]
-        rows.append(labels + [f"{one[n].mean().item():.4g}±{one[n].std().item():.2g}" for n in columns])
+        rows.append(labels + [_spread(one[n].values) for n in columns])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     made = data.attrs
     when = (
@@ -198,6 +198,12 @@ def summary(data: xr.Dataset) -> str:
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines += left_out
     return "\n".join([*lines, *filter(None, [non_finite(data)])])
+
+
+def _spread(values: np.ndarray) -> str:
+    """Mean ± standard deviation of the finite ones."""
+    values = values[np.isfinite(values)]
+    return f"{values.mean():.4g}±{values.std():.2g}" if values.size else "not finite"
 
 
 PLACES = 8
