@@ -1,10 +1,12 @@
 """Folders of made-up sweeps, and processes that know the storage alone."""
 
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from grpo_jax.sweeps import storage
@@ -13,6 +15,17 @@ from grpo_jax.sweeps.storage import Store
 MINE = {"seeds": "0 to 6", "chunk_size": 2, "chunks": 3, "record": ["reward", "finite"]}
 OTHER = MINE | {"seeds": "7 to 13"}
 PACKAGE = Path(storage.__file__).parents[1]
+
+
+def environment():
+    """For a process of this package that keeps whatever it compiles, as the tests do (``conftest``)."""
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return {**os.environ, **kept, "PYTHONPATH": path}
 
 
 def values(part, size=3):

@@ -18,7 +18,7 @@ import grpo_jax as gj
 from grpo_jax.sweeps import layout, load, netcdf, storage
 from grpo_jax.sweeps.program import Program
 from grpo_jax.sweeps.storage import Store
-from tests.folders import MINE, PACKAGE, child, hidden, values
+from tests.folders import MINE, child, environment, hidden, values
 
 KILLS = {
     "in the manifest": ("put", ".manifest.json", 0, 0, 1),
@@ -111,7 +111,7 @@ def test_a_kill_at_any_point_loses_only_the_part_in_flight(tmp_path):
 
 # The same through the public call
 
-RANDOM, PARTS = 30, 60
+RANDOM, PARTS = 30, 40
 """Kills at random moments, each of a sweep of so many parts."""
 
 
@@ -123,7 +123,7 @@ def swept(out, parts):
         loop=gj.Loop(group_size=4, inner_steps=2),
     )
     layout.PART_RUNS = 2
-    short = {"iterations": 6, "record_every": 3, "progress": False}
+    short = {"iterations": 6, "record_every": 3, "record": ["reward", "entropy"], "progress": False}
     return gj.sweep(config, seeds=2 * parts - 1, chunk_size=2, devices=1, out=out, **short)
 
 
@@ -152,11 +152,8 @@ def nursery():
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             print(json.dumps([status, time.perf_counter() - began]), flush=True)
     """)
-    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    command, env = [sys.executable, "-c", script], {**os.environ, "PYTHONPATH": path}
-    with subprocess.Popen(
-        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment(), **pipes) as other:
 
         def call(folder, parts, point=None, delay=None):
             other.stdin.write(json.dumps([str(folder), parts, point, delay]) + "\n")

@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 
 import grpo_jax as gj
+from tests.folders import environment
 from tests.made_up_claims import ROOT, write_claim
 
 pytestmark = pytest.mark.slow
@@ -51,18 +52,11 @@ Store.write = filling
 """
 
 
-def started(*arguments, group=False):
+def started(*arguments):
     """A process, in a group of its own, as a shell starts one."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    words = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(words, cwd=ROOT, env=environment(), start_new_session=True, **pipes)
 
 
 def command(*words, before=""):
