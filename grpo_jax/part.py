@@ -130,17 +130,21 @@ def _fields(obj: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
     return ((f, getattr(obj, f.name)) for f in dataclasses.fields(obj))
 
 
+ENTRIES = (numbers.Real, np.bool_, np.ndarray, jax.Array)
+"""What a list that stands for a table may hold; tracers are arrays."""
+
+
 def _as_array(name: str, value: Any) -> Any:
     """Nested lists as an array: one leaf, not many."""
     leaves = jax.tree.leaves(value)
-    wrong = [leaf for leaf in leaves if isinstance(leaf, (str, bytes))]
+    wrong = [leaf for leaf in leaves if not isinstance(leaf, ENTRIES)]
     if wrong:
         raise TypeError(f"{name} holds {wrong[0]!r}; it takes numbers")
     if not all(is_concrete(leaf) for leaf in leaves):
         return jnp.asarray(value)
     try:
         return np.asarray(value, float)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is ragged; it must be a rectangular array of numbers") from error
 
 

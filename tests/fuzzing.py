@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import grpo_jax
@@ -25,9 +25,10 @@ def examples(fast, slow):
     return pytest.mark.parametrize("count", [fast, pytest.param(slow, marks=pytest.mark.slow)])
 
 
-def draw(count, check, **strategies):
+def draw(count, check, *, shrink=True, **strategies):
     """Call ``check`` with so many draws of its arguments, always the same ones."""
     quiet = {"deadline": None, "database": None, "derandomize": True, "print_blob": False}
+    quiet |= {"phases": [Phase.generate, *[Phase.shrink] * shrink]}
     checks = settings(max_examples=count, suppress_health_check=list(HealthCheck), **quiet)
     checks(given(**strategies)(check))()
 
@@ -47,6 +48,11 @@ def outcome(call):
         if not ours or not " ".join(map(str, error.args)).strip():
             raise AssertionError(f"raised in {frame.filename}:{frame.lineno}") from error
         return "refused", error
+
+
+def either(*strategies):
+    """One of them, each as often as any other; ``st.one_of`` goes by how many branches each has."""
+    return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0/\\"), max_size=12)
