@@ -67,6 +67,7 @@ def once(config: gj.Config, folder: Path | None) -> None:
         seeds=64,
         iterations=20,
         record_every=10,
+        record=("expected_reward", "entropy"),
         out=folder,
         progress=False,
     )

@@ -57,7 +57,7 @@ from grpo_jax.sweeps.tuning import (
     worth_tuning,
 )
 from grpo_jax.sweeps.work import Work, manifest
-from grpo_jax.train import warn_of_idle_corrections
+from grpo_jax.train import forget_traces, warn_of_idle_corrections
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
@@ -148,6 +148,7 @@ def sweep(
     work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, reasons)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
+    forget_traces()
     if folder is not None:
         check_storable(programs[0].dtypes)
     fresh = {p.hash: p for p in programs if p.compiled is None}
