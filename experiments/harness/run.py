@@ -45,6 +45,8 @@ class Outcome:
 
 RECORDED = {"claim", "about", "paper", "size", "seed", "rows", "seconds", "device", "versions", "commit"}
 """What a record tells at least."""
+ROW = {"id", "says", "verdict", "found", "because", "numbers"}
+"""What each of its rows tells."""
 
 
 def refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
@@ -60,9 +62,23 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a claim's last run, if there is one that can be read: whole, and of this version."""
     try:
         found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= RECORDED else None
+    return found if _is_record(found) else None
+
+
+def _is_record(found: Any) -> bool:
+    """Whether it tells what a record tells, in the form in which that is read."""
+    if not isinstance(found, dict) or not found.keys() >= RECORDED:
+        return False
+    rows = found["rows"] if isinstance(found["rows"], list) else [None]
+    plain = isinstance(found["about"], str) and isinstance(found["versions"], dict)
+    return plain and all(isinstance(row, dict) and row.keys() >= ROW and _is_row(row) for row in rows)
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    numbers = row["numbers"].values() if isinstance(row["numbers"], dict) else [None]
+    return isinstance(row["says"], str) and all(isinstance(number, dict) for number in numbers)
 
 
 def finished(job: Job, out: Path, source: str) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from grpo_jax.sweeps.layout import Layout
 from grpo_jax.types import Array
 
 KEPT = 64
-"""Programs that a process keeps, the last ones used, so that an equal sweep neither traces nor compiles again.
+"""Programs that a process keeps, those used last, so that an equal sweep neither traces nor compiles again.
 Each takes some ten megabytes and 200 memory mappings, of which Linux allows a process 65,530."""
 _kept: dict[Any, Any] = {}
 
