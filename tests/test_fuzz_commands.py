@@ -11,7 +11,7 @@ from grpo_jax.cli import commands, main
 from grpo_jax.cli.build import Setup, build
 from grpo_jax.part import leaf_paths, static_paths
 from grpo_jax.sweeps import runner
-from tests.fuzzing import TEXT, Reached, draw, examples
+from tests.fuzzing import TEXT, Reached, draw, either, examples
 
 COMMANDS = (
     "methods", "penalties", "problems", "options", "run", "sweep", "show", "report", "paths", "diff", "check",
@@ -40,13 +40,28 @@ NAMES = st.sampled_from(
 WORD = st.one_of(NAMES, NAMES, NUMBER, TEXT)
 PAIR = st.tuples(WORD, WORD)
 VALUE = st.one_of(WORD, PAIR.map("=".join), st.tuples(PAIR.map("=".join), WORD).map(",".join))
-OPTION = st.one_of(
+ASSIGNED = st.tuples(NAMES, st.lists(either(NUMBER, NAMES), min_size=1, max_size=2).map(",".join)).map(
+    "=".join
+)
+TAKES = {
+    "--method": NAMES, "--optimizer": NAMES, "--noise": NAMES, "--set": ASSIGNED, "--sweep": ASSIGNED,
+    "--variants": ASSIGNED, "--record": NAMES, "--contexts": NUMBER, "--actions": NUMBER, "--horizon": NUMBER,
+    "--rewards": NUMBER, "--start": NUMBER, "--task-seed": NUMBER, "--group-size": NUMBER, "--seeds": NUMBER,
+    "--inner-steps": NUMBER, "--minibatches": NUMBER, "--refresh-every": NUMBER, "--iterations": NUMBER,
+    "--record-every": NUMBER, "--root": NUMBER,
+}  # fmt: skip
+NEAR = st.sampled_from(sorted(TAKES)).flatmap(lambda flag: st.tuples(st.just(flag), TAKES[flag]))
+ANY = either(
     st.tuples(st.sampled_from(FLAGS), VALUE),
     st.tuples(st.sampled_from(FLAGS), VALUE, VALUE),
     st.tuples(st.sampled_from(FLAGS)),
     st.tuples(VALUE),
 )
-WORDS = st.tuples(st.one_of(st.sampled_from(COMMANDS), WORD), st.lists(OPTION, max_size=4))
+WORDS = either(
+    st.tuples(st.sampled_from(("run", "sweep")), st.lists(NEAR, max_size=3)),
+    st.tuples(st.sampled_from(COMMANDS), st.lists(ANY, max_size=3)),
+    st.tuples(WORD, st.lists(ANY, max_size=2)),
+)
 FILES = {
     "config.yaml": "num_generations: 8\nbeta: 0.04\nloss_type: grpo\n",
     "train.sh": "python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo trainer.total_epochs=1\n",
@@ -70,7 +85,7 @@ def shut(monkeypatch, tmp_path):
     monkeypatch.setattr(commands.chance, "table", lambda draws: "")
 
 
-@examples(fast=60, slow=1500)
+@examples(fast=60, slow=1200)
 def test_any_words_end_with_a_status_that_is_documented(count, shut, monkeypatch, capsys, record_property):
     seen: dict[str, int] = {}
 
