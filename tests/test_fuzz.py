@@ -50,12 +50,13 @@ def tables(shape, entries):
 def numbers(kind):
     """One setting: rewards and logits on a lattice, so that ties are ties; scale, rate, clip and penalty."""
     rewards = st.integers(0, 8).map(lambda i: i / 8) if kind.noisy else LATTICE.map(lambda i: i / 8)
-    scaled = kind.rule not in ("dr_grpo", "rloo")  # divided out again by σ
+    scales = [1.0, -2.5, 1e-80, 1e80] if kind.rule != "dr_grpo" else [1.0, -2.5, 0.1]  # others divide by σ
+    scales = [1.0] if kind.noisy else scales  # the oracle's rewards are probabilities then
     return st.fixed_dictionaries(
         {
             "table": tables(kind.problem[3], rewards),
             "logits": tables(kind.problem[4], LATTICE.map(lambda i: i / 4)),
-            "scale": st.sampled_from([1.0, -2.5, 1e-80, 1e80] if scaled else [1.0, -2.5, 0.1]),
+            "scale": st.sampled_from(scales),
             "rate": st.one_of(st.just(0.0), st.floats(1e-3, 2.0)),
             "low": st.one_of(st.sampled_from([0.0, 1.0, np.inf]), st.floats(1e-6, 1)),
             "high": st.one_of(st.sampled_from([0.0, np.inf]), st.floats(1e-6, 2)),
