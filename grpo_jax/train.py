@@ -205,7 +205,7 @@ def step(
     return after, measured(config, after, batch, steps, plan)
 
 
-_iterate = jax.jit(iterate, static_argnames=("plan", "fresh"))
+_iterate: Any = jax.jit(iterate, static_argnames=("plan", "fresh"))
 """``iterate``, traced once however often a program needs it or its shapes."""
 
 
