@@ -34,7 +34,8 @@ def test_the_last_programs_used_are_kept_and_of_the_others_no_trace_is_left(monk
     first, second, third = (doubled(factor) for factor in (2.0, 3.0, 4.0))
     assert swept(first).attrs["compilations"] == 1
     few = equations()
-    compiled = [swept(measure).attrs["compilations"] for measure in (second, first, third, first, third)]
+    compiled = [swept(measure).attrs["compilations"] for measure in (second, first, third)]
+    assert equations() - few < 20
+    compiled += [swept(measure).attrs["compilations"] for measure in (first, third)]
     assert compiled == [1, 0, 1, 0, 0]
     assert len(program._kept) == 2
-    assert equations() - few < 20

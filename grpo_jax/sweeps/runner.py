@@ -148,10 +148,11 @@ def sweep(
     work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, reasons)
     shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
     programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
-    forget_traces()
     if folder is not None:
         check_storable(programs[0].dtypes)
     fresh = {p.hash: p for p in programs if p.compiled is None}
+    if fresh:
+        forget_traces()
     wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
     told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
     bar = Progress(work.runs * len(programs), iterations, told)
