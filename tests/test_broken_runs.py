@@ -82,7 +82,7 @@ def test_neighbours_of_a_broken_run_are_those_of_a_sweep_without_it():
 
 def test_show_and_report_name_them(monkeypatch, capsys, tmp_path):
     axes = {"reward_scale": [1.0, 3e38], "learning_rate": [0.1, 0.2]}
-    data = gj.sweep(config(), axes, seeds=[4, 7], out=tmp_path, **SHORT)
+    data = gj.sweep(config(), axes, seeds=[4, 7], record=["reward"], out=tmp_path, **SHORT)
     assert int(data.finite.isel(iteration=-1).sum()) == 4
     told = "4 of 8 runs turned non-finite: reward_scale 3e+38, learning_rate 0.1 (seeds 4, 7); reward_scale"
     for command in ("show", "report"):
