@@ -30,6 +30,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engines", action="store_true", help="what a sampler of its own costs instead")
     parser.add_argument("--fused", action="store_true", help="one kernel against the general path instead")
     parser.add_argument("--networks", action="store_true", help="transformers against torch instead")
+    parser.add_argument(
+        "--soak", nargs="?", type=float, const=30.0, metavar="MINUTES", help="whether anything grows instead"
+    )
     return parser.parse_args()
 
 
@@ -45,6 +48,9 @@ def main() -> None:
             found = importlib.import_module(f"benchmarks.{name}").main(wanted.rounds)
             _save(wanted.out / f"{name}.json", found)
             return
+    if wanted.soak is not None:
+        _save(wanted.out / "soak.json", importlib.import_module("benchmarks.soak").main(wanted.soak))
+        return
     modules = [importlib.import_module(f"benchmarks.implementations.{name}") for name in wanted.only]
     gaps = parity(modules)
     print("parity, float64:", ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()), flush=True)

@@ -205,8 +205,13 @@ def step(
     return after, measured(config, after, batch, steps, plan)
 
 
-_iterate = jax.jit(iterate, static_argnames=("plan", "fresh"))
+_iterate: Any = jax.jit(iterate, static_argnames=("plan", "fresh"))
 """``iterate``, traced once however often a program needs it or its shapes."""
+
+
+def forget_traces() -> None:
+    """Let go of what tracing iterations has left, megabytes each; programs that were made need none of it."""
+    _iterate.clear_cache()
 
 
 def advance(

@@ -29,6 +29,7 @@ from grpo_jax.parts.gains import Clip
 from grpo_jax.presets.traits import kl
 from grpo_jax.sweeps import load
 from grpo_jax.sweeps import sweep as run_sweep
+from grpo_jax.sweeps.dataset import label, non_finite
 from grpo_jax.sweeps.interrupt import Interrupted
 from grpo_jax.tasks import chance
 
@@ -178,15 +179,14 @@ def summary(data: xr.Dataset) -> str:
     """
     averaged = "iteration" not in data.dims
     last = data if averaged else data.isel(iteration=-1)
-    bad = int((~last["finite"]).sum()) if "finite" in last else 0
     columns, left_out = _columns(last, _grid(data))
     rows = [[*_grid(data), *columns]]
     last = xr.Dataset(columns)
-    settings = last.stack(setting=_grid(data)) if _grid(data) else last.expand_dims("setting")
-    for i in range(settings.sizes["setting"]):
-        one = settings.isel(setting=i)
-        labels = [_show(one[dim].item()) for dim in _grid(data)]
-        rows.append(labels + [f"{one[n].mean().item():.4g}±{one[n].std().item():.2g}" for n in columns])
+    for place in np.ndindex(*(data.sizes[dim] for dim in _grid(data))):
+        at = dict(zip(_grid(data), place, strict=True))
+        one = last.isel(at)
+        labels = [label(data, dim, i) for dim, i in at.items()]
+        rows.append(labels + [_spread(one[n].values) for n in columns])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     made = data.attrs
     when = (
@@ -197,11 +197,13 @@ def summary(data: xr.Dataset) -> str:
     lines = [f"{when}, mean ± standard deviation over {data.sizes['seed']} seeds"]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines += left_out
-    if bad:
-        lines.append(
-            f"{bad} of {data['finite'].isel(iteration=-1, missing_dims='ignore').size} runs turned non-finite"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [non_finite(data)])])
+
+
+def _spread(values: np.ndarray) -> str:
+    """Mean ± standard deviation of the finite ones."""
+    values = values[np.isfinite(values)]
+    return f"{values.mean():.4g}±{values.std():.2g}" if values.size else "not finite"
 
 
 PLACES = 8
@@ -218,7 +220,7 @@ def _columns(last: xr.Dataset, grid: list[str]) -> tuple[dict[str, xr.DataArray]
         places = list(itertools.islice(np.ndindex(*sizes), PLACES))
         for place in places:
             one = values.isel(dict(zip(own, place, strict=True)))
-            labels = [_show(values[d].values[i].item()) for d, i in zip(own, place, strict=True)]
+            labels = [label(values, str(d), i) for d, i in zip(own, place, strict=True)]
             heading = f"{name}[{', '.join(labels)}]" if own else str(name)
             columns[heading] = one.drop_vars(own, errors="ignore")
         if len(places) < math.prod(sizes):
@@ -229,10 +231,6 @@ def _columns(last: xr.Dataset, grid: list[str]) -> tuple[dict[str, xr.DataArray]
 
 def _grid(data: xr.Dataset) -> list[str]:
     return [str(d) for d in data["finite"].dims if d not in ("seed", "iteration")]
-
-
-def _show(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @app.command

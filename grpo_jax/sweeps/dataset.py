@@ -161,6 +161,43 @@ def attributes(about: str) -> dict[str, str]:
     return {key: value for key, value in found.items() if value}
 
 
+NAMED = 10
+"""Settings, and seeds of each, that ``non_finite`` names at most."""
+
+
+def non_finite(data: xr.Dataset) -> str | None:
+    """How many runs turned non-finite, and which: settings and their seeds. None where none did.
+
+    Args:
+      data: a sweep's dataset; its ``finite`` is [settings..., seed(, iteration)].
+    """
+    finite = data["finite"].isel(iteration=-1, missing_dims="ignore").astype(bool)
+    grid = [str(dim) for dim in finite.dims if dim != "seed"]
+    bad = ~finite.transpose(*grid, "seed").values
+    if not bad.any():
+        return None
+    places = np.argwhere(bad.any(-1))
+    named = []
+    for place in places[:NAMED].tolist():
+        seeds = data["seed"].values[bad[tuple(place)]]
+        told = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds[:NAMED]))}"
+        told += " …" if len(seeds) > NAMED else ""
+        setting = ", ".join(f"{dim} {label(data, dim, i)}" for dim, i in zip(grid, place, strict=True))
+        named.append(f"{setting} ({told})" if grid else told)
+    more = "; …" if len(places) > NAMED else ""
+    return f"{bad.sum()} of {bad.size} runs turned non-finite: {'; '.join(named)}{more}"
+
+
+def label(data: xr.Dataset | xr.DataArray, dim: str, place: int) -> str:
+    """What a place of a dimension is called; of one that zips several numbers and has no labels, all of them.
+
+    A place without any coordinate is its number.
+    """
+    along = [data[dim]] if dim in data.coords else [c for c in data.coords.values() if c.dims == (dim,)]
+    values = [coordinate.values[place].item() for coordinate in along]
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) or str(place)
+
+
 def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
     """The dimensions of several places along which all that was recorded is the same to the bit."""
     return [name for name in names if data.sizes[name] > 1 and _alike(data, name)]

@@ -24,8 +24,9 @@ from grpo_jax.sweeps.axes import Axis
 from grpo_jax.sweeps.layout import Layout
 from grpo_jax.types import Array
 
-KEPT = 128
-"""Programs that a process keeps, so that an equal sweep neither traces nor compiles again."""
+KEPT = 64
+"""Programs that a process keeps, those used last, so that an equal sweep neither traces nor compiles again.
+Each takes some ten megabytes and 200 memory mappings, of which Linux allows a process 65,530."""
 _kept: dict[Any, Any] = {}
 
 
@@ -168,11 +169,11 @@ def program_of(config: Config, axes: Sequence[Axis], request: Request, shape: La
         hash(key)
     except TypeError:  # a part of the user's holds structure that has no hash
         return Program(config, axes, request, shape)
-    if key not in _kept:
-        if len(_kept) >= KEPT:
-            _kept.pop(next(iter(_kept)))
-        _kept[key] = Program(config, axes, request, shape)
-    return _kept[key]
+    found = _kept.pop(key, None) or Program(config, axes, request, shape)
+    if len(_kept) >= KEPT:
+        _kept.pop(next(iter(_kept)))
+    _kept[key] = found
+    return found
 
 
 def _options(fused: bool) -> dict[str, Any]:

@@ -58,7 +58,7 @@ from grpo_jax.sweeps.tuning import (
     worth_tuning,
 )
 from grpo_jax.sweeps.work import Work, manifest
-from grpo_jax.train import warn_of_idle_corrections
+from grpo_jax.train import forget_traces, warn_of_idle_corrections
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
@@ -133,14 +133,14 @@ def sweep(
     check_slots(config)
     root, count = check_root(root), seed_count(seeds)
     chunk_size, devices = optional_whole("chunk_size", chunk_size), optional_whole("devices", devices)
-    variant_axes = parse_variants(config, variants or {})
+    variant_axes = parse_variants(config, {} if variants is None else variants)
     varied = settings(config, variant_axes)
     plan = recording(
         varied[0], record, measure, iterations=iterations, every=record_every, average_from=average_from,
         start=record_start,
     )  # fmt: skip
     folder = None if out is None else prepare_folder(out)
-    run_axes = [parse_axes(c, axes or {}) for c in varied]
+    run_axes = [parse_axes(c, {} if axes is None else axes) for c in varied]
     check_alike(variant_axes, run_axes)
     check_count(size(run_axes[0]), count, free_memory())
     for c, a in zip(varied, run_axes, strict=True):
@@ -157,6 +157,8 @@ def sweep(
     if folder is not None:
         check_storable(programs[0].dtypes)
     fresh = {p.hash: p for p in programs if p.compiled is None}
+    if fresh:
+        forget_traces()
     wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
     told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
     bar = Progress(work.runs * len(programs), iterations, told)

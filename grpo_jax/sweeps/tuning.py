@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,10 +63,13 @@ def remember(config: Config, wanted: Estimate, shape: Layout, seconds: float) ->
         _write(path, _read(path) | {_pace(config, shape): [seconds / _work(config, wanted)]})
 
 
+PACE = "pace of "
+
+
 def _pace(config: Config, shape: Layout) -> str:
     """A table's second and a network's do not do the same work (``_work``): each goes by its own kind."""
     kind = "tables" if config.policy.trailing else type(config.policy).__name__
-    return f"pace of {kind}: {' '.join(map(str, _machine(shape)))}"
+    return f"{PACE}{kind}: {' '.join(map(str, _machine(shape)))}"
 
 
 COMPILED = "compiled: "
@@ -179,10 +182,21 @@ def _memory() -> Path | None:
 
 
 def _read(path: Path | None) -> dict[str, list]:
+    """Name -> the numbers measured; without what nothing here has written."""
     try:
-        return json.loads(path.read_text()) if path is not None else {}
-    except (OSError, ValueError):
+        held = json.loads(path.read_text()) if path is not None else {}
+    except (OSError, ValueError, RecursionError):
         return {}
+    return {k: v for k, v in held.items() if _measured(k, v)} if isinstance(held, dict) else {}
+
+
+def _measured(name: str, found: Any) -> bool:
+    """A pace is one number, a compilation two, a chunk's size a whole one and another."""
+    if not isinstance(found, list) or not all(type(v) in (int, float) and 0 <= v < 1e18 for v in found):
+        return False
+    if name.startswith(PACE):
+        return len(found) == 1
+    return len(found) == 2 and (name.startswith(COMPILED) or (type(found[0]) is int and found[0] > 0))
 
 
 def _write(path: Path | None, held: dict[str, list]) -> None:
