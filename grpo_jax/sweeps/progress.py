@@ -63,7 +63,14 @@ class Progress:
         self._bar.close()
 
     def say_closing(
-        self, made: Mapping[str, Any], how: str, *, seconds: float, broken: int, folder: Path | None
+        self,
+        made: Mapping[str, Any],
+        how: str,
+        *,
+        seconds: float,
+        broken: int,
+        whole: int,
+        folder: Path | None,
     ) -> None:
         """The closing line: how much, how long, how, where it is.
 
@@ -72,9 +79,10 @@ class Progress:
           how: what the expectations are, and why.
           seconds: from the request to the result.
           broken: runs that turned non-finite.
+          whole: runs of the sweep, of which this process may have had a share.
           folder: where the results are.
         """
-        back, count, threads = self.runs - self.computed, self.compilations, made["threads"]
+        back, count, threads = self.runs - self.computed, self.compilations, int(made["threads"])
         wide = (
             f"{threads} thread{'s' * (threads > 1)}" if made["devices"] == 1 else f"{made['devices']} devices"
         )
@@ -85,7 +93,7 @@ class Progress:
             f"{back:,} runs read back" if back else "",
             how,
             f"chunks of {made['chunk_size']} runs on {wide}",
-            f"{broken:,} of {self.runs:,} runs turned non-finite" if broken else "",
+            f"{broken:,} of {whole:,} runs turned non-finite" if broken else "",
             f"in {folder}" if folder else "",
         ]
         self.say(" · ".join(part for part in parts if part))
