@@ -332,9 +332,8 @@ def test_jobs_on_this_machine_make_the_sweep_of_one_process(monkeypatch, capsys,
     code, alone = run(monkeypatch, capsys, *SMALL, "--out", tmp_path / "alone")
     assert printed.out == alone.out
     xr.testing.assert_equal(gj.load(tmp_path / "jobs"), gj.load(tmp_path / "alone"))
-    logs = sorted((tmp_path / "jobs" / "launch").glob("*_log.err"))
-    assert len(logs) == 2
-    assert any("is done; parts still missing" in log.read_text() for log in logs)
+    own = [[*SMALL, "--out", str(tmp_path / "jobs"), "--share", f"{i}/2"] for i in range(2)]
+    assert commands_of(tmp_path / "jobs" / "launch") == own
 
 
 @pytest.mark.slow

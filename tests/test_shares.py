@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grpo_jax as gj
-from grpo_jax.sweeps import layout, runner, shares, storage
+from grpo_jax.sweeps import layout, runner, shares, storage, turns
 from grpo_jax.sweeps.lock import Lock, is_held
 from grpo_jax.sweeps.shares import Others, Share, Unfinished
 
@@ -252,17 +252,17 @@ def test_a_lock_is_waited_for(tmp_path):
 def test_who_plans_first_is_followed(tmp_path):
     """A second process does not plan while the first does, and then finds what that decided."""
     mine = {"seeds": 3, "chunk_size": 2, "chunks": 1}
-    with storage.planning(tmp_path, Share(0, 2)):
-        assert is_held(tmp_path / storage.TURN)
+    with turns.planning(tmp_path, Share(0, 2)):
+        assert is_held(tmp_path / turns.TURN)
         with storage.Store(tmp_path, mine, Share(0, 2)):
             pass
-    with storage.planning(tmp_path, Share(1, 2)):
-        assert not (tmp_path / storage.TURN).exists()
+    with turns.planning(tmp_path, Share(1, 2)):
+        assert not (tmp_path / turns.TURN).exists()
         assert storage.held_layout(tmp_path) == (2, 1)
     (tmp_path / storage.MANIFEST).write_bytes(b"")
-    with storage.planning(tmp_path, Share(1, 2)):
-        assert is_held(tmp_path / storage.TURN)
-    with storage.planning(tmp_path / "new", Share()):
+    with turns.planning(tmp_path, Share(1, 2)):
+        assert is_held(tmp_path / turns.TURN)
+    with turns.planning(tmp_path / "new", Share()):
         assert not (tmp_path / "new").exists()
 
 

@@ -207,10 +207,11 @@ def _parameters(cluster: Cluster) -> dict[str, Any]:
 
 
 def wait(jobs: Sequence[Any]) -> None:
-    """Wait for jobs that run here; ValueError with the last words of the first that failed."""
+    """Wait for jobs that run here; ValueError with what the first one said that failed."""
     failed = [job for job in jobs if job.exception() is not None]
     if failed:
-        said = (failed[0].stderr() or "").strip().splitlines()[-8:]
+        lines = (failed[0].stderr() or "").strip().splitlines()
+        said = [line for line in lines if line.startswith("error: ")][-1:] or lines[-8:]
         raise ValueError(f"{len(failed)} of {len(jobs)} jobs failed; the first said\n" + "\n".join(said))
 
 

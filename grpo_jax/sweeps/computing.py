@@ -16,7 +16,7 @@ from grpo_jax.sweeps.layout import updates
 from grpo_jax.sweeps.program import Program, arguments
 from grpo_jax.sweeps.progress import Progress
 from grpo_jax.sweeps.shares import Others, Share
-from grpo_jax.sweeps.storage import Store
+from grpo_jax.sweeps.storage import Store, part_name
 from grpo_jax.sweeps.tuning import remember_compiling
 from grpo_jax.sweeps.work import Place, Work
 
@@ -52,7 +52,7 @@ class Computing:
         others.look()
         for _ in self.parts(share.of(places)):
             others.look()
-        left = others.wait(self.stop, lambda number: store.path(*parts[number]).name)
+        left = others.wait(self.stop, lambda number: part_name(*parts[number]))
         self.stop.check(len(places) - len(left), len(places))
 
     def parts(self, places: Sequence[Place]) -> Iterator[tuple[int, int, Results]]:

@@ -31,7 +31,7 @@ def optional_whole(name: str, value: Any, low: int = 1) -> int | None:
     return None if value is None else whole(name, value, low)
 
 
-def share_of(given: Any, folder: os.PathLike[str] | None, *, process: int, processes: int) -> Share:
+def share_of(given: Any, folder: str | os.PathLike[str] | None, *, process: int, processes: int) -> Share:
     """The share that is asked for; without one, that of this process among those of ``jax.distributed``.
 
     Raises:

@@ -49,7 +49,7 @@ from grpo_jax.sweeps.request import (
     unlike,
 )
 from grpo_jax.sweeps.shares import Share
-from grpo_jax.sweeps.storage import Store, check_space, held_layout, planning, prepare_folder, turn
+from grpo_jax.sweeps.storage import Store, check_space, held_layout, prepare_folder
 from grpo_jax.sweeps.tuning import (
     foreseen,
     foreseen_compiling,
@@ -57,6 +57,7 @@ from grpo_jax.sweeps.tuning import (
     tuned,
     worth_tuning,
 )
+from grpo_jax.sweeps.turns import planning, turn
 from grpo_jax.sweeps.work import Work, manifest
 from grpo_jax.train import warn_of_idle_corrections
 

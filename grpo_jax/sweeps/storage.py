@@ -33,8 +33,6 @@ from grpo_jax.sweeps.shares import Share, Unfinished
 MANIFEST = "manifest.json"
 RESULT = "sweep.nc"
 LOCK = ".lock"
-TURN = ".turn"
-"""What processes do one after the other: decide on the layout, assemble the result."""
 ASIDE = re.compile(r"\.(part-\d+-\d+\.nc|manifest\.json|sweep\.nc)\.\d+")
 """Names of files that a kill left half written."""
 LEFT = re.compile(r"\.(share|process)-\d+-\d+")
@@ -90,33 +88,6 @@ def check_space(folder: Path, output: int, *, streamed: bool) -> None:
     if needed > free:
         sizes = f"the sweep needs about {needed / 2**30:.3g} GiB of disk and {free / 2**30:.3g} GiB are free"
         raise OSError(errno.ENOSPC, f"{sizes}: make room, or give another folder", str(folder))
-
-
-@contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Among the processes of one sweep this one's turn: the others wait until the block has ended."""
-    lock = Lock(folder / TURN, patience=math.inf)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def planning(folder: Path | None, share: Share) -> Iterator[None]:
-    """Let one of several processes decide what a new folder's manifest says; the others wait and follow."""
-    with contextlib.ExitStack() as first:
-        if folder is not None and not share.alone and not _has_manifest(folder):
-            first.enter_context(turn(folder))
-            if _has_manifest(folder):
-                first.close()
-        yield
-
-
-def _has_manifest(folder: Path) -> bool:
-    with contextlib.suppress(Damaged, FileNotFoundError):
-        return bool(_read_manifest(folder / MANIFEST))
-    return False
 
 
 class Store:
@@ -203,7 +174,7 @@ class Store:
 
     def path(self, variant: int, part: int) -> Path:
         """File of one part."""
-        return self.folder / f"part-{variant:03d}-{part:06d}.nc"
+        return self.folder / part_name(variant, part)
 
     def read(self, variant: int, part: int) -> dict[str, np.ndarray] | None:
         """A finished part as it was written, or None, where it must be computed: missing, or damaged.
@@ -252,7 +223,7 @@ class Store:
     def missing(self, parts: Sequence[tuple[int, int]]) -> list[int]:
         """The running numbers of those of ``parts``, (variant, part) each, that have no file."""
         there = {path.name for path in self.folder.iterdir()}
-        return [number for number, part in enumerate(parts) if self.path(*part).name not in there]
+        return [number for number, part in enumerate(parts) if part_name(*part) not in there]
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array on disk for results that memory need not hold. Its file has no name and ends with it."""
@@ -298,6 +269,11 @@ class Store:
         return None
 
 
+def part_name(variant: int, part: int) -> str:
+    """Name of the file of one part."""
+    return f"part-{variant:03d}-{part:06d}.nc"
+
+
 def held_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of the sweep that a folder holds; where the file is lost, as a sound part has it.
 
@@ -324,6 +300,13 @@ def held_manifest(folder: Path) -> dict[str, Any] | None:
             "Give another folder, or move these files away to begin anew"
         )
     return None
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether the folder's manifest is there and sound."""
+    with contextlib.suppress(Damaged, FileNotFoundError):
+        return bool(_read_manifest(folder / MANIFEST))
+    return False
 
 
 def held_layout(folder: Path) -> tuple[int, int] | None:
