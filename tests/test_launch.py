@@ -18,19 +18,26 @@ from grpo_jax.cli import commands, launch
 from grpo_jax.cli.launch import Command, chosen_share, joined, kept
 from grpo_jax.sweeps.lock import Lock, is_held
 
+try:  # here, for it keeps the stream that is the standard error at that moment
+    import submitit as installed
+except ImportError:
+    installed = None
+
 ROOT = Path(gj.__file__).parents[1]
 SMALL = (
-    "sweep",
-    "--actions",
-    "3",
-    "--contexts",
-    "2",
-    "--seeds",
-    "5",
-    "--iterations",
-    "4",
-    "--record-every",
-    "2",
+    *[
+        "sweep",
+        "--actions",
+        "3",
+        "--contexts",
+        "2",
+        "--seeds",
+        "5",
+        "--iterations",
+        "4",
+        "--record-every",
+        "2",
+    ],
     "--sweep",
     "kl_coef=0,1",
 )
@@ -183,7 +190,9 @@ def test_no_cluster_is_said_in_a_line(monkeypatch, tmp_path, cluster):
 
 @pytest.fixture
 def submitit():
-    return pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    if installed is None:
+        pytest.skip("the extra slurm is not installed")
+    return installed
 
 
 @pytest.mark.slow
