@@ -25,19 +25,17 @@ except ImportError:
 
 ROOT = Path(gj.__file__).parents[1]
 SMALL = (
-    *[
-        "sweep",
-        "--actions",
-        "3",
-        "--contexts",
-        "2",
-        "--seeds",
-        "5",
-        "--iterations",
-        "4",
-        "--record-every",
-        "2",
-    ],
+    "sweep",
+    "--actions",
+    "3",
+    "--contexts",
+    "2",
+    "--seeds",
+    "5",
+    "--iterations",
+    "4",
+    "--record-every",
+    "2",
     "--sweep",
     "kl_coef=0,1",
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grpo_jax as gj
@@ -80,6 +80,7 @@ def names(folder):
 # Whose which part is
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 40), parts=st.integers(0, 100))
 def test_every_part_is_in_one_share_and_shares_differ_by_one_at_most(count, parts):
     found = [Share(i, count).of(range(parts)) for i in range(count)]
@@ -87,6 +88,7 @@ def test_every_part_is_in_one_share_and_shares_differ_by_one_at_most(count, part
     assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
+@settings(deadline=None)
 @given(
     runs=st.integers(1, 10**6),
     processes=st.integers(1, 64),
