@@ -175,6 +175,7 @@ def test_a_result_on_disk_is_assembled_without_memory_and_read_as_it_is_used(tmp
     for _ in range(2):
         with swept(tmp_path, share=(1, 2)) as found:
             assert_same(found, alone)
+        monkeypatch.setattr(storage.Store, "finish", None)  # once it is there, nobody writes it again
 
 
 def test_a_damaged_result_and_a_damaged_part_are_made_again_by_a_share(tmp_path, alone, written):
@@ -224,9 +225,23 @@ def test_shares_let_each_other_in_and_nobody_else(tmp_path, monkeypatch):
         assert [is_held(tmp_path / f".share-{i}-3") for i in range(3)] == [True, False, True]
         with pytest.raises(ValueError, match=r"another sweep \(different: seeds"):
             storage.Store(tmp_path, mine | {"seeds": 4}, Share(1, 3))
+    with storage.Store(tmp_path, mine, Share(0, 3)):
+        with storage.Store(tmp_path, mine, Share(2, 3)):
+            pass
+        with pytest.raises(BlockingIOError, match=f"{tmp_path} is in use"):
+            storage.Store(tmp_path, mine)
     assert names(tmp_path) == [storage.MANIFEST]
     with storage.Store(tmp_path, mine), pytest.raises(BlockingIOError, match="in use"):
         storage.Store(tmp_path, mine, Share(1, 3))
+
+
+@pytest.mark.parametrize(("error", "left"), [(OSError, [".share-1-3"]), (Unfinished, [])])
+def test_a_share_that_failed_leaves_a_mark_that_nobody_holds(tmp_path, error, left):
+    """Others see that it has been there; one that has done its work is not missed."""
+    with pytest.raises(error), storage.Store(tmp_path, {"seeds": 3}, Share(1, 3)):
+        raise error
+    assert names(tmp_path) == [*left, storage.MANIFEST]
+    assert not is_held(tmp_path / ".share-1-3")
 
 
 def test_a_lock_is_waited_for(tmp_path):
