@@ -86,6 +86,7 @@ def test_options_of_the_launch_are_left_out_with_their_values():
     [
         (("--share", "2/2"), "share is 2 of 2; shares are counted from 0 to 1"),
         (("--share", "0/2"), "out is None; 2 shares need a folder"),
+        (("--share", "0/2", "--out", "x", "--distributed"), "--share is for processes that do not know"),
         (("--launch", "slurm"), "--launch needs --out"),
         (("--launch", "slurm", "--out", "x", "--share", "0/2"), "leave out --share and --distributed"),
         (("--launch", "slurm", "--out", "x", "--distributed"), "leave out --share and --distributed"),

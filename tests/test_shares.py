@@ -235,15 +235,6 @@ def test_shares_let_each_other_in_and_nobody_else(tmp_path, monkeypatch):
         storage.Store(tmp_path, mine, Share(1, 3))
 
 
-@pytest.mark.parametrize(("error", "left"), [(OSError, [".share-1-3"]), (Unfinished, [])])
-def test_a_share_that_failed_leaves_a_mark_that_nobody_holds(tmp_path, error, left):
-    """Others see that it has been there; one that has done its work is not missed."""
-    with pytest.raises(error), storage.Store(tmp_path, {"seeds": 3}, Share(1, 3)):
-        raise error
-    assert names(tmp_path) == [*left, storage.MANIFEST]
-    assert not is_held(tmp_path / ".share-1-3")
-
-
 def test_a_lock_is_waited_for(tmp_path):
     path = tmp_path / "lock"
     script = f"""
@@ -318,6 +309,7 @@ def test_a_process_that_was_seen_and_has_gone_is_not_waited_for(tmp_path, monkey
 
 def test_a_process_without_a_sign_is_waited_for_longer_from_the_last_part_on(tmp_path, monkeypatch):
     left = {1, 2, 4}
+    (tmp_path / ".share-1-3").touch()  # left by an earlier call, or its lock is not seen on other machines
     clock = Clock(t500=lambda: left.discard(4))
     with pytest.raises(
         Unfinished, match=r"2, of processes 1, 2 .*no sign of 1, 2 in 600 s: do all of them see"
@@ -373,7 +365,7 @@ WORKER = f"""
     from grpo_jax.cli.launch import joined
 
     out, cluster, stops = sys.argv[1:]
-    layout.PART_RUNS, shares.LATE, shares.PATIENCE = 4, 1.0, 60.0
+    layout.PART_RUNS, shares.LATE, shares.PATIENCE = 4, 1.0, 20.0
     written, write = [], storage.Store.write
 
     def telling(store, variant, part, result):

@@ -155,6 +155,8 @@ def sweep(
     """
     share = chosen_share(cluster.share)
     if cluster.launch is None:
+        if share and cluster.distributed:
+            raise ValueError("--share is for processes that do not know of each other, not for --distributed")
         with joined(train.out) if cluster.distributed else contextlib.nullcontext():
             _simulate(setup, train, sweep, variants, share)
         return

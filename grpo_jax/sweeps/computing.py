@@ -52,6 +52,8 @@ class Computing:
         others.look()
         for _ in self.parts(share.of(places)):
             others.look()
+        if share.waits:
+            self.bar.say("this process's parts are done; the others' are still to come")
         left = others.wait(self.stop, lambda number: part_name(*parts[number]))
         self.stop.check(len(places) - len(left), len(places))
 

@@ -84,10 +84,10 @@ class Lock:
         except FileNotFoundError:
             return False
 
-    def release(self, *, keep: bool = False) -> None:
-        """Let go, and remove the file unless others still share it, or ``keep`` is to show who was here."""
+    def release(self) -> None:
+        """Let go, and remove the file unless others still share it."""
         if self.held:
-            if not keep and (not self.shared or _locked(self._file, shared=False)):
+            if not self.shared or _locked(self._file, shared=False):
                 self.path.unlink(missing_ok=True)
             self.held = False
         self._file.close()

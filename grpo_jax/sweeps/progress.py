@@ -86,9 +86,10 @@ class Progress:
         wide = (
             f"{threads} thread{'s' * (threads > 1)}" if made["devices"] == 1 else f"{made['devices']} devices"
         )
+        mine = f"{self.runs:,}" + (f" of {whole:,}" if whole != self.runs else "")
         compiled = f" in {self.compile_seconds:.2f} s" if count else ""
         parts = [
-            f"{self.runs:,} runs x {self.iterations:,} iterations in {seconds:.2f} s",
+            f"{mine} runs x {self.iterations:,} iterations in {seconds:.2f} s",
             f"{count} program{'s' * (count != 1)} compiled{compiled}",
             f"{back:,} runs read back" if back else "",
             how,

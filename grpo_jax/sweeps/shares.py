@@ -73,9 +73,9 @@ class Others:
         self._unseen = set(range(share.count)) - {share.index}
 
     def look(self) -> None:
-        """Take note of who has begun: only of these an end can be told from a late beginning."""
+        """Take note of who is at work: only of these an end can be told from a late beginning."""
         if self._share.waits:
-            self._unseen = {i for i in self._unseen if not self._share.lock(self._folder, i).exists()}
+            self._unseen = {i for i in self._unseen if not is_held(self._share.lock(self._folder, i))}
 
     def wait(self, stopped: Callable[[], bool], name: Callable[[int], str]) -> list[int]:
         """Wait until no part is missing, or a signal says to stop; gives the numbers that are missing then.

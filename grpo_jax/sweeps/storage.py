@@ -28,7 +28,7 @@ import xarray as xr
 from grpo_jax.sweeps import netcdf
 from grpo_jax.sweeps.lock import Lock
 from grpo_jax.sweeps.netcdf import Damaged
-from grpo_jax.sweeps.shares import Share, Unfinished
+from grpo_jax.sweeps.shares import Share
 
 MANIFEST = "manifest.json"
 RESULT = "sweep.nc"
@@ -129,15 +129,13 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(failed=kind is not None and not issubclass(kind, Unfinished))
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def close(self, *, failed: bool = False) -> None:
-        """Let another sweep have the folder; a share that ``failed`` leaves its mark, as a killed one."""
-        first, *own = self._locks
-        for lock in own:
-            lock.release(keep=failed)
-        first.release()
+    def close(self) -> None:
+        """Let another sweep have the folder."""
+        for lock in reversed(self._locks):
+            lock.release()
 
     def _remove(self, *names: re.Pattern[str]) -> None:
         """Remove what processes that have ended left behind; without locks it may be another's, at work."""

@@ -41,15 +41,15 @@ SHARES = (
     Fault(
         "a share that ends opens the folder to another sweep",
         "sweeps/lock.py",
-        "if not keep and (not self.shared or _locked(self._file, shared=False)):",
-        "if not keep:",
+        "if not self.shared or _locked(self._file, shared=False):",
+        "if True:",
         "test_shares",
     ),
     Fault(
-        "a share that failed leaves no mark",
-        "sweeps/storage.py",
-        "lock.release(keep=failed)",
-        "lock.release()",
+        "one whose lock cannot be seen is taken for dead",
+        "sweeps/shares.py",
+        "if not is_held(self._share.lock(self._folder, i))",
+        "if False",
         "test_shares",
     ),
     Fault(
