@@ -25,6 +25,8 @@ STOPPING = 60.0
 """Seconds that a job which must go may take to finish the part in flight; SLURM's notice is 90."""
 NOTICE = 120.0
 """Seconds that a job whose command was told to stop waits for the cluster's notice to queue it again."""
+AGAIN = 100
+"""Times that a job is queued again which ran out of time: each time it gets further by some parts."""
 DEAF = 'trap "" USR1 USR2; exec "$@"'
 """A command of the shell: submitit's signals are for the job around the command that follows."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -99,22 +101,17 @@ def joined(out: Path | None) -> Iterator[None]:
             f"--distributed: {error} Start one process a task with srun, mpirun or on every host of a TPU "
             "pod, or take --share 3/16 where processes do not know of each other"
         ) from error
-    me, *others = (folder / f".process-{i}-{jax.process_count()}" for i in _from_here())
-    here = Lock(me, what=f"process {jax.process_index()} of {folder}")
+    index, count = jax.process_index(), jax.process_count()
+    locks = [folder / f".process-{i}-{count}" for i in range(count)]
+    here = Lock(locks[index], what=f"process {index} of {folder}")
     try:
         yield
     finally:
         until = time.monotonic() + HEARTBEAT
-        while jax.process_index() == 0 and any(map(is_held, others)) and time.monotonic() < until:
+        while index == 0 and any(map(is_held, locks[1:])) and time.monotonic() < until:
             time.sleep(PAUSE)
         jax.distributed.shutdown()
         here.release()
-
-
-def _from_here() -> list[int]:
-    """The numbers of all processes, this one's first."""
-    count = jax.process_count()
-    return [(jax.process_index() + i) % count for i in range(count)]
 
 
 class Command:
@@ -186,7 +183,7 @@ def launch(cluster: Cluster, words: Sequence[str], out: Path | None) -> list[Any
         else [["--share", f"{i}/{cluster.jobs}"] for i in range(cluster.jobs)]
     )
     try:
-        executor = submitit.AutoExecutor(out / "launch", cluster=cluster.launch)
+        executor = submitit.AutoExecutor(out / "launch", cluster=cluster.launch, slurm_max_num_timeout=AGAIN)
         executor.update_parameters(name="grpo_jax", **_parameters(cluster))
         with executor.batch():
             return [executor.submit(Command([*line, *share])) for share in shares]
