@@ -1,19 +1,7 @@
 """Processes that share a sweep: every part once, the single process's numbers to the bit, no wait in vain."""
 
-import contextlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import textwrap
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
-import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,28 +9,7 @@ import grpo_jax as gj
 from grpo_jax.sweeps import layout, runner, shares, storage, turns
 from grpo_jax.sweeps.lock import Lock, is_held
 from grpo_jax.sweeps.shares import Others, Share, Unfinished
-
-ROOT = Path(gj.__file__).parents[1]
-SHORT = {"iterations": 4, "record_every": 2, "progress": False}
-CONFIG = gj.Config(
-    policy=gj.ActionPolicy.uniform(contexts=2, actions=3),
-    task=gj.Questions(table=np.arange(6.0).reshape(2, 3) / 6),
-    loop=gj.Loop(group_size=4, inner_steps=2),
-)
-PARTS = 8
-"""Two variants of 2 x 7 runs in parts of four: the last one of each has two."""
-
-
-def swept(out, **changes):
-    """Two methods, two rates, seven seeds."""
-    return gj.sweep(
-        CONFIG,
-        {"learning_rate": [0.01, 0.2]},
-        variants={"method": {"grpo": gj.methods.grpo, "dapo": gj.methods.dapo}},
-        seeds=7,
-        out=out,
-        **{"chunk_size": 2, "devices": 1, **SHORT, **changes},
-    )
+from tests.sharing import CONFIG, PARTS, assert_same, child, names, swept
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +31,6 @@ def written(monkeypatch):
     found, write = [], storage.Store.write
     monkeypatch.setattr(storage.Store, "write", lambda s, v, p, r: (found.append((v, p)), write(s, v, p, r)))
     return found
-
-
-def assert_same(found, wanted):
-    xr.testing.assert_equal(found, wanted)
-    for name in wanted.data_vars:
-        assert found[name].dtype == wanted[name].dtype
-        assert found[name].values.tobytes() == wanted[name].values.tobytes(), name
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("part-"))
 
 
 # Whose which part is
@@ -334,125 +290,3 @@ def test_one_s_own_part_that_vanished_is_not_waited_for_for_ever(tmp_path, monke
     with pytest.raises(Unfinished, match="of process 0"):
         waiting(monkeypatch, tmp_path, {3}, Clock())
     lock.release()
-
-
-# Other processes
-
-
-def child(script, *words, **environment):
-    """A process of its own that runs a script."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-WORKER = f"""
-    import contextlib, json, pathlib, sys, time
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
-    import jax
-    from test_shares import layout, shares, storage, swept
-    from grpo_jax.cli.launch import joined
-
-    out, cluster, stops = sys.argv[1:]
-    layout.PART_RUNS, shares.LATE, shares.PATIENCE = 4, 1.0, 20.0
-    written, write = [], storage.Store.write
-
-    def telling(store, variant, part, result):
-        write(store, variant, part, result)
-        written.append((variant, part))
-        if stops == str(jax.process_index()):
-            print("stopped", flush=True)
-            sys.stdin.read()
-
-    storage.Store.write = telling
-    with joined(pathlib.Path(out)) if cluster else contextlib.nullcontext():
-        there = [jax.process_count(), jax.local_device_count(), jax.device_count()]
-        try:
-            data = swept(out, chunk_size=2 * there[1], devices=there[1])
-            time.sleep(2 * jax.process_index())  # as one that has more to do with the dataset than process 0
-            data.to_netcdf(f"{{out}}.{{jax.process_index()}}.nc", engine="h5netcdf")
-        finally:
-            print(json.dumps([there, written]), flush=True)
-"""
-"""One process of a job of SLURM, as far as the environment tells it. Compiled as users compile: without
-optimisation two devices compute other last bits than one."""
-
-
-@contextlib.contextmanager
-def job(out, stops=""):
-    """Two processes with two CPU devices each, on this machine."""
-    cluster = {
-        "SLURM_JOB_ID": str(port()),  # JAX derives its port from it
-        "SLURM_STEP_NODELIST": "127.0.0.1",
-        "SLURM_NTASKS": "2",
-        "JAX_NUM_CPU_DEVICES": "2",
-        "XLA_FLAGS": "",
-    }
-    with contextlib.ExitStack() as running:
-        processes = []
-        for i in range(2):
-            own = {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-            process = child(WORKER, out, "cluster", stops, **cluster, **own)
-            processes.append(running.enter_context(process))
-            running.callback(process.kill)
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def by_itself(tmp_path_factory):
-    """What one process with one device computes."""
-    out = tmp_path_factory.mktemp("alone") / "x"
-    with child(WORKER, out, "", "", JAX_NUM_CPU_DEVICES="1", XLA_FLAGS="") as process:
-        said = process.communicate(timeout=300)[0]
-    own = [[v, p] for v in range(2) for p in range(4)]
-    assert json.loads(said.splitlines()[-1]) == [[1, 1, 1], own], said
-    return gj.load(out)
-
-
-@pytest.mark.slow
-def test_two_processes_with_two_devices_each_make_the_sweep_of_one(tmp_path, by_itself):
-    with job(tmp_path / "x") as processes:
-        said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    for i, text in enumerate(said):
-        own = [[v, p] for v in range(2) for p in (i, i + 2)]
-        assert json.loads(text.splitlines()[-1]) == [[2, 2, 4], own]
-        with xr.open_dataset(tmp_path / f"x.{i}.nc", engine="h5netcdf") as found:
-            assert_same(found, by_itself)
-    assert_same(gj.load(tmp_path / "x"), by_itself)
-    assert names(tmp_path / "x") == [storage.MANIFEST, storage.RESULT]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_outlives_another_that_is_killed_and_the_same_call_goes_on(tmp_path, by_itself, killed):
-    """Process 0 is the one that JAX's processes meet at: without it JAX ends the other by itself."""
-    out, other = tmp_path / "x", 1 - killed
-    with job(out, stops=str(killed)) as processes:
-        assert "stopped\n" in iter(processes[killed].stdout.readline, "")
-        os.kill(processes[killed].pid, signal.SIGKILL)
-        began = time.monotonic()
-        said = processes[other].communicate(timeout=240)[0]
-    code = processes[other].returncode
-    print(f"process {other} ended with {code}, {time.monotonic() - began:.1f} s after {killed} was killed")
-    assert code not in (0, None), said
-    finished = {path.name: path.read_bytes() for path in out.glob("part-*.nc")}
-    assert 0 < len(finished) < PARTS
-    with job(out) as processes:
-        said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert {name: (out / name).read_bytes() for name in finished} == finished
-    written = [tuple(part) for text in said for part in json.loads(text.splitlines()[-1])[1]]
-    assert len(written) == len(set(written)) == PARTS - len(finished)
-    assert_same(gj.load(out), by_itself)
