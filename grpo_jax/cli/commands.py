@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import io
@@ -23,11 +24,12 @@ import xarray as xr
 from grpo_jax import methods as method_table
 from grpo_jax import presets
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
+from grpo_jax.cli.launch import Cluster, chosen_share, joined, launch, wait
 from grpo_jax.exact import penalties as penalty_table
 from grpo_jax.part import nearest
 from grpo_jax.parts.gains import Clip
 from grpo_jax.presets.traits import kl
-from grpo_jax.sweeps import load
+from grpo_jax.sweeps import Unfinished, load
 from grpo_jax.sweeps import sweep as run_sweep
 from grpo_jax.sweeps.dataset import label, non_finite
 from grpo_jax.sweeps.interrupt import Interrupted
@@ -123,7 +125,7 @@ class Training:
     """Double precision."""
 
 
-SETUP, TRAINING = Setup(), Training()
+SETUP, TRAINING, CLUSTER = Setup(), Training(), Cluster()
 
 
 @app.command
@@ -139,6 +141,7 @@ def run(
 def sweep(
     setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP,
     train: Annotated[Training, tyro.conf.arg(name="")] = TRAINING,
+    cluster: Annotated[Cluster, tyro.conf.arg(name="")] = CLUSTER,
     sweep: tuple[str, ...] = (),
     variants: tuple[str, ...] = (),
 ) -> None:
@@ -147,26 +150,53 @@ def sweep(
     Args:
         setup: what is trained on what.
         train: how long, how often, where to.
+        cluster: which processes work at it.
         sweep: traced numbers, one program for all: path=value,value.
         variants: structure, one program each: method=grpo,dapo group_size=4,8 optimizer=sgd,adamw.
     """
-    _simulate(setup, train, sweep, variants)
+    share = chosen_share(cluster.share)
+    if cluster.launch is None:
+        if share and cluster.distributed:
+            raise ValueError("--share is for processes that do not know of each other, not for --distributed")
+        with joined(train.out) if cluster.distributed else contextlib.nullcontext():
+            _simulate(setup, train, sweep, variants, share)
+        return
+    jobs = launch(cluster, sys.argv[1:], train.out)
+    print(f"jobs {', '.join(str(job.job_id) for job in jobs)}; logs in {train.out}/launch", file=sys.stderr)
+    if cluster.launch == "local" and train.out is not None:
+        wait(jobs)
+        print(summary(load(train.out)))
 
 
-def _simulate(setup: Setup, train: Training, sweep: tuple[str, ...], structure: tuple[str, ...]) -> None:
+def _simulate(
+    setup: Setup,
+    train: Training,
+    sweep: tuple[str, ...],
+    structure: tuple[str, ...],
+    share: tuple[int, int] | None = None,
+) -> None:
     jax.config.update("jax_enable_x64", train.x64)
     config = build(setup)
-    data = run_sweep(
-        config,
-        axes(sweep),
-        variants=variants(structure, config),
-        seeds=train.seeds,
-        iterations=train.iterations,
-        record_every=train.record_every,
-        record=train.record or None,
-        root=train.root,
-        out=train.out,
-    )
+    try:
+        data = run_sweep(
+            config,
+            axes(sweep),
+            variants=variants(structure, config),
+            seeds=train.seeds,
+            iterations=train.iterations,
+            record_every=train.record_every,
+            record=train.record or None,
+            root=train.root,
+            out=train.out,
+            share=share,
+        )
+    except Unfinished as others:
+        if share is None:
+            raise
+        print(others, file=sys.stderr)  # its own share is done
+        return
+    if jax.process_index():  # one process speaks
+        return
     print(summary(data))
     if train.out:
         print(f"written to {train.out}", file=sys.stderr)
@@ -302,7 +332,7 @@ def main() -> None:
             sys.stdout.flush()  # here, so that a pipe closed by its reader shows here and not at exit
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, KeyError, MemoryError, OSError) as error:
+    except (ValueError, TypeError, KeyError, MemoryError, OSError, Unfinished) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

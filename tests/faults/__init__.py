@@ -10,6 +10,7 @@ from tests.faults.fault import Fault
 from tests.faults.methods import ADVANTAGES, GAINS, PENALTIES, REDUCTIONS
 from tests.faults.policies import NETWORKS, SAMPLER
 from tests.faults.runs import FUSED, LOOP, OPTIMIZERS, RESUME, SWEEPS
+from tests.faults.shares import SHARES
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -26,6 +27,7 @@ FAULTS = (
     *SWEEPS,
     *FUSED,
     *RESUME,
+    *SHARES,
     *SAMPLER,
     *NETWORKS,
     *CHECK,

@@ -185,8 +185,8 @@ RESUME = (
     ),
     Fault(
         "a resumed sweep computes every part again",
-        "sweeps/runner.py",
-        "done = store.read(variant, first // shape.runs) if store else None",
+        "sweeps/computing.py",
+        "done = self.store.read(variant, first // shape.runs) if self.store else None",
         "done = None",
         "test_sweep",
     ),
