@@ -45,7 +45,7 @@ def known(value: Any) -> np.ndarray:
 
 
 def rows(x: np.ndarray) -> list[np.ndarray]:
-    """The lane arrays along the first axis; NumPy's own iteration would give elements of a plain list."""
+    """[n] lane arrays along the first axis of x [n, ...]; NumPy's own iteration would give plain elements."""
     return [x[i : i + 1].reshape(x.shape[1:]) for i in range(len(x))]
 
 

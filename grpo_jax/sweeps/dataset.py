@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from grpo_jax.config import Config
 from grpo_jax.measures import STEP, TOKENS, Measure
 from grpo_jax.records import Recording
 from grpo_jax.sweeps.axes import Axis
+from grpo_jax.sweeps.program import latest, structure
 from grpo_jax.types import OverSequences, support_of
 
 UNITS = ("nats", "bits", "tokens", "steps", "seconds")
@@ -24,19 +24,22 @@ TRIAL_RUNS = 97
 """Runs that shapes are tried with: as many as no other axis has, so that a sum over the wrong axis shows."""
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _recorded(config: Config, seed: Any, plan: Recording) -> Any:
-    """What an iteration records; under ``jit``, so that an equal sweep does not trace it again."""
-    return train.shapes(config, train.start(config, seed, 0), plan)
+KEPT = 512
+"""Structures whose shapes a process remembers, so that an equal sweep does not trace them again."""
+_kept: dict[Any, dict[str, tuple[int, ...]]] = {}
 
 
 def own_shapes(config: Config, plan: Recording) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a measure's own axes, before anything compiles; ValueError for a wrong shape."""
     if all(m.dims == () and not m.stacked for _, m in plan.measures):
         return {name: () for name, _ in plan.measures}
-    seed = np.zeros(TRIAL_RUNS if config.policy.trailing else (), np.uint32)
-    found = _recorded.eval_shape(config, seed, plan)
-    return {name: value.shape[: value.ndim - seed.ndim] for name, value in found.items()}
+
+    def traced() -> dict[str, tuple[int, ...]]:
+        seed = np.zeros(TRIAL_RUNS if config.policy.trailing else (), np.uint32)
+        found = jax.eval_shape(lambda c, s: train.shapes(c, train.start(c, s, 0), plan), config, seed)
+        return {name: value.shape[: value.ndim - seed.ndim] for name, value in found.items()}
+
+    return latest(_kept, (structure(config), plan), KEPT, traced)
 
 
 def own_dims(name: str, measure: Measure, shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import numbers
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +89,10 @@ class Program:
         self._sharding = _sharding(shape.devices)
         self._lock = threading.Lock()
 
-        @functools.partial(jax.jit, inline=True)
-        def traced_once(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
+        def whole_chunk(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
             return chunk(config, axes, values, root, index, seeds, request)
+
+        traced_once: Any = jax.jit(whole_chunk, inline=True)
 
         def program(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
             def simulated(i: Any) -> Any:
@@ -112,6 +112,7 @@ class Program:
 
         part = self.place(np.zeros((len(axes), shape.runs), np.int32), np.zeros(shape.runs, np.uint32))
         self._lowered: Any = jax.jit(program).lower(*arguments(config, axes, 0), *part)
+        traced_once.clear_cache()
         self.dtypes = {name: info.dtype for name, info in self._lowered.out_info.items()}
         """Name -> type of what is recorded."""
         self.hash = hashlib.sha256(self._lowered.as_text().encode()).hexdigest()
@@ -161,18 +162,31 @@ def _kind(leaf: Any) -> tuple[tuple[int, ...], Any]:
 
 def program_of(config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> Program:
     """The program of a sweep, from an earlier one of this process where one of its structure is kept."""
-    kinds = tuple(map(_kind, jax.tree.leaves(config)))
     varied = tuple((axis.paths, tuple(map(np.shape, axis.values))) for axis in axes)
+    key = (structure(config), varied, request, shape)
+    return latest(_kept, key, KEPT, lambda: Program(config, axes, request, shape))
+
+
+def structure(config: Config) -> Any:
+    """What configurations share whose traces are equal: all but their numbers."""
+    kinds = tuple(map(_kind, jax.tree.leaves(config)))
     machine = (jax.dtypes.canonicalize_dtype(float), jax.default_backend())
-    key = (jax.tree.structure(config), kinds, varied, request, shape, machine)
+    return jax.tree.structure(config), kinds, machine
+
+
+T = TypeVar("T")
+
+
+def latest(held: dict[Any, T], key: Any, count: int, make: Callable[[], T]) -> T:
+    """What is held under the key, or else made; of those used last ``count`` are held."""
     try:
         hash(key)
     except TypeError:  # a part of the user's holds structure that has no hash
-        return Program(config, axes, request, shape)
-    found = _kept.pop(key, None) or Program(config, axes, request, shape)
-    if len(_kept) >= KEPT:
-        _kept.pop(next(iter(_kept)))
-    _kept[key] = found
+        return make()
+    found = held.pop(key) if key in held else make()
+    while len(held) >= count:
+        held.pop(next(iter(held)))
+    held[key] = found
     return found
 
 
