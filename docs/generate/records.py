@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from docs.generate import libraries
 from docs.generate.answers import Ledger
 from docs.generate.explorer import Explorer
 from docs.generate.explorers import EXPLORERS
+from docs.generate.formulas import FORMULAS
 from docs.generate.questions import QUESTIONS
 from docs.generate.text import page
 from experiments.harness.ledger import ledger_path, read_ledger
@@ -31,6 +33,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "claims/index.md", page("ledger.md", rows=rows, meaning=MEANING, verdicts=verdicts)
     yield "explore/index.md", page("explorers.md", explorers=EXPLORERS)
     yield "methods.md", page("methods.md", table=methods.table())
+    yield "libraries.md", page("libraries.md", lines=libraries.lines())
     yield "penalties.md", (ROOT / "docs" / "penalties.md").read_text(encoding="utf-8")
     for script in scripts.values():
         own = [row for row in rows if row["claim"] == script.id]
@@ -102,6 +105,7 @@ def _claim(script: Script, rows: list[dict[str, Any]], ledger: Ledger) -> str:
         rows=rows[1:],
         about=[" ".join(part.split()) for part in script.about.split("\n\n")],
         figure=f"../figures/{script.id}{figure.suffix}" if figure else None,
+        formula=FORMULAS.get(script.id),
         explorers=explorers_of(script.id),
         asked=[(question.ask, question.answer(ledger)) for question in asked],
         where=_where(script),
