@@ -110,7 +110,8 @@ def test_what_a_check_must_notice(browser, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(
         '<!doctype html><meta name="viewport" content="width=device-width"><script>null.x</script>'
-        '<body style="margin: 0"><div style="width: 600px">wide</div><img src="none.png"><a href="nowhere.html">there</a>'
+        '<body style="margin: 0"><div style="width: 600px">wide</div><img src="none.png">'
+        '<a href="nowhere.html">there</a>'
         '<img src="http://localhost:9999/x.png">'
     )
     with Visit(browser, page.as_uri()) as visit:

@@ -126,7 +126,7 @@ def test_a_claim_s_page_has_its_formula_and_the_explorers_of_its_numbers():
     assert set(FORMULAS) <= set(find_scripts())
     for name in find_scripts():
         formula = FORMULAS.get(name)
-        held = re.findall(r"```formula\n(.*)\n```", made[f"claims/{name}.md"])
+        held = re.findall(r"```formula\n(.*?)\n```", made[f"claims/{name}.md"], re.S)
         assert held == ([formula.latex] if formula else [])
         linked = set(re.findall(r"\(\.\./explore/([\w-]+)\.md\)", made[f"claims/{name}.md"]))
         assert linked == {explorer.name for explorer in EXPLORERS if name in explorer.claims}

@@ -9,12 +9,14 @@ class Formula(NamedTuple):
     """For a claim's page."""
 
     latex: str
+    """Each line a formula of its own: on a narrow screen they stand below each other."""
     where: str
 
 
 FORMULAS = {
     "A1": Formula(
-        r"A_i = \operatorname{sign}(r_i - r_j), \qquad "
+        r"A_i = \operatorname{sign}(r_i - r_j),"
+        "\n"
         r"P_2(o \mid \pi) = \mathbb{E}_{o' \sim \pi}\left[P(o \succ o') - P(o' \succ o)\right]",
         "r_i and r_j are the two rewards of a group, with sign 0 = 0; P(o ≻ o′) is the chance that o earns "
         "strictly more than o′.",
@@ -25,8 +27,10 @@ FORMULAS = {
         "standard deviation of the reward of an answer drawn from π.",
     ),
     "A3": Formula(
-        r"D = \frac{\pi_{ref}}{\pi} - \log\frac{\pi_{ref}}{\pi} - 1, \qquad "
-        r"\mathbb{E}_\pi D = KL(\pi \Vert \pi_{ref}), \qquad "
+        r"D = \frac{\pi_{ref}}{\pi} - \log\frac{\pi_{ref}}{\pi} - 1,"
+        "\n"
+        r"\mathbb{E}_\pi D = KL(\pi \Vert \pi_{ref}),"
+        "\n"
         r"\mathbb{E}_\pi \nabla D = \nabla KL(\pi_{ref} \Vert \pi)",
         "D is k3 at an answer drawn from π_old = π; gradients are in logits, with the answers held as drawn.",
     ),
@@ -46,18 +50,21 @@ FORMULAS = {
         "π and π_ref are the better answer's probabilities, β the penalty's weight; two answers, G → ∞.",
     ),
     "A7": Formula(
-        r"\pi(o) = \frac{\pi_{ref}(o)}{1 - P_G(o \mid \pi)/\beta} \quad \text{(GRPO)}, \qquad "
+        r"\pi(o) = \frac{\pi_{ref}(o)}{1 - P_G(o \mid \pi)/\beta} \quad \text{(GRPO)},"
+        "\n"
         r"\pi(o) \propto \pi_{ref}(o) \, e^{r(o)/\beta} \quad \text{(RLHF)}",
         "P_G is the expected advantage in a group of G, whose mean over π is 0; r(o) the expected reward.",
     ),
     "A8": Formula(
-        r"\pi(o) \propto \pi_{ref}(o) \, e^{P_G(o \mid \pi)/\beta}, \qquad "
+        r"\pi(o) \propto \pi_{ref}(o) \, e^{P_G(o \mid \pi)/\beta},"
+        "\n"
         r"h(x) = \frac{1}{\beta\sqrt{x(1 - x)}} - \log\frac{x}{1 - x} + \log\frac{\pi_{ref}}{1 - \pi_{ref}}",
         "With the penalty multiplied by the importance ratio; x is the better answer's probability, h(x) = 0 "
         "where training in large groups stands still.",
     ),
     "A9": Formula(
-        r"P_G = \left(1 - \frac{1}{G}\right)\left(\mathbb{E}_\pi r - \mathbb{E}_{\pi_{old}} r\right), \qquad "
+        r"P_G = \left(1 - \frac{1}{G}\right)\left(\mathbb{E}_\pi r - \mathbb{E}_{\pi_{old}} r\right),"
+        "\n"
         r"\pi(o) \propto \pi_{ref}(o) \exp\left(\frac{r(o)}{\beta} \cdot \frac{G - 1}{G}\right)",
         "The expected preference with advantages r − r̄, and the stationary policy with the KL itself as "
         "penalty: RLHF's at βG/(G − 1).",
@@ -68,7 +75,8 @@ FORMULAS = {
         "− r̄.",
     ),
     "A11": Formula(
-        r"\frac{\beta_{eff}}{\beta} = \frac{\psi_G(p)}{\psi_G^c(p)}, \qquad "
+        r"\frac{\beta_{eff}}{\beta} = \frac{\psi_G(p)}{\psi_G^c(p)},"
+        "\n"
         r"\psi_G^c(p) = \frac{1}{p(1 - p)} \, "
         r"\mathbb{E}\left[\frac{K(G - K)\,\Delta}{G^2 \left(\Delta\sqrt{\frac{K(G - K)}{G(G - 1)}} + "
         r"c\right)}\right]",
@@ -81,7 +89,7 @@ FORMULAS = {
         "A_i = r_i − r̄; a method is its token weights α, its ratio s and its regulariser R.",
     ),
     "B1": Formula(
-        r"W_{agg} = \sum_i \omega_{i,t} A_i, \qquad \omega = \alpha \, \frac{\partial s}{\partial \log\pi}",
+        r"W_{agg} = \sum_i \omega_{i,t} A_i," "\n" r"\omega = \alpha \, \frac{\partial s}{\partial \log\pi}",
         "The push on a token that the group's answers share; α weighs a token, s is its ratio.",
     ),
     "B2": Formula(
@@ -128,12 +136,16 @@ FORMULAS = {
         "0 and 1; p is the old policy's success rate.",
     ),
     "C3": Formula(
-        r"\theta_{k+1} = \theta_k + \eta \, g(\theta_{old}), \qquad "
+        r"\theta_{k+1} = \theta_k + \eta \, g(\theta_{old}),"
+        "\n"
         r"\theta_\mu = \theta_{old} + \mu\eta \, g(\theta_{old})",
         "g is the gradient at the old policy: under SGD μ frozen steps are one of μ times the rate.",
     ),
     "C4": Formula(
-        r"\mathbb{E}_{old}\left[w^2\right] = (1 + \chi^2)^T, \qquad w = \prod_{t=1}^T \rho_t, \qquad "
+        r"\mathbb{E}_{old}\left[w^2\right] = (1 + \chi^2)^T,"
+        "\n"
+        r"w = \prod_{t=1}^T \rho_t,"
+        "\n"
         r"\chi^2 = \sum_a \frac{\pi_\theta(a)^2}{\pi_{old}(a)} - 1",
         "ρ_t is the ratio at token t of T; the same two laws, and so the same χ², at every prefix.",
     ),
@@ -147,7 +159,8 @@ FORMULAS = {
         "TIC-GRPO's expected update with the reward r/|o|, without a clip; |o| is the answer's length.",
     ),
     "D1": Formula(
-        r"\mathbb{E}_q\left[\frac{\pi}{q}\right] = S, \qquad "
+        r"\mathbb{E}_q\left[\frac{\pi}{q}\right] = S,"
+        "\n"
         r"\mathbb{E}_q\left[\prod_t \frac{\pi_t}{q_t}\right] = P_\pi(\text{kept})",
         "q is π on the tokens that the filter keeps, divided by their mass S; an answer is kept if all its "
         "tokens are.",
@@ -160,7 +173,8 @@ FORMULAS = {
     ),
     "D3": Formula(
         r"\text{error}^2 = \left\Vert \mathbb{E} g - f \nabla J(\pi) \right\Vert^2 + "
-        r"\frac{\operatorname{Var} g}{64}, \qquad "
+        r"\frac{\operatorname{Var} g}{64},"
+        "\n"
         r"1 - \epsilon \le \frac{\pi}{q} \le 1 + \epsilon",
         "g is one group's corrected update, a batch has 64; f = 1 − 1/G. q is who sampled; the clip of the "
         "ratio has ε = 0.2.",
@@ -179,24 +193,29 @@ FORMULAS = {
     ),
     "E1": Formula(
         r"\mathbb{E}_{\pi_{old}}\left[\nabla\left(\rho \, k_3\right)\right] = \nabla KL(\pi \Vert "
-        r"\pi_{ref}), \qquad k_3 = \frac{\pi_{ref}}{\pi} - \log\frac{\pi_{ref}}{\pi} - 1",
+        r"\pi_{ref}),"
+        "\n"
+        r"k_3 = \frac{\pi_{ref}}{\pi} - \log\frac{\pi_{ref}}{\pi} - 1",
         "ρ = π/π_old is the importance ratio, differentiated; true of answers of one token, and of every "
         "prefix by itself with the prefixes held as drawn.",
     ),
     "E2": Formula(
-        r"\sum_q w_G(p_q) \nabla p_q, \qquad w_G(p) = \frac{\mathbb{E}_{K \sim Bin(G, p)}\sqrt{K(G - "
+        r"\sum_q w_G(p_q) \nabla p_q,"
+        "\n"
+        r"w_G(p) = \frac{\mathbb{E}_{K \sim Bin(G, p)}\sqrt{K(G - "
         r"K)}}{G\,p(1 - p)} \; \to \; \frac{1}{\sqrt{p(1 - p)}}",
         "What dividing by σ ascends for rewards of 0 and 1: p_q is the success rate of prompt q. The limit "
         "is that of large groups, the slope of 2 arcsin √p.",
     ),
     "E3": Formula(
-        r"J_G = -\sum_{k=1}^{G} \frac{(1 - p)^k}{k}, \qquad "
+        r"J_G = -\sum_{k=1}^{G} \frac{(1 - p)^k}{k},"
+        "\n"
         r"\nabla J_G = \frac{1 - (1 - p)^G}{p} \nabla p",
         "p is the success rate of a prompt; log p is the limit of large groups. Centred, the sum ends at "
         "G − 1.",
     ),
     "E4": Formula(
-        r"t = p^G + (1 - p)^G, \qquad 1 + t + \dots + t^{k-1} = \frac{1 - t^k}{1 - t}",
+        r"t = p^G + (1 - p)^G," "\n" r"1 + t + \dots + t^{k-1} = \frac{1 - t^k}{1 - t}",
         "t is how often a group is dead at success rate p; asked again k times at most, a mixed group counts "
         "this much.",
     ),
@@ -206,23 +225,30 @@ FORMULAS = {
         "eps = 0 it does not depend on λ.",
     ),
     "E6": Formula(
-        r"f\left[P\,\nabla m + m(1 - P)\,\nabla P\right], \qquad P = P(\text{ends}), \quad "
+        r"f\left[P\,\nabla m + m(1 - P)\,\nabla P\right],"
+        "\n"
+        r"P = P(\text{ends}), \quad "
         r"m = \mathbb{E}[r \mid \text{ends}]",
         "The expected update where truncated answers are masked and still count in the group's mean; without "
         "the mask the factor 1 − P is missing. f = 1 − 1/G.",
     ),
     "E7": Formula(
-        r"\frac{1}{|o_i|} \sum_t, \qquad \frac{1}{\sum_{j \in \text{prompt}} |o_j|} \sum_t, \qquad "
+        r"\frac{1}{|o_i|} \sum_t,"
+        "\n"
+        r"\frac{1}{\sum_{j \in \text{prompt}} |o_j|} \sum_t,"
+        "\n"
         r"\frac{1}{\sum_{j \in \text{batch}} |o_j|} \sum_t",
         "A token mean per sequence, per prompt and per batch; |o_j| is an answer's length.",
     ),
     "E8": Formula(
-        r"A = \frac{\sum_m (r_m - \bar{r}_m)}{\sigma\left(\sum_m r_m\right)} \quad \text{(GRPO)}, \qquad "
+        r"A = \frac{\sum_m (r_m - \bar{r}_m)}{\sigma\left(\sum_m r_m\right)} \quad \text{(GRPO)},"
+        "\n"
         r"A = \sum_m \frac{r_m - \bar{r}_m}{\sigma(r_m)} \quad \text{(GDPO)}",
         "r_m are an answer's rewards; means and deviations are those of its group.",
     ),
     "F2": Formula(
-        r"\sum_i \frac{A_i \, K(r, o_i)}{G\,|o_i|}, \qquad "
+        r"\sum_i \frac{A_i \, K(r, o_i)}{G\,|o_i|},"
+        "\n"
         r"K(r, w) = \nabla\log\pi(r) \cdot \nabla\log\pi(w)",
         "What a group does to log π of a right answer r, to first order; winners have A_i > 0, losers A_i < "
         "0.",

@@ -9,4 +9,5 @@ from latex2mathml.converter import convert
 
 def fence(source: str, language: str, css_class: str, options: Any, md: Any, **_: Any) -> str:
     """What stands between fences of the language ``formula``, as `pymdownx.superfences` calls for it."""
-    return f'<div class="{css_class}">{convert(source, display="block")}</div>'
+    drawn = "".join(f"<div>{convert(line, display='block')}</div>" for line in source.splitlines())
+    return f'<div class="{css_class}">{drawn}</div>'
