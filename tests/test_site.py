@@ -172,6 +172,10 @@ def test_the_table_of_libraries_leaves_out_what_it_says(library):
     assert listed - known == ({"rloo", "gmpo"} if library == "trl" else set())
 
 
+def test_the_method_table_is_the_code_s():
+    assert underscores(gj.methods.table()).strip() in dict(pages())["methods.md"]
+
+
 def test_figures_named_are_there():
     assert all((ROOT / "docs" / file).exists() for file in FIGURES.values())
 
@@ -218,6 +222,12 @@ def test_links_lead_somewhere_and_nothing_is_loaded_from_outside(site):
                 broken.append(f"{path.name}: {link}")
     assert not broken
     assert len(site) > 2 * len(find_scripts())
+
+
+@pytest.mark.slow
+def test_no_front_matter_is_shown(built_site):
+    for path in built_site.rglob("*.html"):
+        assert not re.search(r"<p>(title|hide): ", path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.slow

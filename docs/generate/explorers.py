@@ -135,8 +135,8 @@ EXPLORERS = (
     Explorer(
         "dead-groups",
         "How many of my groups are dead, and what does refilling cost?",
-        "A group is dead where all its rewards are equal. Refilling (dynamic sampling) draws it anew until "
-        "it is mixed, and what is kept counts as many times as there were groups drawn for it.",
+        "A group is dead where all its rewards are equal. Refilling here asks the same prompt again until "
+        "its group is mixed, and what is kept counts as many times as there were groups drawn for it.",
         (SUCCESS, GROUP),
         (
             Curve("tied", "groups that are dead", theory.tied_share),
@@ -152,8 +152,9 @@ EXPLORERS = (
     Explorer(
         "top-p",
         "How much of an answer does top-p keep?",
-        "A filter keeps at least top_p at every token, so an answer keeps at least the product. It is "
-        "the mean of the importance ratios of whole answers: no weight can win back what is never drawn.",
+        "A filter keeps at least top_p of every token's distribution, so an answer keeps at least the "
+        "product. What is kept is the mean importance ratio of whole answers, too: no weight wins back what "
+        "is never drawn.",
         (
             TOKENS,
             Grid("top_p", "top_p", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0), 0.95),
