@@ -159,6 +159,9 @@ def test_the_table_of_libraries_by_hand():
     )
     assert (areal.less, areal.penalty) == ("nothing", "k1 in the returns, β = 0.1")
     assert found["verl:gspo"].ratio == "answer, geometric mean"
+    assert (rloo.ratio, trl.ratio) == ("answer, product", "token")
+    assert found["trl:grpo"].mean == "each answer's tokens, then answers"
+    assert found["trl:dapo"].mean == "all tokens of the batch"
     assert found["liger:dapo"].penalty == "k3 in the loss, β = 0.04"
     assert found["openrlhf:ppo"].gain == "`Clip(low=0.2, high=0.2)`"
     assert all("|" not in text for line in found.values() for text in line)
