@@ -28,7 +28,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--general", action="store_true", help="noisy per-sample rewards instead")
     parser.add_argument("--scale", action="store_true", help="a million runs and the cost per run instead")
     parser.add_argument("--engines", action="store_true", help="what a sampler of its own costs instead")
+    parser.add_argument("--fused", action="store_true", help="one kernel against the general path instead")
     parser.add_argument("--networks", action="store_true", help="transformers against torch instead")
+    parser.add_argument(
+        "--soak", nargs="?", type=float, const=30.0, metavar="MINUTES", help="whether anything grows instead"
+    )
     return parser.parse_args()
 
 
@@ -39,11 +43,14 @@ def main() -> None:
     keep_compilations()
     wanted = arguments()
     wanted.out.mkdir(parents=True, exist_ok=True)
-    for name in ("general", "scale", "engines", "networks"):
+    for name in ("general", "scale", "engines", "fused", "networks"):
         if getattr(wanted, name):
             found = importlib.import_module(f"benchmarks.{name}").main(wanted.rounds)
             _save(wanted.out / f"{name}.json", found)
             return
+    if wanted.soak is not None:
+        _save(wanted.out / "soak.json", importlib.import_module("benchmarks.soak").main(wanted.soak))
+        return
     modules = [importlib.import_module(f"benchmarks.implementations.{name}") for name in wanted.only]
     gaps = parity(modules)
     print("parity, float64:", ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()), flush=True)

@@ -16,6 +16,7 @@ from experiments.harness.provenance import source
 from experiments.harness.report import write_index
 from experiments.harness.run import Job, Outcome
 from experiments.harness.scripts import Refusal, Script, Size
+from grpo_jax.sweeps.interrupt import Interrupted, interruptible
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 UNKNOWN = 15.0
@@ -134,18 +135,25 @@ def run(planned: list[Job], ledger: ledgers.Ledger, out: Path, at_once: int, *, 
     if left:
         print(ledgers.announcement(left, ledger, out, at_once), flush=True)
     began = time.perf_counter()
-    with tqdm(total=round(sum(costs.values())), unit="s of work", disable=None) as bar:
-        for outcome in runs.run_jobs(left, out, at_once=at_once):
-            outcomes.append(outcome)
-            id = outcome.job.script.id
-            rows = outcome.record["rows"] if outcome.record else []
-            told = ", ".join(f"{row['id']} {row['verdict']}" for row in rows)
-            bar.write(f"{time.perf_counter() - began:5.0f} s  {told or f'{id} crashed: {outcome.reason}'}")
-            bar.update(round(costs[id]))
-    print(f"\n{ledgers.ledger_text(outcomes)}")
-    if left:
-        print(f"{len(left)} claims took {time.perf_counter() - began:.0f} s.")
-    print(write_index(out))
+    with interruptible(out, until="the claims that run are done") as stop:
+        with tqdm(total=round(sum(costs.values())), unit="s of work", disable=None) as bar:
+            for outcome in runs.run_jobs(left, out, at_once=at_once, stop=stop):
+                outcomes.append(outcome)
+                id = outcome.job.script.id
+                rows = outcome.record["rows"] if outcome.record else []
+                told = ", ".join(f"{row['id']} {row['verdict']}" for row in rows)
+                bar.write(
+                    f"{time.perf_counter() - began:5.0f} s  {told or f'{id} crashed: {outcome.reason}'}"
+                )
+                bar.update(round(costs[id]))
+        print(f"\n{ledgers.ledger_text(outcomes)}")
+        if left:
+            ran = len(outcomes) - len(planned) + len(left)
+            print(f"{ran} claims took {time.perf_counter() - began:.0f} s.")
+        print(write_index(out))
+        if stop.signal is not None:
+            done = f"stopped after {len(outcomes)} of {len(planned)} claims"
+            raise Interrupted(f"{done}; what has finished is kept, and the same command goes on", stop.signal)
     return outcomes
 
 
@@ -156,6 +164,9 @@ def enter() -> int:
             return tyro.cli(main, prog="python -m experiments")
         finally:
             sys.stdout.flush()
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("Interrupted; what has finished is kept, and the same command goes on.", file=sys.stderr)
         return INTERRUPTED

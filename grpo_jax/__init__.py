@@ -27,7 +27,7 @@ from grpo_jax.policies import ActionPolicy, MLPPolicy, NetworkPolicy, Transforme
 from grpo_jax.refill import Refill
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
-from grpo_jax.sweeps import load, sweep
+from grpo_jax.sweeps import Unfinished, load, sweep
 from grpo_jax.tasks import (
     Addition,
     Bernoulli,
@@ -92,6 +92,7 @@ __all__ = [
     "TransformerPolicy",
     "TreePolicy",
     "UnequalSuffixes",
+    "Unfinished",
     "Verifiable",
     "chance_level",
     "diagnostics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from typing import Any
 
@@ -18,13 +19,14 @@ def is_concrete(value: Any) -> bool:
 
 
 def may_be_number(value: Any, rank: int) -> bool:
-    """False for strings, truth values, None and other kinds of numbers; a table may hold truth values."""
+    """False for what is no number, truth values among it; a table may hold those. A schedule is a number."""
     if isinstance(value, (np.ndarray, jax.Array)):
         kinds = (np.integer, np.floating, np.bool_) if rank else (np.integer, np.floating)
         return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
     if isinstance(value, (numbers.Number, np.generic)):
         return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return not (value is None or isinstance(value, (str, bytes)))
+    shaped = hasattr(value, "shape") and hasattr(value, "dtype")
+    return shaped or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
 def whole(name: str, value: Any, low: int = 1) -> int:

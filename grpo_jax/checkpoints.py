@@ -41,9 +41,14 @@ def _write(path: Path, content: Any) -> None:
 
 def _require(path: Path, content: Mapping[str, Any], what: str) -> None:
     """ValueError with the first difference, where a file describes something else."""
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"{path.parent} holds no {what}: there is no {path.name} in it")
-    held = json.loads(path.read_text())
+    try:
+        held = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(held).__name__}, not a table")
     given = json.loads(json.dumps(content))
     for name in sorted(held | given):
         if held.get(name) != given.get(name):

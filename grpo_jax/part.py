@@ -71,7 +71,7 @@ def part(cls: type[C]) -> type[C]:
                 value = _as_array(f"{type(self).__name__}.{field.name}", value)
                 object.__setattr__(self, field.name, value)
             _check_field(type(self).__name__, field, value)
-        if check is not None and all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):
+        if check is not None and all(is_concrete(leaf) for leaf in _leaves(self)):
             check(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
@@ -130,17 +130,31 @@ def _fields(obj: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
     return ((f, getattr(obj, f.name)) for f in dataclasses.fields(obj))
 
 
+def _leaves(tree: Any) -> list[Any]:
+    try:
+        return jax.tree.leaves(tree)
+    except ValueError:  # JAX sorts them
+        kind = type(tree).__name__
+        raise TypeError(
+            f"{kind} holds a mapping whose keys have no order; let all of them be strings"
+        ) from None
+
+
+ENTRIES = (numbers.Real, np.bool_, np.ndarray, jax.Array)
+"""What a list that stands for a table may hold; tracers are arrays."""
+
+
 def _as_array(name: str, value: Any) -> Any:
     """Nested lists as an array: one leaf, not many."""
     leaves = jax.tree.leaves(value)
-    wrong = [leaf for leaf in leaves if isinstance(leaf, (str, bytes))]
+    wrong = [leaf for leaf in leaves if not isinstance(leaf, ENTRIES)]
     if wrong:
         raise TypeError(f"{name} holds {wrong[0]!r}; it takes numbers")
     if not all(is_concrete(leaf) for leaf in leaves):
         return jnp.asarray(value)
     try:
         return np.asarray(value, float)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is ragged; it must be a rectangular array of numbers") from error
 
 
@@ -161,6 +175,8 @@ def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
         return
     if not may_be_number(value, field.metadata["rank"]):
         raise TypeError(f"{name} is {value!r}; it takes a number")
+    if not field.metadata["rank"] and np.size(value) == 0:
+        raise ValueError(f"{name} is empty; it takes a number")
     if is_concrete(value):
         check_bound(name, value, **bound)
 
@@ -230,6 +246,7 @@ def declared(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any, int]]:
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
     """Dotted path -> leaf, for every traced number of a configuration."""
+    _leaves(tree)
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {".".join(_key(k) for k in path): leaf for path, leaf in flat}
 

@@ -19,6 +19,9 @@ from grpo_jax.kernels import at, count, cumulative, materialize, per_prompt, tra
 from grpo_jax.types import Array, Support
 
 MAX_SUPPORT = 2_000_000
+"""Sequences that are listed at most."""
+MAX_TOKENS = 2**28
+"""Vocabulary times horizon, at most."""
 
 
 def lookup(table: Array, index: Array) -> Array:
@@ -74,6 +77,10 @@ class Sequences:
             whole("a forbidden token", token, low=0)
         if self.vocab < least:
             raise ValueError(f"a vocabulary of {self.vocab} has no room for EOS; it must be at least {least}")
+        if self.vocab * self.horizon > MAX_TOKENS:
+            raise ValueError(
+                f"{self.vocab:,} tokens at each of {self.horizon:,} places are more than {MAX_TOKENS:,}"
+            )
         if self.eos is not None and not 0 <= self.eos < self.vocab:
             raise ValueError(f"EOS is {self.eos}; tokens are 0..{self.vocab - 1}")
         for step, token in self.forbidden:

@@ -205,8 +205,13 @@ def step(
     return after, measured(config, after, batch, steps, plan)
 
 
-_iterate = jax.jit(iterate, static_argnames=("plan", "fresh"))
+_iterate: Any = jax.jit(iterate, static_argnames=("plan", "fresh"))
 """``iterate``, traced once however often a program needs it or its shapes."""
+
+
+def forget_traces() -> None:
+    """Let go of what tracing iterations has left, megabytes each; programs that were made need none of it."""
+    _iterate.clear_cache()
 
 
 def advance(
@@ -223,18 +228,28 @@ def advance(
     if plan.average_from is not None:
         return _averaged(config, state, iterations, plan, fresh)
 
-    def next_record(state: TrainState, _: None) -> tuple[TrainState, Info]:
-        if plan.every == 1:
-            state, batch, steps = _iterate(config, state, plan, fresh=fresh)
-            return state, measured(config, state, batch, steps, plan)
-        blank = _zeros(_shapes(config, state, plan)[0])
-        return _through(config, state, plan.every, plan, blank, lambda i: i == plan.every - 1, _newest, fresh)
-
-    after, kept = jax.lax.scan(next_record, state, length=iterations // plan.every)
+    after, kept = jax.lax.scan(
+        lambda state, _: next_record(config, state, plan, fresh), state, length=iterations // plan.every
+    )
     if plan.start:
-        first = _at_start(config, state, plan)
+        first = at_start(config, state, plan)
         kept = {name: jnp.concatenate([first[name][None], value]) for name, value in kept.items()}
     return after, kept
+
+
+def next_record(
+    config: Config, state: TrainState, plan: Recording, fresh: bool = False
+) -> tuple[TrainState, Info]:
+    """The plan's ``every`` iterations, and what is recorded of the last; the configuration is aligned.
+
+    Returns:
+      The state, and name -> [...(, R)].
+    """
+    if plan.every == 1:
+        state, batch, steps = _iterate(config, state, plan, fresh=fresh)
+        return state, measured(config, state, batch, steps, plan)
+    blank = _zeros(_shapes(config, state, plan)[0])
+    return _through(config, state, plan.every, plan, blank, lambda i: i == plan.every - 1, _newest, fresh)
 
 
 def shapes(config: Config, state: TrainState, plan: Recording) -> Info:
@@ -303,8 +318,11 @@ def _averaged(
     return after, {name: s.value / count if name in means else s for name, s in sums.items()}
 
 
-def _at_start(config: Config, state: TrainState, plan: Recording) -> Info:
-    """What is recorded of the state before the first step; measures per step are NaN."""
+def at_start(config: Config, state: TrainState, plan: Recording) -> Info:
+    """What is recorded of the state before the first step; measures per step are NaN.
+
+    Name -> [...(, R)]; the configuration is aligned.
+    """
     assert config.expectation is not None
     steps = {n: jnp.full(s.shape, jnp.nan, s.dtype) for n, s in _shapes(config, state, plan)[1].items()}
     return measured(config, state, config.expectation.collect(config, state), steps, plan)

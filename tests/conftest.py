@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -32,6 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     gc.freeze()  # modules stay: the collector need not go through them
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What long tests say that they found (``record_property("found", ...)``), those of every worker."""
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    said = [(r.nodeid, text) for r in calls for name, text in r.user_properties if name == "found"]
+    if said:
+        terminalreporter.section("found")
+    for test, text in said:
+        terminalreporter.write_line(f"{test.rpartition('::')[2]}: {text}")
 
 
 MAPPINGS, PAGES = 35_000, 2**30 // os.sysconf("SC_PAGE_SIZE")

@@ -130,6 +130,8 @@ def test_options_of_a_library_are_listed_and_can_be_written(library, monkeypatch
         (("run", "--actions", "1", "--horizon", "2"), "no room for EOS"),
         (("run", "--horizon", "0"), "--horizon is 0; it must be at least 1"),
         (("run", "--contexts", "0"), "--contexts is 0; it must be at least 1"),
+        (("run", "--contexts", "2000000"), "2000000 times 8 answers are more than 10,000,000 rewards"),
+        (("run", "--horizon", "4294967296"), "8 tokens at each of 4,294,967,296 places are more than"),
         (("run", "--actions", "-2"), "--actions is -2; it must be at least 1"),
         (("run", "--task-seed", "-1"), "--task-seed is -1; it must be at least 0"),
         (("run", "--root", "-1"), "root is -1"),

@@ -43,6 +43,13 @@ def module(name):
     return importlib.import_module(f"grpo_jax.sweeps.{name}")
 
 
+def network_config():
+    space = gj.Sequences(vocab=4, horizon=3, eos=3)
+    network = gj.TransformerPolicy(space=space, prompt_length=1, width=4, layers=1, heads=1)
+    task = gj.from_function([[0], [1]], lambda prompts, tokens, mask: mask[..., 0], space)
+    return gj.Config(policy=network, task=gj.Verifiable(problems=task), loop=gj.Loop(prompts=2))
+
+
 def swept(**layout):
     found = sweep(CONFIG, seeds=20, iterations=4, record=RECORD, progress=False, **layout)
     return {name: found[name].values for name in RECORD}
@@ -231,6 +238,31 @@ def test_a_tuned_chunk_size_is_remembered(tmp_path, monkeypatch):
     assert len(measured) == 3
 
 
+@pytest.mark.parametrize("kind", ["table", "network"])
+def test_tuning_a_network_is_bounded_and_asks_none_of_its_measures(monkeypatch, kind):
+    """All held-out questions may take longer than training, and a round of a network as long as a sweep."""
+    asked = []
+
+    class Timed:
+        def __init__(self, config, axes, request, shape):
+            self.shape, self.names = shape, {name for name, _ in request.recording.measures}
+
+        def compile(self):
+            return 0.0
+
+        def __call__(self, given, index, seeds):
+            asked.append((self.shape.chunk_size, self.shape.chunks, self.names))
+
+    monkeypatch.setattr(module("tuning"), "Program", Timed)
+    monkeypatch.setattr(module("tuning"), "BUDGET", 0.0)
+    config = CONFIG if kind == "table" else network_config()
+    plan = recording(config, RECORD, {"own": lambda view: view.state.step}, iterations=4)
+    shape = Layout(chunk_size=1, chunks=1, devices=1, threads=2)
+    module("tuning")._seconds_a_run(config, (), Request(4, plan), [1, 2], shape)
+    each = (4, {*RECORD, "own", "finite"}) if kind == "table" else (1, {"finite"})
+    assert asked == [(1, *each)] * 2 + [(2, *each)] * 2  # once on every thread
+
+
 def test_the_time_of_a_sweep_is_foreseen_from_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setenv(runtime.CACHE, str(tmp_path / "jax"))
     one, two = (Layout(chunk_size=16, chunks=1, threads=n) for n in (1, 2))
@@ -241,10 +273,7 @@ def test_the_time_of_a_sweep_is_foreseen_from_the_last_one(tmp_path, monkeypatch
     remember(CONFIG, short, two, 4.0)
     assert foreseen(CONFIG, long, two) == pytest.approx(200.0)
     assert foreseen(CONFIG, long, one) is None
-    space = gj.Sequences(vocab=4, horizon=3, eos=3)
-    network = gj.TransformerPolicy(space=space, prompt_length=1, width=4, layers=1, heads=1)
-    task = gj.from_function([[0], [1]], lambda prompts, tokens, mask: mask[..., 0], space)
-    other = gj.Config(policy=network, task=gj.Verifiable(problems=task), loop=gj.Loop(prompts=2))
+    other = network_config()
     assert foreseen(other, long, two) is None  # a table's pace says nothing of a network's
     remember(other, short, two, 4.0)
     assert foreseen(other, long, two) == pytest.approx(200.0)

@@ -87,7 +87,7 @@ def test_runs_that_broke_are_counted_and_named():
     data["finite"].loc[{"learning_rate": 0.2, "kl_coef": 0.0, "seed": [1, 3]}] = False
     data["reward"].loc[{"learning_rate": 0.2, "kl_coef": 0.0, "seed": [1, 3]}] = np.nan
     page = Page(sweep_page(data, title="broken"))
-    assert "2 of 20 runs turned non-finite: learning_rate 0.2, kl_coef 0" in page.texts
+    assert "2 of 20 runs turned non-finite: learning_rate 0.2, kl_coef 0 (seeds 1, 3)" in page.texts
     left = data.reward.sel(learning_rate=0.2, kl_coef=0.0, iteration=20).dropna("seed")
     assert any(text.startswith(f"{left.values.mean():.4g} ±") for text in page.texts)
 

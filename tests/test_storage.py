@@ -11,46 +11,7 @@ import xarray as xr
 
 from grpo_jax.sweeps import load, netcdf, storage
 from grpo_jax.sweeps.storage import Store, held_layout
-
-MINE = {"seeds": "0 to 6", "chunk_size": 2, "chunks": 3, "record": ["reward", "finite"]}
-OTHER = MINE | {"seeds": "7 to 13"}
-
-
-def values(part, size=3):
-    """A part's diagnostics: no two parts alike."""
-    draw = np.random.default_rng(part)
-    return {
-        "reward": draw.normal(size=(2, size)).astype(np.float32),
-        "finite": draw.uniform(size=(2, size)) < 0.5,
-        "table": draw.normal(size=(2, 4, 3, size)),
-    }
-
-
-def same(left, right):
-    """Bit for bit, types and shapes included."""
-    return left.keys() == right.keys() and all(
-        left[n].dtype == right[n].dtype
-        and left[n].shape == right[n].shape
-        and left[n].tobytes() == right[n].tobytes()
-        for n in left
-    )
-
-
-def filled(folder, parts=3, manifest=MINE):
-    """A folder with finished parts."""
-    with Store(folder, manifest) as store:
-        for part in range(parts):
-            store.write(0, part, values(part))
-    return folder
-
-
-def part(folder, number=1):
-    return folder / f"part-000-{number:06d}.nc"
-
-
-def hidden(folder):
-    return [p.name for p in folder.iterdir() if p.name.startswith(".")]
-
+from tests.folders import MINE, OTHER, filled, hidden, part, same, values
 
 # What is written is read
 

@@ -1,62 +1,17 @@
-"""Full disks, kills and two sweeps at once: finished parts stay and nothing half written is left."""
+"""Full disks and two sweeps at once: finished parts stay and nothing half written is left."""
 
 import errno
-import inspect
 import os
 import resource
-import signal
 import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
-import grpo_jax as gj
-from grpo_jax.sweeps import layout, load, netcdf, storage
+from grpo_jax.sweeps import load, netcdf, storage
 from grpo_jax.sweeps.storage import Store
-
-MINE = {"seeds": "0 to 6", "chunk_size": 2, "chunks": 3, "record": ["reward", "finite"]}
-OTHER = MINE | {"seeds": "7 to 13"}
-PACKAGE = Path(storage.__file__).parents[1]
-
-
-def values(part, size=3):
-    """A part's diagnostics: no two parts alike."""
-    draw = np.random.default_rng(part)
-    return {
-        "reward": draw.normal(size=(2, size)).astype(np.float32),
-        "finite": draw.uniform(size=(2, size)) < 0.5,
-        "table": draw.normal(size=(2, 4, 3, size)),
-    }
-
-
-def same(left, right):
-    """Bit for bit, types and shapes included."""
-    return left.keys() == right.keys() and all(
-        left[n].dtype == right[n].dtype
-        and left[n].shape == right[n].shape
-        and left[n].tobytes() == right[n].tobytes()
-        for n in left
-    )
-
-
-def filled(folder, parts=3, manifest=MINE):
-    """A folder with finished parts."""
-    with Store(folder, manifest) as store:
-        for part in range(parts):
-            store.write(0, part, values(part))
-    return folder
-
-
-def part(folder, number=1):
-    return folder / f"part-000-{number:06d}.nc"
-
-
-def hidden(folder):
-    return [p.name for p in folder.iterdir() if p.name.startswith(".")]
+from tests.folders import MINE, OTHER, child, filled, hidden, part, same, values
 
 
 def full(after):
@@ -188,26 +143,6 @@ def test_a_disk_that_is_really_full(tmp_path):
 # Other processes
 
 
-def child(script):
-    """A process that knows the storage alone: the whole package takes seconds to import."""
-    start = f"""
-        import os, pathlib, signal, sys, types
-        for name, path in (("grpo_jax", {str(PACKAGE)!r}), ("grpo_jax.sweeps", {str(PACKAGE / "sweeps")!r})):
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__path__ = [path]
-        import numpy as np, xarray as xr
-        from grpo_jax.sweeps import netcdf, storage
-        from grpo_jax.sweeps.storage import Store
-    """
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def test_a_second_sweep_is_refused_until_the_first_has_ended(tmp_path):
     with Store(tmp_path, MINE):
         for manifest in (MINE, OTHER):
@@ -274,127 +209,3 @@ def test_half_written_files_of_a_killed_sweep_are_removed(tmp_path):
         pass
     assert not [n for n in stale if (tmp_path / n).exists()]
     assert [n for n in kept if (tmp_path / n).exists()] == kept
-
-
-KILLS = {
-    "before the manifest": ("rename", ".manifest.json", "before", 0),
-    "after the manifest": ("rename", ".manifest.json", "after", 0),
-    "in a part": ("put", ".part-000-000001", "before", 1),
-    "before a part is renamed": ("rename", ".part-000-000001", "before", 1),
-    "after a part is renamed": ("rename", ".part-000-000001", "after", 2),
-    "in the last part": ("put", ".part-000-000003", "before", 3),
-    "in the result": ("put", ".sweep.nc", "before", 4),
-    "before the result is renamed": ("rename", ".sweep.nc", "before", 4),
-    "after the result is renamed": ("rename", ".sweep.nc", "after", 4),
-}
-"""Where: writing or renaming which file, before that is done or after; how many parts are finished then."""
-
-
-def simulate(folder, streamed):
-    """What the runner does with parts; the numbers of those that had to be computed."""
-    computed = []
-    with Store(folder, MINE) as store:
-        whole = store.array((2, 12), np.dtype("f4")) if streamed else np.empty((2, 12), np.float32)
-        for number in range(4):
-            found = store.read(0, number)
-            if found is None:
-                computed.append(number)
-                found = values(number)
-                store.write(0, number, found)
-            whole[:, 3 * number : 3 * number + 3] = found["reward"]
-        store.finish(xr.Dataset({"reward": (("record", "run"), whole)}))
-    return computed
-
-
-def kill(kind, start, when, _):
-    """Have this process killed at a point."""
-    replace = Path.replace
-
-    def renaming(path, target):
-        if path.name.startswith(start):
-            if when == "after":
-                replace(path, target)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return replace(path, target)
-
-    def put(self, view):
-        if Path(self.name).name.startswith(start) and self.tell() > 3000:
-            os.write(self.fileno(), view[: len(view) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return os.write(self.fileno(), view)
-
-    if kind == "put":
-        netcdf.Target.put = put
-    else:
-        Path.replace = renaming
-
-
-def test_a_kill_at_any_point_loses_only_the_part_in_flight(tmp_path):
-    """One process forks for each point; then each folder goes on to the results of a sweep left alone."""
-    script = f"MINE = {MINE!r}\nPath = pathlib.Path\n"
-    script += "".join(inspect.getsource(f) for f in (values, simulate, kill))
-    script += textwrap.dedent(f"""
-        for i, (name, point) in enumerate({KILLS!r}.items()):
-            if (child := os.fork()) == 0:
-                kill(*point)
-                simulate({str(tmp_path)!r} + "/" + name, streamed=bool(i % 2))
-                os._exit(0)
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    """)
-    with child(script) as other:
-        assert other.communicate(timeout=120)[0].split() == ["-9"] * len(KILLS)
-    assert simulate(tmp_path / "whole", streamed=False) == [0, 1, 2, 3]
-    whole = load(tmp_path / "whole")
-    for name, (_, _, when, parts) in KILLS.items():
-        folder = tmp_path / name
-        assert len([n for n in hidden(folder) if n != storage.LOCK]) == (when == "before")
-        assert len(list(folder.glob("part-*.nc"))) == parts
-        assert simulate(folder, streamed=True) == list(range(parts, 4))
-        assert hidden(folder) == []
-        xr.testing.assert_identical(load(folder), whole)
-
-
-def swept(out):
-    """Seven runs in parts of two."""
-    config = gj.Config(
-        policy=gj.ActionPolicy.uniform(contexts=2, actions=3),
-        task=gj.Questions(table=np.arange(6.0).reshape(2, 3) / 6),
-        loop=gj.Loop(group_size=4, inner_steps=2),
-    )
-    layout.PART_RUNS = 2
-    short = {"iterations": 6, "record_every": 3, "progress": False}
-    return gj.sweep(config, seeds=7, chunk_size=2, devices=1, out=out, **short)
-
-
-@pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    """The same through the public call, each kill in a process that compiles for itself."""
-    script = "import os, signal\nfrom pathlib import Path\nimport numpy as np\nimport grpo_jax as gj\n"
-    script += "from grpo_jax.sweeps import layout, netcdf\n"
-    script += "".join(inspect.getsource(f) for f in (swept, kill))
-    script += textwrap.dedent(f"""
-        for name, point in {KILLS!r}.items():
-            if (child := os.fork()) == 0:
-                kill(*point)
-                swept({str(tmp_path)!r} + "/" + name)
-                os._exit(0)
-            print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    """)
-    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.splitlines() == ["ended -9"] * len(KILLS), done.stderr
-    monkeypatch.setattr(layout, "PART_RUNS", 2)
-    whole, write, written = swept(None), Store.write, []
-    monkeypatch.setattr(Store, "write", lambda s, v, p, r: (written.append(p), write(s, v, p, r)))
-    for name, (*_, parts) in KILLS.items():
-        written.clear()
-        for found in (swept(tmp_path / name), load(tmp_path / name)):
-            for variable in whole.data_vars:
-                assert found[variable].values.tobytes() == whole[variable].values.tobytes(), variable
-        assert written == list(range(parts, 4))
-        assert hidden(tmp_path / name) == []

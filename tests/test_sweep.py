@@ -288,7 +288,7 @@ def test_results_on_disk_equal_those_in_memory_bit_for_bit(tmp_path, monkeypatch
 def test_a_folder_that_cannot_be_used_is_refused_before_compiling(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(runner, "Program", None)
+    monkeypatch.setattr(runner, "program_of", None)
     for out in (tmp_path / "file", "~/file/below", ""):
         with pytest.raises((OSError, ValueError), match=r"give a folder|path of a folder"):
             gj.sweep(config(), out=out, **SHORT)

@@ -10,6 +10,7 @@ import xarray as xr
 import grpo_jax as gj
 from grpo_jax.sequences import Sequences
 from grpo_jax.sweeps import layout
+from grpo_jax.sweeps.dataset import idle
 from grpo_jax.sweeps.layout import Layout, estimate, together
 from grpo_jax.sweeps.progress import Progress
 
@@ -134,3 +135,13 @@ def test_attributes_say_how_long_a_run_was_and_what_was_averaged():
     data = gj.sweep(CONFIG, iterations=8, record_every=2, average_from=0.5, **QUIET)
     assert [data.attrs[name] for name in ("iterations", "record_every", "average_from")] == [8, 2, 5]
     assert "average_from" not in gj.sweep(CONFIG, iterations=8, **QUIET).attrs
+
+
+def test_what_differs_in_one_number_or_in_a_nan_is_not_idle():
+    """Three places of `a`: x and flag are the same at each, NaN where NaN; y differs at the last one."""
+    x = np.broadcast_to([[1.0, np.nan], [0.0, 2.0]], (3, 2, 2))
+    y = np.array([[1.0, np.nan], [1.0, np.nan], [1.0, 1.0]])
+    same = xr.Dataset({"x": (("a", "b", "c"), x), "flag": (("b", "a"), np.ones((2, 3), bool))})
+    assert idle(same, ["a", "b"]) == ["a"]
+    assert idle(same.assign(y=(("a", "c"), y)), ["a"]) == []
+    assert idle(same.assign(y=(("a", "c"), y[:, ::-1][[0, 1, 0]])), ["a"]) == ["a"]

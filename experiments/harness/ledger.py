@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import textwrap
 from collections import Counter
@@ -109,7 +110,8 @@ def _paragraph(start: str, text: str) -> list[str]:
 def seconds(job: Job, ledger: Ledger, out: Path) -> float | None:
     """How long a job took when it was last run at this size, here or as committed; None if nobody knows."""
     last = read_record(out / job.script.id)
-    if last is not None and last["size"] == job.size:
+    known = last is not None and last["size"] == job.size and isinstance(last["seconds"], (int, float))
+    if last is not None and known and 0 <= last["seconds"] < math.inf:
         return last["seconds"]
     return committed(ledger, job).get("seconds")
 

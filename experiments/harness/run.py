@@ -7,10 +7,12 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,8 @@ class Outcome:
 
 RECORDED = {"claim", "about", "paper", "size", "seed", "rows", "seconds", "device", "versions", "commit"}
 """What a record tells at least."""
+ROW = {"id", "says", "verdict", "found", "because", "numbers"}
+"""What each of its rows tells."""
 
 
 def refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
@@ -58,9 +62,23 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a claim's last run, if there is one that can be read: whole, and of this version."""
     try:
         found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= RECORDED else None
+    return found if _is_record(found) else None
+
+
+def _is_record(found: Any) -> bool:
+    """Whether it tells what a record tells, in the form in which that is read."""
+    if not isinstance(found, dict) or not found.keys() >= RECORDED:
+        return False
+    rows = found["rows"] if isinstance(found["rows"], list) else [None]
+    plain = isinstance(found["about"], str) and isinstance(found["versions"], dict)
+    return plain and all(isinstance(row, dict) and row.keys() >= ROW and _is_row(row) for row in rows)
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    numbers = row["numbers"].values() if isinstance(row["numbers"], dict) else [None]
+    return isinstance(row["says"], str) and all(isinstance(number, dict) for number in numbers)
 
 
 def finished(job: Job, out: Path, source: str) -> dict[str, Any] | None:
@@ -73,26 +91,47 @@ def finished(job: Job, out: Path, source: str) -> dict[str, Any] | None:
     return found if same else None
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, *, at_once: int = 2) -> Iterator[Outcome]:
-    """Run jobs in processes of their own, so many at once; yields each outcome as it comes."""
-    pool = ThreadPoolExecutor(at_once)
+def run_jobs(
+    jobs: Sequence[Job], out: Path, *, at_once: int = 2, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Outcome]:
+    """Run jobs in processes of their own, so many at once; yields each outcome as it comes.
+
+    Once `stop()` is true none begins any more; those that run are finished, unless the caller leaves at once.
+    """
+    pool, running = ThreadPoolExecutor(at_once), set[Any]()
     try:
-        for future in as_completed([pool.submit(run_job, job, out) for job in jobs]):
-            yield future.result()
+        for future in as_completed([pool.submit(run_job, job, out, running, stop) for job in jobs]):
+            if outcome := future.result():
+                yield outcome
     finally:
+        left = list(running)
+        running.clear()
+        for child in left:
+            child.kill()
         pool.shutdown(cancel_futures=True)
 
 
-def run_job(job: Job, out: Path) -> Outcome:
-    """Run one job and publish its files in `out/<claim>`; a crash only adds `crash.txt`."""
+def run_job(job: Job, out: Path, running: set[Any], stop: Callable[[], bool]) -> Outcome | None:
+    """Run one job and publish its files in `out/<claim>`; a crash only adds `crash.txt`.
+
+    Nothing is published, and there is no outcome, where the job was not begun or not finished because of a
+    signal: `stop()`, or its process is no longer among those `running`.
+    """
+    if stop():
+        return None
     script, folder = job.script, out / job.script.id
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
         said = Path(aside) / "said.txt"
         child = _processes().Process(target=_enter, args=(_job(job, aside), said, dict(os.environ)))
         child.start()
+        running.add(child)
         child.join()
+        ended = child not in running
+        running.discard(child)
         if code := child.exitcode or 0:
+            if ended or stop():
+                return None
             short, text = (_read(Path(aside) / "reason.txt"), _read(said))
             short = short or (f"ended by signal {-code}" if code < 0 else f"ended with status {code}")
             crash = f"{script.id} at size {job.size}, seed {job.seed}\n{short}\n\n{text}\n"
@@ -131,7 +170,13 @@ def _processes() -> Any:
 
 
 def _enter(job: dict[str, Any], said: Path, environment: dict[str, str]) -> None:
-    """One claim in this process: a GPU shared rather than seized, and all that is printed in a file."""
+    """One claim in this process: a GPU shared rather than seized, and all that is printed in a file.
+
+    Ctrl-C reaches every process of a terminal; what becomes of this one is the first one's to say.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.environ.update({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | environment)
     with said.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -147,6 +192,12 @@ def _enter(job: dict[str, Any], said: Path, environment: dict[str, str]) -> None
         short = reason(error, Path(job["script"]))
         (Path(job["folder"]) / "reason.txt").write_text(short, encoding="utf-8", errors="replace")
         raise
+
+
+def _end_with(parent: Any) -> None:
+    """A claim whose results nobody would publish does not go on."""
+    parent.join()
+    os._exit(1)
 
 
 def _job(job: Job, folder: str) -> dict[str, Any]:

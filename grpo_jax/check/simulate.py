@@ -22,6 +22,7 @@ from grpo_jax.presets.traits import corrects_sampler
 from grpo_jax.sequences import Sequences
 from grpo_jax.surrogate import Method
 from grpo_jax.sweeps import sweep
+from grpo_jax.sweeps.dataset import non_finite
 from grpo_jax.tasks.trees import Output, tabulated
 
 VOCAB, TOKENS, RATE, ITERATIONS = 4, 5, 0.05, 200
@@ -184,9 +185,7 @@ def curves(data: xr.Dataset) -> str:
         values = data[name].mean("seed").to_numpy()
         ends = f"{values[0]:8.3g} to {values[-1]:.3g}"
         lines.append(f"  {name:<20}{_spark(values)}  {ends}")
-    bad = int((~data["finite"].isel(iteration=-1)).sum())
-    if bad:
-        lines.append(f"  {bad} of {data.sizes['seed']} runs turned non-finite")
+    lines += [f"  {told}" for told in [non_finite(data)] if told]
     return "\n".join(lines)
 
 

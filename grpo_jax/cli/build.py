@@ -23,6 +23,10 @@ from grpo_jax.tasks import Bernoulli, Gaussian, Questions, SequenceTable
 EXPECTATIONS: dict[str, Any] = {"sampled": Sampled(), "counts": Counts(), "exact": Exact()}
 
 
+MOST = 10**7
+"""Rewards of the table that the command line makes, at most."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
     """What is trained on what."""
@@ -100,6 +104,10 @@ def _problem(setup: Setup) -> tuple[Any, Any]:
             forbidden=((0, setup.actions - 1),),
         )
         outputs = len(space.support[0])
+    if setup.contexts * outputs > MOST:
+        raise ValueError(
+            f"--contexts {setup.contexts} times {outputs} answers are more than {MOST:,} rewards; take fewer"
+        )
     table = _row("--rewards", setup.rewards, outputs)
     if table is None:
         draw = np.random.default_rng(setup.task_seed)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import io
@@ -23,12 +24,14 @@ import xarray as xr
 from grpo_jax import methods as method_table
 from grpo_jax import presets
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
+from grpo_jax.cli.launch import Cluster, chosen_share, joined, launch, wait
 from grpo_jax.exact import penalties as penalty_table
 from grpo_jax.part import nearest
 from grpo_jax.parts.gains import Clip
 from grpo_jax.presets.traits import kl
-from grpo_jax.sweeps import load
+from grpo_jax.sweeps import Unfinished, load
 from grpo_jax.sweeps import sweep as run_sweep
+from grpo_jax.sweeps.dataset import label, non_finite
 from grpo_jax.sweeps.interrupt import Interrupted
 from grpo_jax.tasks import chance
 
@@ -122,7 +125,7 @@ class Training:
     """Double precision."""
 
 
-SETUP, TRAINING = Setup(), Training()
+SETUP, TRAINING, CLUSTER = Setup(), Training(), Cluster()
 
 
 @app.command
@@ -138,6 +141,7 @@ def run(
 def sweep(
     setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP,
     train: Annotated[Training, tyro.conf.arg(name="")] = TRAINING,
+    cluster: Annotated[Cluster, tyro.conf.arg(name="")] = CLUSTER,
     sweep: tuple[str, ...] = (),
     variants: tuple[str, ...] = (),
 ) -> None:
@@ -146,26 +150,53 @@ def sweep(
     Args:
         setup: what is trained on what.
         train: how long, how often, where to.
+        cluster: which processes work at it.
         sweep: traced numbers, one program for all: path=value,value.
         variants: structure, one program each: method=grpo,dapo group_size=4,8 optimizer=sgd,adamw.
     """
-    _simulate(setup, train, sweep, variants)
+    share = chosen_share(cluster.share)
+    if cluster.launch is None:
+        if share and cluster.distributed:
+            raise ValueError("--share is for processes that do not know of each other, not for --distributed")
+        with joined(train.out) if cluster.distributed else contextlib.nullcontext():
+            _simulate(setup, train, sweep, variants, share)
+        return
+    jobs = launch(cluster, sys.argv[1:], train.out)
+    print(f"jobs {', '.join(str(job.job_id) for job in jobs)}; logs in {train.out}/launch", file=sys.stderr)
+    if cluster.launch == "local" and train.out is not None:
+        wait(jobs)
+        print(summary(load(train.out)))
 
 
-def _simulate(setup: Setup, train: Training, sweep: tuple[str, ...], structure: tuple[str, ...]) -> None:
+def _simulate(
+    setup: Setup,
+    train: Training,
+    sweep: tuple[str, ...],
+    structure: tuple[str, ...],
+    share: tuple[int, int] | None = None,
+) -> None:
     jax.config.update("jax_enable_x64", train.x64)
     config = build(setup)
-    data = run_sweep(
-        config,
-        axes(sweep),
-        variants=variants(structure, config),
-        seeds=train.seeds,
-        iterations=train.iterations,
-        record_every=train.record_every,
-        record=train.record or None,
-        root=train.root,
-        out=train.out,
-    )
+    try:
+        data = run_sweep(
+            config,
+            axes(sweep),
+            variants=variants(structure, config),
+            seeds=train.seeds,
+            iterations=train.iterations,
+            record_every=train.record_every,
+            record=train.record or None,
+            root=train.root,
+            out=train.out,
+            share=share,
+        )
+    except Unfinished as others:
+        if share is None:
+            raise
+        print(others, file=sys.stderr)  # its own share is done
+        return
+    if jax.process_index():  # one process speaks
+        return
     print(summary(data))
     if train.out:
         print(f"written to {train.out}", file=sys.stderr)
@@ -178,15 +209,14 @@ def summary(data: xr.Dataset) -> str:
     """
     averaged = "iteration" not in data.dims
     last = data if averaged else data.isel(iteration=-1)
-    bad = int((~last["finite"]).sum()) if "finite" in last else 0
     columns, left_out = _columns(last, _grid(data))
     rows = [[*_grid(data), *columns]]
     last = xr.Dataset(columns)
-    settings = last.stack(setting=_grid(data)) if _grid(data) else last.expand_dims("setting")
-    for i in range(settings.sizes["setting"]):
-        one = settings.isel(setting=i)
-        labels = [_show(one[dim].item()) for dim in _grid(data)]
-        rows.append(labels + [f"{one[n].mean().item():.4g}±{one[n].std().item():.2g}" for n in columns])
+    for place in np.ndindex(*(data.sizes[dim] for dim in _grid(data))):
+        at = dict(zip(_grid(data), place, strict=True))
+        one = last.isel(at)
+        labels = [label(data, dim, i) for dim, i in at.items()]
+        rows.append(labels + [_spread(one[n].values) for n in columns])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     made = data.attrs
     when = (
@@ -197,11 +227,13 @@ def summary(data: xr.Dataset) -> str:
     lines = [f"{when}, mean ± standard deviation over {data.sizes['seed']} seeds"]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines += left_out
-    if bad:
-        lines.append(
-            f"{bad} of {data['finite'].isel(iteration=-1, missing_dims='ignore').size} runs turned non-finite"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [non_finite(data)])])
+
+
+def _spread(values: np.ndarray) -> str:
+    """Mean ± standard deviation of the finite ones."""
+    values = values[np.isfinite(values)]
+    return f"{values.mean():.4g}±{values.std():.2g}" if values.size else "not finite"
 
 
 PLACES = 8
@@ -218,7 +250,7 @@ def _columns(last: xr.Dataset, grid: list[str]) -> tuple[dict[str, xr.DataArray]
         places = list(itertools.islice(np.ndindex(*sizes), PLACES))
         for place in places:
             one = values.isel(dict(zip(own, place, strict=True)))
-            labels = [_show(values[d].values[i].item()) for d, i in zip(own, place, strict=True)]
+            labels = [label(values, str(d), i) for d, i in zip(own, place, strict=True)]
             heading = f"{name}[{', '.join(labels)}]" if own else str(name)
             columns[heading] = one.drop_vars(own, errors="ignore")
         if len(places) < math.prod(sizes):
@@ -229,10 +261,6 @@ def _columns(last: xr.Dataset, grid: list[str]) -> tuple[dict[str, xr.DataArray]
 
 def _grid(data: xr.Dataset) -> list[str]:
     return [str(d) for d in data["finite"].dims if d not in ("seed", "iteration")]
-
-
-def _show(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @app.command
@@ -304,7 +332,7 @@ def main() -> None:
             sys.stdout.flush()  # here, so that a pipe closed by its reader shows here and not at exit
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, KeyError, MemoryError, OSError) as error:
+    except (ValueError, TypeError, KeyError, MemoryError, OSError, Unfinished) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from grpo_jax import plotting
 from grpo_jax.pages.render import picture, render
+from grpo_jax.sweeps.dataset import label, non_finite
 
 LINES = 8
 """Settings that are drawn as lines of one picture at most."""
@@ -51,7 +52,7 @@ def sweep_page(data: xr.Dataset, *, title: str, folder: str | None = None) -> st
         title=title,
         summary=f"{settings}{data.sizes['seed']} seeds, {made.get('iterations', '?')} iterations; groups: "
         f"{made.get('expectation', '?')} ({made.get('because', 'as asked')}).",
-        warnings=_broken(last, grid),
+        warnings=list(filter(None, [non_finite(data)])),
         figures=list(_figures(data, grid)),
         when=f"At iteration {int(data.iteration[-1])}" if "iteration" in data.dims else "Averages",
         head=head,
@@ -74,31 +75,6 @@ def _pretty(text: Any) -> str:
         return str(text)
 
 
-def _broken(last: xr.Dataset, grid: list[str]) -> list[str]:
-    """Which settings have runs that turned non-finite."""
-    bad = (~last["finite"].astype(bool)).sum("seed")
-    count = int(bad.sum())
-    if not count:
-        return []
-    where = [] if not grid else [_named(one, grid) for one in _settings(bad, grid) if int(one) > 0]
-    told = f": {'; '.join(where[:10])}{' …' if len(where) > 10 else ''}" if where else ""
-    return [f"{count} of {last['finite'].size} runs turned non-finite{told}"]
-
-
-def _settings(values: xr.DataArray, grid: list[str]) -> Iterator[xr.DataArray]:
-    """The values of each setting, in the grid's order."""
-    for place in np.ndindex(*(values.sizes[d] for d in grid)):
-        yield values.isel(dict(zip(grid, place, strict=True)))
-
-
-def _named(one: xr.DataArray, grid: list[str]) -> str:
-    return ", ".join(f"{d} {_spelled(one[d].item())}" for d in grid)
-
-
-def _spelled(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _plain(data: xr.Dataset, grid: list[str]) -> list[str]:
     """Names of what has no axes of its own."""
     known = {*grid, "seed", "iteration"}
@@ -116,7 +92,8 @@ def _table(last: xr.Dataset, grid: list[str]) -> tuple[list[str], list[list[str]
         if len(rows) == ROWS:
             break
         one = last.isel(dict(zip(grid, place, strict=True)))
-        rows.append([_spelled(one[d].item()) for d in grid] + [_interval(one[n].values) for n in names])
+        labels = [label(last, d, i) for d, i in zip(grid, place, strict=True)]
+        rows.append(labels + [_interval(one[n].values) for n in names])
     left_out = []
     every = math.prod(last.sizes[d] for d in grid)
     if every > len(rows):
@@ -169,5 +146,5 @@ def _at_the_end(values: xr.DataArray, grid: list[str]) -> tuple[xr.DataArray, st
     by = others[0] if others and values.sizes[others[0]] <= LINES else None
     held = [d for d in others if d != by]
     shown = last.isel(dict.fromkeys(held, 0), drop=False)
-    told = "".join(f", {d} {_spelled(shown[d].item())}" for d in held)
+    told = "".join(f", {d} {label(last, d, 0)}" for d in held)
     return shown.drop_vars(held), x, by, f"at the end over {x}{told}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,17 +24,18 @@ TRIAL_RUNS = 97
 """Runs that shapes are tried with: as many as no other axis has, so that a sum over the wrong axis shows."""
 
 
+@functools.partial(jax.jit, static_argnames="plan")
+def _recorded(config: Config, seed: Any, plan: Recording) -> Any:
+    """What an iteration records; under ``jit``, so that an equal sweep does not trace it again."""
+    return train.shapes(config, train.start(config, seed, 0), plan)
+
+
 def own_shapes(config: Config, plan: Recording) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a measure's own axes, before anything compiles; ValueError for a wrong shape."""
     if all(m.dims == () and not m.stacked for _, m in plan.measures):
         return {name: () for name, _ in plan.measures}
     seed = np.zeros(TRIAL_RUNS if config.policy.trailing else (), np.uint32)
-
-    def recorded(seed: Any) -> Any:
-        state = train.start(config, seed, 0)
-        return train.shapes(config, state, plan)
-
-    found = jax.eval_shape(recorded, seed)
+    found = _recorded.eval_shape(config, seed, plan)
     return {name: value.shape[: value.ndim - seed.ndim] for name, value in found.items()}
 
 
@@ -159,6 +161,43 @@ def attributes(about: str) -> dict[str, str]:
     return {key: value for key, value in found.items() if value}
 
 
+NAMED = 10
+"""Settings, and seeds of each, that ``non_finite`` names at most."""
+
+
+def non_finite(data: xr.Dataset) -> str | None:
+    """How many runs turned non-finite, and which: settings and their seeds. None where none did.
+
+    Args:
+      data: a sweep's dataset; its ``finite`` is [settings..., seed(, iteration)].
+    """
+    finite = data["finite"].isel(iteration=-1, missing_dims="ignore").astype(bool)
+    grid = [str(dim) for dim in finite.dims if dim != "seed"]
+    bad = ~finite.transpose(*grid, "seed").values
+    if not bad.any():
+        return None
+    places = np.argwhere(bad.any(-1))
+    named = []
+    for place in places[:NAMED].tolist():
+        seeds = data["seed"].values[bad[tuple(place)]]
+        told = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds[:NAMED]))}"
+        told += " …" if len(seeds) > NAMED else ""
+        setting = ", ".join(f"{dim} {label(data, dim, i)}" for dim, i in zip(grid, place, strict=True))
+        named.append(f"{setting} ({told})" if grid else told)
+    more = "; …" if len(places) > NAMED else ""
+    return f"{bad.sum()} of {bad.size} runs turned non-finite: {'; '.join(named)}{more}"
+
+
+def label(data: xr.Dataset | xr.DataArray, dim: str, place: int) -> str:
+    """What a place of a dimension is called; of one that zips several numbers and has no labels, all of them.
+
+    A place without any coordinate is its number.
+    """
+    along = [data[dim]] if dim in data.coords else [c for c in data.coords.values() if c.dims == (dim,)]
+    values = [coordinate.values[place].item() for coordinate in along]
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) or str(place)
+
+
 def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
     """The dimensions of several places along which all that was recorded is the same to the bit."""
     return [name for name in names if data.sizes[name] > 1 and _alike(data, name)]
@@ -166,10 +205,13 @@ def idle(data: xr.Dataset, names: Sequence[str]) -> list[str]:
 
 def _alike(data: xr.Dataset, name: str) -> bool:
     for variable in data.data_vars.values():
-        values = variable.values
-        axis = variable.get_axis_num(name)
-        first = np.take(values, [0], axis)
-        same = (values == first) | ((values != values) & (first != first))
-        if not same.all():
+        first, *others = np.moveaxis(variable.values, variable.get_axis_num(name), 0)
+        if not all(_same(first, other) for other in others):
             return False
     return True
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether all numbers are equal, or both NaN."""
+    apart = a != b
+    return not apart.any() or bool(np.all((a != a) & (b != b) | ~apart))

@@ -39,7 +39,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interruptible(out: Any) -> Iterator[Stop]:
+def interruptible(out: Any, until: str = "this part is done") -> Iterator[Stop]:
     """Let SIGINT and SIGTERM wait for ``Stop.check``; a second one acts at once, as it did before.
 
     A signal after the last part raises ``Interrupted`` at the end of the block, when everything is written.
@@ -48,6 +48,7 @@ def interruptible(out: Any) -> Iterator[Stop]:
 
     Args:
       out: the folder that holds the parts; None for none.
+      until: what the first signal waits for, as it is told.
     """
     stop = Stop(out)
     before: dict[int, Any] = {}
@@ -63,7 +64,7 @@ def interruptible(out: Any) -> Iterator[Stop]:
             return
         stop.signal = number
         with contextlib.suppress(RuntimeError, OSError):  # the signal came in the midst of another message
-            print("\nstopping when this part is done; once more stops at once", file=sys.stderr, flush=True)
+            print(f"\nstopping when {until}; once more stops at once", file=sys.stderr, flush=True)
 
     if out is not None and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

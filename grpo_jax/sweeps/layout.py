@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,9 +72,15 @@ def default_chunk(config: Config, runs: int, devices: int) -> int:
     return min(odd_multiple(max(budget // max(numbers, 1), LEAST_CHUNK)), needed) * devices
 
 
+@jax.jit
+def _started(policy: Any) -> Any:
+    """Parameters; under ``jit``, so that an equal policy is not traced again."""
+    return policy.init(jax.random.key(0))
+
+
 def parameters(config: Config) -> int:
     """Parameters of one run."""
-    start = jax.eval_shape(config.policy.init, jax.random.key(0))
+    start = _started.eval_shape(config.policy)
     rank = config.policy.rank if config.policy.trailing else None
     return sum(math.prod(leaf.shape[:rank]) for leaf in jax.tree.leaves(start))
 
@@ -115,6 +122,7 @@ def layout(
     chunk_size: int | None = None,
     about: int | None = None,
     devices: int | None = None,
+    processes: int = 1,
 ) -> Layout:
     """Chunks and parts for ``runs`` runs that record ``numbers`` numbers each, parts of about equal size.
 
@@ -122,11 +130,13 @@ def layout(
       chunk_size: runs in a chunk, a multiple of ``devices``; None chooses.
       about: what to choose near, so that chunks are of about equal size, too; None is ``default_chunk``.
       devices: how many local devices share a chunk; None decides by the machine.
+      processes: how many processes like this one share the parts.
     """
     count, threads = hands(runs, devices)
     most = PART_RUNS if jax.default_backend() == "cpu" else max(PART_RUNS, default_chunk(config, runs, count))
     most = min(most, max(PART_BYTES // (8 * numbers), 16 * count))
-    sharing = threads if runs >= (1 if large(config) else WORTH_SHARING) * threads else 1
+    worth = (1 if large(config) else WORTH_SHARING) * threads
+    sharing = min(processes, runs // worth) * threads if runs >= worth else 1
     parts = sharing * -(-runs // (most * sharing))
     part = -(-runs // parts)
     if chunk_size is None:
@@ -157,6 +167,12 @@ class Estimate:
     """Of running: from a measured chunk, else from the pace of an earlier sweep; None without either."""
     compile_seconds: float | None = None
     """Of compiling what this process has not compiled, going by earlier compilations; None before any."""
+
+    def of(self, portion: float) -> Estimate:
+        """What a share of the runs will take, from 0 to 1; memory and compiling are not divided."""
+        seconds = None if self.seconds is None else self.seconds * portion
+        updates, output = round(self.updates * portion), round(self.output * portion)
+        return dataclasses.replace(self, updates=updates, output=output, seconds=seconds)
 
     def sentence(self) -> str:
         """For people."""

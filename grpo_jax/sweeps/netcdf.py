@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Target(io.FileIO):
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Target]:
     """A file aside that takes the place of ``path`` once it is whole and on the disk; else ``path`` stays."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.randbits(64)}")  # machines count processes alike
     try:
         with Target(aside, "xb+") as file:
             yield file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import numbers
 import threading
@@ -23,8 +24,9 @@ from grpo_jax.sweeps.axes import Axis
 from grpo_jax.sweeps.layout import Layout
 from grpo_jax.types import Array
 
-KEPT = 128
-"""Programs that a process keeps, so that an equal sweep neither traces nor compiles again."""
+KEPT = 64
+"""Programs that a process keeps, those used last, so that an equal sweep neither traces nor compiles again.
+Each takes some ten megabytes and 200 memory mappings, of which Linux allows a process 65,530."""
 _kept: dict[Any, Any] = {}
 
 
@@ -34,6 +36,8 @@ class Request:
 
     iterations: int
     recording: Recording
+    fused: bool = False
+    """Whether the iterations are one kernel (``fused.kernel``)."""
 
 
 def chunk(
@@ -46,11 +50,11 @@ def chunk(
     request: Request,
 ) -> Any:
     """One chunk of runs [W]: index [axes, W] picks each run's settings; what is recorded comes runs last."""
-    picked = {
-        path: jnp.moveaxis(column[index[i]], 0, -1)
-        for i, axis in enumerate(axes)
-        for path, column in zip(axis.paths, values[i], strict=True)
-    }
+    picked = own_numbers(axes, values, index)
+    if request.fused:
+        from grpo_jax.fused import kernel  # here: few sweeps need Pallas, which takes a while to import
+
+        return kernel.simulate(config, picked, seeds, root, request.iterations, request.recording)
 
     def simulate(config: Config, seeds: Array) -> Any:
         state = train.start(config, seeds, root)
@@ -69,17 +73,30 @@ def chunk(
     return jax.vmap(single, in_axes=(-1, 0), out_axes=-1)(picked, seeds)
 
 
+def own_numbers(axes: Sequence[Axis], values: Any, index: Any) -> dict[str, Array]:
+    """Dotted path -> [..., W], the numbers that runs with these settings [axes, W] have of their own."""
+    return {
+        path: jnp.moveaxis(column[index[i]], 0, -1)
+        for i, axis in enumerate(axes)
+        for path, column in zip(axis.paths, values[i], strict=True)
+    }
+
+
 class Program:
     """A compiled part of a sweep; lowered first, so that its text can be hashed and its compilation timed."""
 
     def __init__(self, config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> None:
-        self.axes, self.shape = axes, shape
+        self.axes, self.shape, self._fused = axes, shape, request.fused
         self._sharding = _sharding(shape.devices)
         self._lock = threading.Lock()
 
+        @functools.partial(jax.jit, inline=True)
+        def traced_once(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
+            return chunk(config, axes, values, root, index, seeds, request)
+
         def program(config: Config, values: Any, root: Array, index: Array, seeds: Array) -> Any:
             def simulated(i: Any) -> Any:
-                return chunk(config, axes, values, root, index[i], seeds[i], request)
+                return traced_once(config, values, root, index[i], seeds[i])
 
             def add(i: Any, whole: Any) -> Any:
                 return jax.tree.map(
@@ -106,7 +123,7 @@ class Program:
             if self.compiled is not None:
                 return 0.0
             start = time.perf_counter()
-            self.compiled = self._lowered.compile(compiler_options=compiler_options())
+            self.compiled = self._lowered.compile(compiler_options=_options(self._fused))
             self._lowered = None
             return time.perf_counter() - start
 
@@ -134,21 +151,37 @@ def _array(leaf: Any) -> Array:
     return jnp.asarray(leaf, float) if isinstance(leaf, numbers.Number) else jnp.asarray(leaf)
 
 
+def _kind(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of ``_array``, without making it."""
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype
+    own = float if isinstance(leaf, numbers.Number) else leaf.dtype
+    return np.shape(leaf), jax.dtypes.canonicalize_dtype(own)
+
+
 def program_of(config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> Program:
     """The program of a sweep, from an earlier one of this process where one of its structure is kept."""
-    made = arguments(config, axes, 0)
-    avals = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(made))
-    names = tuple(axis.paths for axis in axes)
-    key = (jax.tree.structure(config), avals, names, request, shape, jax.default_backend())
+    kinds = tuple(map(_kind, jax.tree.leaves(config)))
+    varied = tuple((axis.paths, tuple(map(np.shape, axis.values))) for axis in axes)
+    machine = (jax.dtypes.canonicalize_dtype(float), jax.default_backend())
+    key = (jax.tree.structure(config), kinds, varied, request, shape, machine)
     try:
         hash(key)
     except TypeError:  # a part of the user's holds structure that has no hash
         return Program(config, axes, request, shape)
-    if key not in _kept:
-        if len(_kept) >= KEPT:
-            _kept.pop(next(iter(_kept)))
-        _kept[key] = Program(config, axes, request, shape)
-    return _kept[key]
+    found = _kept.pop(key, None) or Program(config, axes, request, shape)
+    if len(_kept) >= KEPT:
+        _kept.pop(next(iter(_kept)))
+    _kept[key] = found
+    return found
+
+
+def _options(fused: bool) -> dict[str, Any]:
+    if not fused:
+        return compiler_options()
+    from grpo_jax.fused import kernel
+
+    return kernel.compiler_options()
 
 
 def _sharding(devices: int) -> Any:

@@ -63,7 +63,14 @@ class Progress:
         self._bar.close()
 
     def say_closing(
-        self, made: Mapping[str, Any], how: str, *, seconds: float, broken: int, folder: Path | None
+        self,
+        made: Mapping[str, Any],
+        how: str,
+        *,
+        seconds: float,
+        broken: int,
+        whole: int,
+        folder: Path | None,
     ) -> None:
         """The closing line: how much, how long, how, where it is.
 
@@ -72,20 +79,22 @@ class Progress:
           how: what the expectations are, and why.
           seconds: from the request to the result.
           broken: runs that turned non-finite.
+          whole: runs of the sweep, of which this process may have had a share.
           folder: where the results are.
         """
-        back, count, threads = self.runs - self.computed, self.compilations, made["threads"]
+        back, count, threads = self.runs - self.computed, self.compilations, int(made["threads"])
         wide = (
             f"{threads} thread{'s' * (threads > 1)}" if made["devices"] == 1 else f"{made['devices']} devices"
         )
+        mine = f"{self.runs:,}" + (f" of {whole:,}" if whole != self.runs else "")
         compiled = f" in {self.compile_seconds:.2f} s" if count else ""
         parts = [
-            f"{self.runs:,} runs x {self.iterations:,} iterations in {seconds:.2f} s",
+            f"{mine} runs x {self.iterations:,} iterations in {seconds:.2f} s",
             f"{count} program{'s' * (count != 1)} compiled{compiled}",
             f"{back:,} runs read back" if back else "",
             how,
             f"chunks of {made['chunk_size']} runs on {wide}",
-            f"{broken:,} of {self.runs:,} runs turned non-finite" if broken else "",
+            f"{broken:,} of {whole:,} runs turned non-finite" if broken else "",
             f"in {folder}" if folder else "",
         ]
         self.say(" · ".join(part for part in parts if part))

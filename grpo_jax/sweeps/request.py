@@ -5,6 +5,7 @@ Everything here is cheap, counts before it makes an array, and comes before anyt
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from grpo_jax.methods import effective
 from grpo_jax.part import put_all
 from grpo_jax.surrogate import Method
 from grpo_jax.sweeps.axes import ALIASES, RESERVED, Axis, swept_numbers
+from grpo_jax.sweeps.shares import Share
 
 COORDINATES = 2**32
 """Seeds are whole numbers below this."""
@@ -27,6 +29,32 @@ COMPARED = ("gain", "penalty")
 def optional_whole(name: str, value: Any, low: int = 1) -> int | None:
     """``value`` as an int, or None where it is None."""
     return None if value is None else whole(name, value, low)
+
+
+def share_of(given: Any, folder: str | os.PathLike[str] | None, *, process: int, processes: int) -> Share:
+    """The share that is asked for; without one, that of this process among those of ``jax.distributed``.
+
+    Raises:
+      TypeError, ValueError: it is no pair (index, count) with 0 <= index < count.
+      ValueError: there are several, and no folder for them to meet.
+    """
+    if given is None:
+        share = Share(process, processes, waits=processes > 1)
+    else:
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise TypeError(f"share is {given!r}; it must be a pair: (3, 16) is share 3 of 0 to 15")
+        share = Share(whole("the index of share", given[0], 0), whole("the count of share", given[1]))
+        if share.index >= share.count:
+            raise ValueError(
+                f"share is {share.index} of {share.count}; shares are counted from 0 to {share.count - 1}"
+            )
+    if folder is None and not share.alone:
+        what = f"{share.count} {'processes' if share.waits else 'shares'}"
+        raise ValueError(
+            f"out is None; {what} need a folder that all of them see"
+            + (" (share=(0, 1) runs this process by itself)" if share.waits else "")
+        )
+    return share
 
 
 def seed_count(seeds: Any) -> int:

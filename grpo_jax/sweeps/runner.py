@@ -8,12 +8,11 @@ import json
 import os
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 
@@ -24,8 +23,10 @@ from grpo_jax.part import describe, put_all
 from grpo_jax.records import recording
 from grpo_jax.runtime import keep_compilations
 from grpo_jax.sweeps.axes import Axis, check_alike, parse_axes, parse_variants, settings, size, swept_numbers
+from grpo_jax.sweeps.computing import Computing
 from grpo_jax.sweeps.dataset import dataset, idle
-from grpo_jax.sweeps.interrupt import Stop, interruptible
+from grpo_jax.sweeps.fusing import FUSED, requests
+from grpo_jax.sweeps.interrupt import interruptible
 from grpo_jax.sweeps.layout import (
     Estimate,
     Layout,
@@ -37,7 +38,7 @@ from grpo_jax.sweeps.layout import (
     updates,
 )
 from grpo_jax.sweeps.netcdf import check_storable
-from grpo_jax.sweeps.program import Program, Request, arguments, program_of
+from grpo_jax.sweeps.program import Request, program_of
 from grpo_jax.sweeps.progress import Progress
 from grpo_jax.sweeps.request import (
     check_count,
@@ -45,19 +46,21 @@ from grpo_jax.sweeps.request import (
     checked_seeds,
     optional_whole,
     seed_count,
+    share_of,
     unlike,
 )
+from grpo_jax.sweeps.shares import Share
 from grpo_jax.sweeps.storage import Store, check_space, held_layout, prepare_folder
 from grpo_jax.sweeps.tuning import (
     foreseen,
     foreseen_compiling,
     remember,
-    remember_compiling,
     tuned,
     worth_tuning,
 )
+from grpo_jax.sweeps.turns import planning, turn
 from grpo_jax.sweeps.work import Work, manifest
-from grpo_jax.train import warn_of_idle_corrections
+from grpo_jax.train import forget_traces, warn_of_idle_corrections
 
 STREAM_BYTES = 2**28
 """Results beyond this size go to disk as they come, where ``out`` names a folder."""
@@ -83,6 +86,8 @@ def sweep(
     out: str | os.PathLike[str] | None = None,
     chunk_size: int | None = None,
     devices: int | None = None,
+    fused: bool | None = None,
+    share: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Train every setting of a grid with every seed.
@@ -95,6 +100,11 @@ def sweep(
     What a function of your own (a reward, a measure, a part) reads from outside, a global or a variable of an
     enclosing function, is read when the program is made. To change it, define the function anew: the same
     function object means the same program, whatever has become of what it reads.
+
+    Several processes that make the same call with the same ``out`` share its parts: those of one
+    ``jax.distributed.initialize`` by themselves, each waiting for the others and returning the whole dataset;
+    those that know nothing of each other by ``share``. Each takes local devices only, and any of them that
+    is killed can be started again.
 
     Args:
       config: the base configuration.
@@ -117,25 +127,34 @@ def sweep(
         beyond 256 MiB are streamed there, and the dataset returned reads them when they are used.
       chunk_size: runs in a chunk; must divide by the number of devices. None chooses.
       devices: how many local devices share the runs; None is one CPU with all its cores, or all accelerators.
+      fused: whether a run's iterations are one kernel (``grpo_jax.fused``), which computes the same to
+        rounding. None takes it on a GPU, for a long sweep, where it applies and agrees; True anywhere (on a
+        CPU it is interpreted, for tests), and is refused where it does not apply; False never.
+      share: (3, 16) computes share 3 of 0 to 15 of the parts; the share that ends last returns the dataset.
       progress: show a progress bar and a summary.
 
     Returns:
       A dataset with dimensions (variants..., axes..., seed, iteration, own axes of a measure...), every
       diagnostic and measure a variable, and the whole configuration in its attributes.
+
+    Raises:
+      Unfinished: this process's share is done, and parts of others are missing: of a ``share`` that others
+        have yet to compute, of a process that has ended.
     """
     began = time.perf_counter()
     keep_compilations()
     check_slots(config)
     root, count = check_root(root), seed_count(seeds)
     chunk_size, devices = optional_whole("chunk_size", chunk_size), optional_whole("devices", devices)
-    variant_axes = parse_variants(config, variants or {})
+    variant_axes = parse_variants(config, {} if variants is None else variants)
     varied = settings(config, variant_axes)
     plan = recording(
         varied[0], record, measure, iterations=iterations, every=record_every, average_from=average_from,
         start=record_start,
     )  # fmt: skip
+    part = share_of(share, out, process=jax.process_index(), processes=jax.process_count())
     folder = None if out is None else prepare_folder(out)
-    run_axes = [parse_axes(c, axes or {}) for c in varied]
+    run_axes = [parse_axes(c, {} if axes is None else axes) for c in varied]
     check_alike(variant_axes, run_axes)
     check_count(size(run_axes[0]), count, free_memory())
     for c, a in zip(varied, run_axes, strict=True):
@@ -146,40 +165,64 @@ def sweep(
     request = Request(iterations, plan)
     reasons = [reason(c, swept_numbers(a)) for c, a in zip(varied, run_axes, strict=True)]
     work = Work(configs, run_axes, variant_axes, checked_seeds(seeds), request, root, reasons)
-    shape, wanted, streamed = _planned(work, folder, chunk_size, devices)
-    programs = [program_of(c, a, request, shape) for c, a in zip(configs, run_axes, strict=True)]
-    if folder is not None:
-        check_storable(programs[0].dtypes)
-    fresh = {p.hash: p for p in programs if p.compiled is None}
-    wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
-    told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
-    bar = Progress(work.runs * len(programs), iterations, told)
-    bar.say(wanted.sentence())
-    differences = "\n".join(filter(None, (unlike(axis, run_axes[0]) for axis in variant_axes)))
-    if differences:
-        bar.say(f"these differ in more than their names\n{differences}")
-    made_of = manifest(work, shape, programs)
-    with (
-        contextlib.nullcontext() if folder is None else Store(folder, made_of) as store,
-        interruptible(folder) as stop,
-        contextlib.closing(bar),
-    ):
-        results = _computed(work, programs, store, bar, stop, disk=store if streamed else None)
-        data = dataset(
-            results, variant_axes, run_axes[0], work.seeds, plan, iterations, work.shapes, work.labels
-        )
-        data.attrs = _attributes(work, config, shape, bar, differences)
-        if store:
-            store.finish(data)
+    with contextlib.ExitStack() as held:
+        with planning(folder, part):
+            shape, wanted, streamed = _planned(work, folder, part, chunk_size, devices)
+            asked, kernels = requests(work, shape, fused)
+            programs = [program_of(c, a, r, shape) for c, a, r in zip(configs, run_axes, asked, strict=True)]
+            if folder is not None:
+                check_storable(programs[0].dtypes)
+            made_of = manifest(work, shape, programs)
+            store = None if folder is None else held.enter_context(Store(folder, made_of, part))
+        places = work.places(shape)
+        runs = sum(min(shape.runs, work.runs - first) for _, first in part.of(places))
+        fresh = {p.hash: p for p in programs if p.compiled is None}
+        if fresh:
+            forget_traces()
+        wanted = dataclasses.replace(wanted, compile_seconds=foreseen_compiling(list(fresh)))
+        wanted = wanted.of(runs / (work.runs * len(programs)))
+        told = progress and (bool(fresh) or wanted.seconds is None or wanted.seconds > QUICK)
+        bar = Progress(runs, iterations, told and not (part.waits and part.index))
+        bar.say(wanted.sentence())
+        differences = "\n".join(filter(None, (unlike(axis, run_axes[0]) for axis in variant_axes)))
+        if differences:
+            bar.say(f"these differ in more than their names\n{differences}")
+        stop = held.enter_context(interruptible(folder))
+        held.enter_context(contextlib.closing(bar))
+        computing = Computing(work, programs, store, bar, stop)
+        data = None
+        if store and not part.alone:
+            computing.share(part)
+            held.enter_context(turn(store.folder))
+            data = store.result()
+        assembled = data is None
+        if data is None:
+            if not part.alone:  # every part is read back, and the bar was that of a share
+                computing = dataclasses.replace(computing, bar=Progress(len(places), iterations, False))
+            results = _computed(computing, disk=store if streamed else None)
+            data = dataset(
+                results, variant_axes, run_axes[0], work.seeds, plan, iterations, work.shapes, work.labels
+            )
+            data.attrs = _attributes(work, config, shape, bar, differences)
+            data.attrs["fused"] = work.by_variant(kernels)
+            if store:
+                store.finish(data)
+        elif not streamed:
+            data = data.load()
+            data.close()
     if bar.computed == bar.runs:
-        remember(configs[0], wanted, shape, data.attrs["run_seconds"])
+        remember(configs[0], wanted, shape, bar.run_seconds)
     finite = data["finite"].isel(iteration=-1) if "iteration" in data.dims else data["finite"]
     broken = int((~finite).sum())
-    if not streamed and not broken:
+    if assembled and not streamed and not broken:
         _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
-    how = work.by_variant([f"{e} ({b})" for e, b in zip(work.expectations, reasons, strict=True)])
-    bar.say_closing(data.attrs, how, seconds=time.perf_counter() - began, broken=broken, folder=folder)
-    return store.open() if store and streamed else data
+    kinds = [", fused" if kernel == FUSED else "" for kernel in kernels]
+    how = work.by_variant(
+        [f"{e} ({b}){k}" for e, b, k in zip(work.expectations, reasons, kinds, strict=True)]
+    )
+    took = time.perf_counter() - began
+    bar.say_closing(data.attrs, how, seconds=took, broken=broken, whole=finite.size, folder=folder)
+    return store.open() if store and streamed and assembled else data
 
 
 def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differences: str) -> dict[str, Any]:
@@ -205,13 +248,13 @@ def _attributes(work: Work, config: Config, shape: Layout, bar: Progress, differ
 
 
 def _planned(
-    work: Work, folder: Path | None, chunk_size: int | None, devices: int | None
+    work: Work, folder: Path | None, share: Share, chunk_size: int | None, devices: int | None
 ) -> tuple[Layout, Estimate, bool]:
     """The layout, what the sweep will take, and whether its results go to disk as they come."""
     first, numbers, request = work.configs[0], work.numbers, work.request
-    shape = layout(first, work.runs, numbers, chunk_size=chunk_size, devices=devices)
-    held = None if folder is None or chunk_size is not None else held_layout(folder)
-    if held is not None:  # go on with the very same program
+    shape = layout(first, work.runs, numbers, chunk_size=chunk_size, devices=devices, processes=share.count)
+    held = None if folder is None else held_layout(folder)
+    if held is not None and chunk_size in (None, held[0]):  # go on with the very same program
         shape = dataclasses.replace(shape, chunk_size=held[0], chunks=held[1])
         chunk_size = held[0]
     wanted = together(
@@ -224,7 +267,9 @@ def _planned(
     seconds = foreseen(first, wanted, shape)
     if chunk_size is None and worth_tuning(first, wanted):
         found = tuned(first, work.axes[0], request, runs=work.runs, shape=shape)
-        shape = layout(first, work.runs, numbers, about=found.chunk_size, devices=devices)
+        shape = layout(
+            first, work.runs, numbers, about=found.chunk_size, devices=devices, processes=share.count
+        )
         seconds = found.seconds * wanted.updates / updates(first, 1)
     return shape, dataclasses.replace(wanted, seconds=seconds), streamed
 
@@ -246,83 +291,19 @@ def _chosen(config: Config, axes: Sequence[Axis]) -> Config:
     return dataclasses.replace(config, expectation=choose(put_all(config, runs), swept).expectation)
 
 
-def _computed(
-    work: Work,
-    programs: Sequence[Program],
-    store: Store | None,
-    bar: Progress,
-    stop: Stop,
-    *,
-    disk: Store | None,
-) -> list[dict[str, np.ndarray]]:
+def _computed(computing: Computing, disk: Store | None) -> list[dict[str, np.ndarray]]:
     """Every part of every variant: name -> [recorded, ..., runs], held on ``disk`` if given."""
-    whole: list[dict[str, np.ndarray]] = [{} for _ in programs]
-    width = programs[0].shape.runs
-    for variant, first, done, computed in _parts(work, programs, store, bar, stop):
-        count = min(width, work.runs - first)
-        if computed and store:
-            store.write(variant, first // width, done)
+    whole: list[dict[str, np.ndarray]] = [{} for _ in computing.programs]
+    for variant, first, done in computing.parts(computing.places):
         for name, value in done.items():
             held = whole[variant]
             if name not in held:
-                full = ((*value.shape[:-1], work.runs), value.dtype)
+                full = ((*value.shape[:-1], computing.work.runs), value.dtype)
                 held[name] = disk.array(*full) if disk else np.empty(*full)
-            held[name][..., first : first + count] = value
+            held[name][..., first : first + value.shape[-1]] = value
             if disk:
                 disk.release(held[name])
-        steps = updates(work.configs[variant], work.request.iterations)
-        bar.advance(count, updates=count * steps if computed else 0)
     return whole
-
-
-Part = tuple[int, int, dict[str, np.ndarray], bool]
-"""Variant, first run, what was recorded, and whether it was computed now."""
-
-
-def _parts(
-    work: Work, programs: Sequence[Program], store: Store | None, bar: Progress, stop: Stop
-) -> Iterator[Part]:
-    """Every part in order; threads compute ahead. After a signal only the parts in flight still come."""
-    shape = programs[0].shape
-    given = [arguments(c, a, work.root) for c, a in zip(work.configs, work.axes, strict=True)]
-
-    def computed(variant: int, first: int) -> Any:
-        program = programs[variant]
-        compiling = program.compile()
-        if compiling:
-            remember_compiling(program.hash, compiling)
-        start = time.perf_counter()
-        found = program(given[variant], *work.part(work.axes[variant], first, shape.runs))
-        running = (start, time.perf_counter())
-        return {name: value[..., : work.runs - first] for name, value in found.items()}, compiling, running
-
-    todo = [(v, first) for v in range(len(programs)) for first in range(0, work.runs, shape.runs)]
-    ahead: deque[tuple[int, int, Any]] = deque()
-    finished = 0
-    pool = ThreadPoolExecutor(shape.threads)
-    try:
-        for variant, first in todo:
-            if stop():
-                break
-            done = store.read(variant, first // shape.runs) if store else None
-            ahead.append((variant, first, done or pool.submit(computed, variant, first)))
-            if len(ahead) > shape.threads:
-                yield _taken(*ahead.popleft(), bar)
-                finished += 1
-        while ahead and not (stop() and isinstance(ahead[0][2], Future) and ahead[0][2].cancel()):
-            yield _taken(*ahead.popleft(), bar)
-            finished += 1
-    finally:  # nothing waits for what is in flight, so that a second Ctrl-C acts at once
-        pool.shutdown(wait=False, cancel_futures=True)
-    stop.check(finished, len(todo))
-
-
-def _taken(variant: int, first: int, done: Any, bar: Progress) -> Part:
-    if not isinstance(done, Future):
-        return variant, first, done, False
-    found, compiling, running = done.result()
-    bar.took(compiling=compiling, running=running)
-    return variant, first, found, True
 
 
 def _say_idle(data: xr.Dataset, names: Sequence[str]) -> None:

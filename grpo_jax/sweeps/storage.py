@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,14 +28,20 @@ import xarray as xr
 from grpo_jax.sweeps import netcdf
 from grpo_jax.sweeps.lock import Lock
 from grpo_jax.sweeps.netcdf import Damaged
+from grpo_jax.sweeps.shares import Share
 
 MANIFEST = "manifest.json"
 RESULT = "sweep.nc"
 LOCK = ".lock"
 ASIDE = re.compile(r"\.(part-\d+-\d+\.nc|manifest\.json|sweep\.nc)\.\d+")
 """Names of files that a kill left half written."""
+LEFT = re.compile(r"\.(share|process)-\d+-\d+")
+"""Names of locks of several processes."""
 MANIFEST_BYTES = 2**26
 """No manifest is larger."""
+GLANCE = 1.0
+"""Seconds that a share's lock may be in the hands of others who only look whether it is held."""
+ALONE = Share()
 
 
 def prepare_folder(out: str | os.PathLike[str]) -> Path:
@@ -85,7 +91,7 @@ def check_space(folder: Path, output: int, *, streamed: bool) -> None:
 
 
 class Store:
-    """The folder of one sweep, as a context manager: one store at a time may hold a folder.
+    """The folder of one sweep, as a context manager: one store at a time may hold a folder, or one a share.
 
     A part is named by its numbers and carries them and the manifest. A part that is not what was written, or
     that lies under another's name, is renamed ``.damaged`` with a warning and reads as missing. A folder
@@ -94,23 +100,27 @@ class Store:
     Args:
       folder: see ``prepare_folder``.
       manifest: what tells this sweep from any other, as JSON.
+      share: what this process computes, where several share the folder.
 
     Raises:
-      BlockingIOError: another sweep is at work in the folder.
+      BlockingIOError: another sweep is at work in the folder, or another process at the share.
       ValueError: the folder holds another sweep, or files that cannot be told apart.
       OSError: see ``prepare_folder``.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], manifest: Mapping[str, Any], share: Share = ALONE
+    ) -> None:
         self.folder = prepare_folder(folder)
         self._text = _canonical(manifest)
         self._arrays: list[np.ndarray] = []
-        self._lock = Lock(self.folder / LOCK)
+        self._locks = [Lock(self.folder / LOCK, shared=not share.alone)]
         try:
-            if self._lock.held:  # whatever is half written belongs to a process that has ended
-                for path in self.folder.iterdir():
-                    if ASIDE.fullmatch(path.name):
-                        path.unlink()
+            if not share.alone:
+                what = f"{share} of {self.folder}"
+                self._locks.append(Lock(share.lock(self.folder), patience=GLANCE, what=what))
+            else:
+                self._remove(ASIDE, LEFT)
             self._claim()
         except BaseException:
             self.close()
@@ -124,7 +134,15 @@ class Store:
 
     def close(self) -> None:
         """Let another sweep have the folder."""
-        self._lock.release()
+        for lock in reversed(self._locks):
+            lock.release()
+
+    def _remove(self, *names: re.Pattern[str]) -> None:
+        """Remove what processes that have ended left behind; without locks it may be another's, at work."""
+        if self._locks[0].held:
+            for path in self.folder.iterdir():
+                if any(name.fullmatch(path.name) for name in names):
+                    path.unlink()
 
     def _claim(self) -> None:
         held = held_manifest(self.folder)
@@ -154,7 +172,7 @@ class Store:
 
     def path(self, variant: int, part: int) -> Path:
         """File of one part."""
-        return self.folder / f"part-{variant:03d}-{part:06d}.nc"
+        return self.folder / part_name(variant, part)
 
     def read(self, variant: int, part: int) -> dict[str, np.ndarray] | None:
         """A finished part as it was written, or None, where it must be computed: missing, or damaged.
@@ -200,6 +218,11 @@ class Store:
             stays = f"finished parts stay ({parts}), and the same call goes on with them once this is mended"
             raise OSError(error.errno, f"{error.strerror or error}; {stays}", str(path)) from error
 
+    def missing(self, parts: Sequence[tuple[int, int]]) -> list[int]:
+        """The running numbers of those of ``parts``, (variant, part) each, that have no file."""
+        there = {path.name for path in self.folder.iterdir()}
+        return [number for number, part in enumerate(parts) if part_name(*part) not in there]
+
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array on disk for results that memory need not hold. Its file has no name and ends with it."""
         bytes_ = math.prod(shape) * dtype.itemsize
@@ -220,7 +243,8 @@ class Store:
             held.madvise(mmap.MADV_DONTNEED)
 
     def finish(self, data: xr.Dataset) -> None:
-        """Write the assembled, labelled dataset beside its parts."""
+        """Write the assembled, labelled dataset beside its parts; of several processes in a ``turn``."""
+        self._remove(ASIDE)  # all parts are there, and nobody else has a turn
         path = self.folder / RESULT
         with self._explained(path):
             netcdf.write(path, data.assign_attrs(manifest=self._text), between=self._release_all)
@@ -233,6 +257,19 @@ class Store:
     def open(self) -> xr.Dataset:
         """The finished dataset, its values read from disk when they are used."""
         return _public(netcdf.view(self.folder / RESULT))
+
+    def result(self) -> xr.Dataset | None:
+        """The finished dataset as ``open`` gives it, where it is there and sound; else None."""
+        path = self.folder / RESULT
+        with contextlib.suppress(Damaged, FileNotFoundError):
+            if _manifest_in(netcdf.attributes(path), path) == json.loads(self._text):
+                return self.open()
+        return None
+
+
+def part_name(variant: int, part: int) -> str:
+    """Name of the file of one part."""
+    return f"part-{variant:03d}-{part:06d}.nc"
 
 
 def held_manifest(folder: Path) -> dict[str, Any] | None:
@@ -261,6 +298,13 @@ def held_manifest(folder: Path) -> dict[str, Any] | None:
             "Give another folder, or move these files away to begin anew"
         )
     return None
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether the folder's manifest is there and sound."""
+    with contextlib.suppress(Damaged, FileNotFoundError):
+        return bool(_read_manifest(folder / MANIFEST))
+    return False
 
 
 def held_layout(folder: Path) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,14 +25,17 @@ from grpo_jax.sweeps.axes import Axis
 from grpo_jax.sweeps.layout import TOGETHER, Estimate, Layout, default_chunk, odd_multiple, parameters
 from grpo_jax.sweeps.program import Program, Request, arguments
 
-LONG = 2e10
-"""Optimizer steps times parameters of a sweep that is worth tuning: about a minute on two cores."""
+LONG, LONG_NETWORK = 2e10, 1.5e11
+"""Optimizer steps times parameters of a sweep that is worth tuning, about a minute on two cores; of a network
+times tokens, too, about five, for its trial programs take half a minute to compile."""
 FACTORS = (0.5, 1, 2)
 """Chunk sizes tried, over ``default_chunk``."""
 PROBE = 16
 """Iterations timed for each."""
 ROUNDS = 10
-"""Times that each chunk size is run."""
+"""Times that each chunk size is run, at most."""
+BUDGET = 10.0
+"""Seconds after which no further round is begun: a network's round takes as long as all of a table's."""
 TELLING = 0.5
 """Seconds from which on a sweep's pace is remembered."""
 GAIN = 0.9
@@ -41,7 +44,7 @@ GAIN = 0.9
 
 def worth_tuning(config: Config, wanted: Estimate) -> bool:
     """Whether the sweep is long enough to repay the trial compilations."""
-    return _work(config, wanted) >= LONG
+    return _work(config, wanted) >= (LONG if config.policy.trailing else LONG_NETWORK)
 
 
 def _work(config: Config, wanted: Estimate) -> int:
@@ -63,10 +66,13 @@ def remember(config: Config, wanted: Estimate, shape: Layout, seconds: float) ->
         _write(path, _read(path) | {_pace(config, shape): [seconds / _work(config, wanted)]})
 
 
+PACE = "pace of "
+
+
 def _pace(config: Config, shape: Layout) -> str:
     """A table's second and a network's do not do the same work (``_work``): each goes by its own kind."""
     kind = "tables" if config.policy.trailing else type(config.policy).__name__
-    return f"pace of {kind}: {' '.join(map(str, _machine(shape)))}"
+    return f"{PACE}{kind}: {' '.join(map(str, _machine(shape)))}"
 
 
 COMPILED = "compiled: "
@@ -139,16 +145,21 @@ def _seconds_a_run(
 ) -> dict[int, float]:
     """Chunk size -> least seconds a run over interleaved rounds, so that a busy moment hits every size.
 
-    All threads run a part each, as in a sweep.
+    All threads run a part each, as in a sweep. A network's parts are one chunk, and what is measured of it is
+    left out: to ask it all held-out questions may take longer than to train it.
     """
     plan = dataclasses.replace(request.recording, every=PROBE, average_from=None, start=False)
+    if not config.policy.trailing:
+        plan = dataclasses.replace(plan, measures=tuple(m for m in plan.measures if m[0] == "finite"))
     probe = Request(PROBE, plan)
-    layouts = [dataclasses.replace(shape, chunk_size=size, chunks=4) for size in sizes]
+    chunks = 4 if config.policy.trailing else 1
+    layouts = [dataclasses.replace(shape, chunk_size=size, chunks=chunks) for size in sizes]
     programs = [Program(config, axes, probe, layout) for layout in layouts]
     took: dict[int, float] = {}
     given = arguments(config, axes, 0)
     with ThreadPoolExecutor(shape.threads) as pool:
         list(pool.map(Program.compile, programs))
+        until = time.perf_counter() + BUDGET
         for _ in range(ROUNDS):
             for size, program in zip(sizes, programs, strict=True):
                 index = np.zeros((len(axes), program.shape.runs), np.int32)
@@ -157,6 +168,8 @@ def _seconds_a_run(
                 list(pool.map(lambda _, p=program, at=part: p(*at), range(shape.threads)))
                 seconds = (time.perf_counter() - start) / (program.shape.runs * shape.threads)
                 took[size] = min(took.get(size, seconds), seconds)
+            if time.perf_counter() > until:
+                break
     return took
 
 
@@ -179,10 +192,21 @@ def _memory() -> Path | None:
 
 
 def _read(path: Path | None) -> dict[str, list]:
+    """Name -> the numbers measured; without what nothing here has written."""
     try:
-        return json.loads(path.read_text()) if path is not None else {}
-    except (OSError, ValueError):
+        held = json.loads(path.read_text()) if path is not None else {}
+    except (OSError, ValueError, RecursionError):
         return {}
+    return {k: v for k, v in held.items() if _measured(k, v)} if isinstance(held, dict) else {}
+
+
+def _measured(name: str, found: Any) -> bool:
+    """A pace is one number, a compilation two, a chunk's size a whole one and another."""
+    if not isinstance(found, list) or not all(type(v) in (int, float) and 0 <= v < 1e18 for v in found):
+        return False
+    if name.startswith(PACE):
+        return len(found) == 1
+    return len(found) == 2 and (name.startswith(COMPILED) or (type(found[0]) is int and found[0] > 0))
 
 
 def _write(path: Path | None, held: dict[str, list]) -> None:

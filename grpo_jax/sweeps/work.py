@@ -18,6 +18,9 @@ from grpo_jax.sweeps.layout import Layout
 from grpo_jax.sweeps.program import Program, Request
 from grpo_jax.sweeps.request import check_names
 
+Place = tuple[int, int]
+"""Variant and first run of a part."""
+
 
 class Work:
     """What is to be computed: configurations by variant, grids and seeds, checked; shapes of the results."""
@@ -69,6 +72,10 @@ class Work:
         plan = self.request.recording
         each = sum(int(np.prod(shape, dtype=int)) for shape in self.shapes.values())
         return each * (len(plan.iterations(self.request.iterations)) if plan.average_from is None else 1)
+
+    def places(self, shape: Layout) -> list[Place]:
+        """All parts in order, variant after variant."""
+        return [(v, first) for v in range(len(self.configs)) for first in range(0, self.runs, shape.runs)]
 
     def part(self, axes: Sequence[Axis], first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Index [axes, count] and seeds [count] of the runs from ``first`` on; the last run fills up."""

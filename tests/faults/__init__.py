@@ -9,7 +9,8 @@ from tests.faults.expectations import ANEW, DRAWS, EXACT
 from tests.faults.fault import Fault
 from tests.faults.methods import ADVANTAGES, GAINS, PENALTIES, REDUCTIONS
 from tests.faults.policies import NETWORKS, SAMPLER
-from tests.faults.runs import LOOP, OPTIMIZERS, RESUME, SWEEPS
+from tests.faults.runs import FUSED, LOOP, OPTIMIZERS, RESUME, SWEEPS
+from tests.faults.shares import SHARES
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -24,7 +25,9 @@ FAULTS = (
     *OPTIMIZERS,
     *LOOP,
     *SWEEPS,
+    *FUSED,
     *RESUME,
+    *SHARES,
     *SAMPLER,
     *NETWORKS,
     *CHECK,

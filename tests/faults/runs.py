@@ -72,8 +72,8 @@ LOOP = (
     Fault(
         "the start is the state after the first step",
         "train.py",
-        "first = _at_start(config, state, plan)",
-        "first = _at_start(config, after, plan)",
+        "first = at_start(config, state, plan)",
+        "first = at_start(config, after, plan)",
         "test_measures",
     ),
     Fault(
@@ -130,6 +130,37 @@ SWEEPS = (
     ),
 )
 
+FUSED = (
+    Fault(
+        "a kernel's operations are told apart by their first operand",
+        "fused/lanes.py",
+        "*(_identity(x) for x in row))",
+        "*(_identity(x) for x in row[:1]))",
+        "test_fused",
+    ),
+    Fault(
+        "a kernel's slices take every number",
+        "fused/rules.py",
+        "slice(first, last, step)",
+        "slice(first, last)",
+        "test_fused",
+    ),
+    Fault(
+        "a kernel's first record overwrites its start",
+        "fused/kernel.py",
+        "write(i + ahead, found)",
+        "write(i, found)",
+        "test_fused",
+    ),
+    Fault(
+        "a kernel is taken though it differs",
+        "sweeps/fusing.py",
+        "_tried[key] = choice.disagreement(*given, plan)",
+        "_tried[key] = choice.disagreement(*given, plan) and None",
+        "test_fused",
+    ),
+)
+
 RESUME = (
     Fault(
         "a part is taken under any name",
@@ -154,8 +185,8 @@ RESUME = (
     ),
     Fault(
         "a resumed sweep computes every part again",
-        "sweeps/runner.py",
-        "done = store.read(variant, first // shape.runs) if store else None",
+        "sweeps/computing.py",
+        "done = self.store.read(variant, first // shape.runs) if self.store else None",
         "done = None",
         "test_sweep",
     ),
