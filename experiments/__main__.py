@@ -55,7 +55,7 @@ def main(
       list_: Only list the claims.
       again: Run anew what the same code has finished, too.
       check: Compare the verdicts with the committed ones: ledger.json, of smoke runs ledger_smoke.json.
-      update_ledger: Enter the verdicts into the committed ledger and the README beside it, and keep their
+      update_ledger: Enter the verdicts into the committed ledger and docs/ledger.md, and keep their
         figures in docs/figures; verdicts of smoke runs into ledger_smoke.json.
     """
     try:
@@ -74,10 +74,10 @@ def main(
     outcomes = run(planned, ledger, out, jobs, again=again)
     if update_ledger:
         ledgers.update_ledger(path, outcomes)
-        project = scripts.parent.parent
-        if (readme := project / "README.md").exists() and size != "smoke":
-            ledgers.update_readme(readme, ledgers.ledger_table(ledgers.read_ledger(path), scripts))
-        if (docs := project / "docs").exists() and size != "smoke":
+        docs = scripts.parent.parent / "docs"
+        if (page := docs / "ledger.md").exists() and size != "smoke":
+            ledgers.update_table(page, "ledger", ledgers.ledger_table(ledgers.read_ledger(path), scripts))
+        if docs.exists() and size != "smoke":
             ledgers.keep_figures(docs / "figures", outcomes, out)
     gone = [f"{name}: no script" for name in ledger if name.partition(".")[0] not in found]
     wrong = [*ledgers.differences(ledger, outcomes), *gone] if check else []

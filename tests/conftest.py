@@ -1,7 +1,10 @@
 """What every test shares: two CPU devices, a compilation cache that persists, and double precision."""
 
 import gc
+import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,3 +83,16 @@ def x64() -> Iterator[None]:
     """Double precision for one test, so that an identity can be checked to rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def built_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site as mkdocs builds it, without a warning."""
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip('the site needs the extra docs: pip install -e ".[docs]"')
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    root = Path(__file__).resolve().parent.parent
+    built = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return out

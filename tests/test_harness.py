@@ -236,8 +236,14 @@ def test_the_figures_of_the_ledger_s_runs_are_kept(ran, tmp_path):
     scripts = tmp_path / "experiments" / "claims"
     shutil.copytree(ran[0], scripts)
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "ledger.md").write_text("before\n<!-- ledger -->\nold\n<!-- /ledger -->\nafter\n")
     out = tmp_path / "out"
     assert cli("A2", "B9", "--scripts", scripts, "--out", out, "--update-ledger") == 1  # B9 crashes
+    page = (tmp_path / "docs" / "ledger.md").read_text()
+    assert page.startswith("before\n<!-- ledger -->\n| | the paper says |")
+    assert page.endswith("|\n<!-- /ledger -->\nafter\n")
+    assert "| [A2](../experiments/claims/a02_" in page
+    assert "old" not in page
     kept = {path.name: path.read_bytes() for path in (tmp_path / "docs" / "figures").iterdir()}
     assert kept == {"A2.svg": (out / "A2" / "figure.svg").read_bytes()}
 
@@ -246,14 +252,14 @@ def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
     """One claim decides at smoke size and one does not; a change of either is found."""
     scripts = tmp_path / "experiments" / "claims"
     shutil.copytree(ran[0], scripts)
-    (tmp_path / "README.md").write_text("<!-- ledger -->\n<!-- /ledger -->")
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "ledger.md").write_text("<!-- ledger -->\n<!-- /ledger -->")
     both = ["A2", "B10", "--scripts", scripts, "--size", "smoke", "--out", tmp_path / "out"]
     assert cli(*both, "--check") == 2
     assert "committed at size smoke" in capsys.readouterr().err
     assert cli(*both, "--seed", "4", "--update-ledger") == 0
     assert not (scripts.parent / "ledger.json").exists()
-    assert "A2" not in (tmp_path / "README.md").read_text()
+    assert "A2" not in (tmp_path / "docs" / "ledger.md").read_text()
     path = scripts.parent / "ledger_smoke.json"
     smoke = json.loads(path.read_text(encoding="utf-8"))
     assert {claim: entry["verdict"] for claim, entry in smoke.items()} == {

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import jax
 
+from docs.generate import readme
 from experiments.harness import ledger as ledgers
 from experiments.harness.scripts import SCRIPTS
-from grpo_jax import methods
 from grpo_jax.runtime import CACHE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOUR = (ROOT / "docs" / "site" / "guide.md").read_text(encoding="utf-8")
+LEDGER = ledgers.read_ledger(ROOT / "experiments" / "ledger.json")
 
 
-def section(name):
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.S)
-    assert found, f"the README has no section {name}"
+def section(name, text=README):
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.S)
+    assert found, f"there is no section {name}"
     return found[1].strip()
 
 
 def test_the_code_runs_in_order(tmp_path):
-    """As a script, compiled as users compile."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    """The README's and the tour's as one script, compiled as users compile."""
+    blocks = re.findall(r"```python\n(.*?)```", README + TOUR, re.S)
     script = "\n".join([*blocks, "print(data.sizes['seed'], curves.sizes['iteration'])"])
     here = {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), CACHE: str(jax.config.jax_compilation_cache_dir)}
     ran = subprocess.run(
@@ -36,8 +38,14 @@ def test_the_code_runs_in_order(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["right.png", "right.svg"]
 
 
-def test_the_method_table_is_the_code_s():
-    assert section("methods") == methods.table().strip()
+def test_it_stays_short():
+    """Tables, a tour and the ledger are on the site."""
+    assert len(README.splitlines()) <= 180
+
+
+def test_the_answers_are_those_of_the_committed_ledger():
+    """`python -m docs.generate` writes them."""
+    assert section("answers") == readme.answers(LEDGER)
 
 
 def test_both_commands_stand_as_ci_runs_them():
@@ -46,5 +54,11 @@ def test_both_commands_stand_as_ci_runs_them():
 
 
 def test_the_ledger_is_the_committed_one():
-    ledger = ledgers.read_ledger(ROOT / "experiments" / "ledger.json")
-    assert section("ledger") == ledgers.ledger_table(ledger, SCRIPTS).strip()
+    page = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
+    assert section("ledger", page) == ledgers.ledger_table(LEDGER, SCRIPTS).strip()
+
+
+def test_what_it_links_to_is_there():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,20 +1,22 @@
 """The site: every answer rests on a claim and on a source, and the built pages need nothing from outside."""
 
-import importlib.util
 import json
 import re
 import string
-import subprocess
-import sys
+import unicodedata
 from html.parser import HTMLParser
 from math import comb, sqrt
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 
 import grpo_jax as gj
+from docs.generate import libraries
 from docs.generate.answers import Formula, Hazard, Row, hazard
+from docs.generate.explorers import EXPLORERS
+from docs.generate.formulas import FORMULAS
 from docs.generate.questions import QUESTIONS
 from docs.generate.records import FIGURES, pages, sections
 from docs.generate.text import plain, prose, underscores
@@ -119,6 +121,66 @@ def test_there_is_a_page_for_every_claim_with_its_words_its_rows_and_its_command
     assert all(f"| [{row}](" in made["claims/index.md"] for row in LEDGER)
 
 
+def test_a_claim_s_page_has_its_formula_and_the_explorers_of_its_numbers():
+    made = dict(pages())
+    assert set(FORMULAS) <= set(find_scripts())
+    for name in find_scripts():
+        formula = FORMULAS.get(name)
+        held = re.findall(r"```formula\n(.*?)\n```", made[f"claims/{name}.md"], re.S)
+        assert held == ([formula.latex] if formula else [])
+        linked = set(re.findall(r"\(\.\./explore/([\w-]+)\.md\)", made[f"claims/{name}.md"]))
+        assert linked == {explorer.name for explorer in EXPLORERS if name in explorer.claims}
+    dead = next(part for part in made["index.md"].split("### ") if part.startswith("Do dead groups"))
+    assert "(explore/dead-groups.md " in dead
+    assert all(f"(explore/{explorer.name}.md " in made["index.md"] for explorer in EXPLORERS)
+    assert all(f"({explorer.name}.md)" in made["explore/index.md"] for explorer in EXPLORERS)
+
+
+def test_formulas_become_mathml_and_nothing_of_them_is_lost():
+    mathml = pytest.importorskip("docs.generate.mathml", reason="formulas need the extra docs")
+    for claim, (latex, _) in FORMULAS.items():
+        root = ElementTree.fromstring(mathml.fence(latex, "", "formula", {}, None))
+        drawn = unicodedata.normalize("NFKC", "".join(root.itertext()))
+        assert root.get("class") == "formula"
+        assert len(root) == latex.count("\n") + 1
+        assert "\\" not in drawn, claim
+        letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+", "", latex)))
+        assert letters <= set(drawn), claim
+
+
+def test_the_table_of_libraries_by_hand():
+    found = {line.spec: line for line in libraries.lines()}
+    trl, rloo, areal = found["trl:dr_grpo"], found["trl:rloo"], found["areal"]
+    assert (trl.less, trl.over, trl.mean) == ("the group's mean", "σ, ddof 1, + 0.0001", "a constant")
+    assert (rloo.less, rloo.over, rloo.penalty) == (
+        "the mean of the others",
+        "nothing",
+        "k1 in the reward, β = 0.05",
+    )
+    assert (areal.less, areal.penalty) == ("nothing", "k1 in the returns, β = 0.1")
+    assert found["verl:gspo"].ratio == "answer, geometric mean"
+    assert (rloo.ratio, trl.ratio) == ("answer, product", "token")
+    assert found["trl:grpo"].mean == "each answer's tokens, then answers"
+    assert found["trl:dapo"].mean == "all tokens of the batch"
+    assert found["liger:dapo"].penalty == "k3 in the loss, β = 0.04"
+    assert found["openrlhf:ppo"].gain == "`Clip(low=0.2, high=0.2)`"
+    assert all("|" not in text for line in found.values() for text in line)
+
+
+@pytest.mark.parametrize("library", [name for name, losses in libraries.LOSSES.items() if losses])
+def test_the_table_of_libraries_leaves_out_what_it_says(library):
+    with pytest.raises(ValueError, match="known: ") as refused:
+        gj.presets.parse(f"{library}:no such loss")
+    known = set(str(refused.value).partition("known: ")[2].split(", "))
+    listed = {loss.partition(",")[0] for loss in libraries.LOSSES[library]}
+    assert known - listed == ({"dro", "clip_cov"} if library == "verl" else set())
+    assert listed - known == ({"rloo", "gmpo"} if library == "trl" else set())
+
+
+def test_the_method_table_is_the_code_s():
+    assert underscores(gj.methods.table()).strip() in dict(pages())["methods.md"]
+
+
 def test_figures_named_are_there():
     assert all((ROOT / "docs" / file).exists() for file in FIGURES.values())
 
@@ -142,14 +204,8 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    if importlib.util.find_spec("mkdocs") is None:
-        pytest.skip('the site needs the extra docs: pip install -e ".[docs]"')
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return {path: Links(path.read_text(encoding="utf-8")) for path in out.rglob("*.html")}
+def site(built_site):
+    return {path: Links(path.read_text(encoding="utf-8")) for path in built_site.rglob("*.html")}
 
 
 @pytest.mark.slow
@@ -171,6 +227,12 @@ def test_links_lead_somewhere_and_nothing_is_loaded_from_outside(site):
                 broken.append(f"{path.name}: {link}")
     assert not broken
     assert len(site) > 2 * len(find_scripts())
+
+
+@pytest.mark.slow
+def test_no_front_matter_is_shown(built_site):
+    for path in built_site.rglob("*.html"):
+        assert not re.search(r"<p>(title|hide): ", path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.slow

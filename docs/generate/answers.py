@@ -122,9 +122,9 @@ class Question:
     source: Source
     claims: tuple[str, ...]
 
-    def answer(self, ledger: Ledger) -> str:
-        """The sentence in Markdown, with its numbers."""
+    def answer(self, ledger: Ledger, shown: Callable[[str], str] = plain) -> str:
+        """The sentence in Markdown, with its numbers; ``shown`` is what becomes of a source's own words."""
         values = self.source.values(ledger)
-        shown = {name: plain(value) if isinstance(value, str) else value for name, value in values.items()}
-        sentence = self.says.format(**shown)
+        said = {name: shown(value) if isinstance(value, str) else value for name, value in values.items()}
+        sentence = self.says.format(**said)
         return sentence[0].upper() + sentence[1:] if self.says.startswith("{") else sentence

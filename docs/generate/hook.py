@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from docs.generate import records
+from docs.generate import drawing, records
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The claims' pages into the navigation, beside the ledger."""
+    """The pages of claims and explorers into the navigation, below their lists."""
+    below = {"Claims": records.sections(), "At your setting": records.explorer_entries()}
     for entry in config.nav or []:
-        if isinstance(entry, dict) and "Claims" in entry:
-            entry["Claims"] = [*entry["Claims"], *records.sections()]
+        if isinstance(entry, dict):
+            for title in below.keys() & entry.keys():
+                entry[title] = [*entry[title], *below[title]]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Every page that comes from records, as if it lay beside the written ones."""
-    for address, text in records.pages():
+    for address, text in itertools.chain(records.pages(), drawing.pages()):
         files.append(File.generated(config, address, content=text))
+    files.append(File.generated(config, "assets/drawing.js", content=drawing.script()))
     for address, path in records.pictures():
         files.append(File.generated(config, address, abs_src_path=str(path)))
     return files

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from docs.generate import libraries
 from docs.generate.answers import Ledger
+from docs.generate.explorer import Explorer
+from docs.generate.explorers import EXPLORERS
+from docs.generate.formulas import FORMULAS
 from docs.generate.questions import QUESTIONS
 from docs.generate.text import page
 from experiments.harness.ledger import ledger_path, read_ledger
@@ -27,7 +31,9 @@ def pages() -> Iterator[tuple[str, str]]:
     verdicts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in MEANING}
     yield "index.md", page("start.md", topics=_topics(ledger), claims=len(scripts), verdicts=verdicts)
     yield "claims/index.md", page("ledger.md", rows=rows, meaning=MEANING, verdicts=verdicts)
+    yield "explore/index.md", page("explorers.md", explorers=EXPLORERS)
     yield "methods.md", page("methods.md", table=methods.table())
+    yield "libraries.md", page("libraries.md", lines=libraries.lines())
     yield "penalties.md", (ROOT / "docs" / "penalties.md").read_text(encoding="utf-8")
     for script in scripts.values():
         own = [row for row in rows if row["claim"] == script.id]
@@ -57,6 +63,16 @@ def sections() -> list[dict[str, Any]]:
     ]
 
 
+def explorer_entries() -> list[dict[str, str]]:
+    """The explorers for the site's navigation."""
+    return [{explorer.title: f"explore/{explorer.name}.md"} for explorer in EXPLORERS]
+
+
+def explorers_of(*claims: str) -> list[Explorer]:
+    """Those that belong to one of these claims."""
+    return [explorer for explorer in EXPLORERS if set(claims) & set(explorer.claims)]
+
+
 def _row(name: str, ledger: Ledger) -> dict[str, Any]:
     who, sentence = whose(ledger[name]["says"])
     own = {"id": name, "claim": name.partition(".")[0], "ours": who == "Ours", "sentence": sentence}
@@ -73,6 +89,7 @@ def _topics(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
                 "answer": question.answer(ledger),
                 "told": question.source.told,
                 "claims": question.claims,
+                "explorers": explorers_of(question.claims[0]),
             }
         )
     return topics
@@ -88,6 +105,8 @@ def _claim(script: Script, rows: list[dict[str, Any]], ledger: Ledger) -> str:
         rows=rows[1:],
         about=[" ".join(part.split()) for part in script.about.split("\n\n")],
         figure=f"../figures/{script.id}{figure.suffix}" if figure else None,
+        formula=FORMULAS.get(script.id),
+        explorers=explorers_of(script.id),
         asked=[(question.ask, question.answer(ledger)) for question in asked],
         where=_where(script),
     )

@@ -1,4 +1,4 @@
-"""The committed verdicts: as a file that a check compares with, on the terminal, and in the README."""
+"""The committed verdicts: as a file that a check compares with, on the terminal, and in `docs/ledger.md`."""
 
 from __future__ import annotations
 
@@ -137,12 +137,12 @@ def announcement(planned: Sequence[Job], ledger: Ledger, out: Path, at_once: int
 
 
 def ledger_table(ledger: Ledger, scripts: Path) -> str:
-    """The ledger as the README shows it: what is said, the verdict, what we found."""
+    """The ledger as `docs/ledger.md` shows it: what is said, the verdict, what we found."""
     names = {name: script.path.name for name, script in find_scripts(scripts).items()}
     rows = ["| | the paper says | verdict | what we found |", "|---|---|---|---|"]
     for claim, entry in ledger.items():
         script = names.get(claim.partition(".")[0])
-        link = f"[{claim}](experiments/claims/{script})" if script else claim
+        link = f"[{claim}](../experiments/claims/{script})" if script else claim
         who, says = whose(entry["says"])
         says = says if who == "Paper" else f"*ours:* {says}"
         cells = (link, says, f"**{entry['verdict']}**", entry["found"] or entry["because"])
@@ -150,11 +150,11 @@ def ledger_table(ledger: Ledger, scripts: Path) -> str:
     return "\n".join(rows)
 
 
-def update_readme(path: Path, table: str) -> None:
-    """Put the table between the README's ledger marks."""
+def update_table(path: Path, name: str, table: str) -> None:
+    """Put the table between the file's marks of this name."""
     text = path.read_text(encoding="utf-8")
-    before, start, rest = text.partition("<!-- ledger -->\n")
-    _, end, after = rest.partition("<!-- /ledger -->")
+    before, start, rest = text.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
     if not (start and end):
-        raise ValueError(f"{path} has no ledger marks")
+        raise ValueError(f"{path} has no marks for {name}")
     replace_text(path, f"{before}{start}{table}\n{end}{after}")

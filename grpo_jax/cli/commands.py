@@ -43,7 +43,7 @@ def methods(markdown: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> 
     """List the methods: each slot's part, with the numbers that a sweep can vary.
 
     Args:
-        markdown: print the table of the README instead.
+        markdown: print the table of the documentation instead.
     """
     if markdown:
         print(method_table.table())

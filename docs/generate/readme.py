@@ -1,0 +1,45 @@
+"""What the repository holds of the site for those who do not build it: answers, and the ledger."""
+
+from __future__ import annotations
+
+from docs.generate.answers import Ledger
+from docs.generate.questions import QUESTIONS
+from docs.generate.records import ROOT
+from experiments.harness.ledger import ledger_path, ledger_table, read_ledger, update_table
+from experiments.harness.scripts import SCRIPTS, find_scripts
+
+ASKED = (
+    "My loss is 0. Is something broken?",
+    "How much of my reference policy survives a KL weight (beta)?",
+    "Which KL: k1, k2 or k3, in the loss or in the reward?",
+    "Is GRPO RLHF with another estimator?",
+    "Should I divide by the standard deviation (scale_rewards)?",
+    "Do dead groups (all right or all wrong) hurt?",
+    "Is a small length term in the reward harmless?",
+    "Does the clip (or clip-higher) matter with one step on a batch?",
+    "My answers get longer. Why?",
+    "Do masked, truncated answers still count?",
+    "top_p < 1 with importance sampling?",
+    "My inference engine's probabilities differ from the trainer's: which correction?",
+)
+"""Questions of the site that the README answers."""
+
+
+def answers(ledger: Ledger) -> str:
+    """Question, answer and claims as a table."""
+    asked = {question.ask: question for question in QUESTIONS}
+    places = {name: script.path.relative_to(ROOT).as_posix() for name, script in find_scripts().items()}
+    rows = ["| asked | answer | claim |", "|---|---|---|"]
+    for ask in ASKED:
+        question = asked[ask]
+        claims = ", ".join(f"[{claim}]({places[claim]})" for claim in question.claims)
+        cells = (ask, question.answer(ledger, shown=str))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + f" | {claims} |")
+    return "\n".join(rows)
+
+
+def write() -> None:
+    """Bring both up to date with the committed ledger."""
+    ledger = read_ledger(ledger_path(SCRIPTS, "quick"))
+    update_table(ROOT / "README.md", "answers", answers(ledger))
+    update_table(ROOT / "docs" / "ledger.md", "ledger", ledger_table(ledger, SCRIPTS))
