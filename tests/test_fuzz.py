@@ -305,4 +305,5 @@ def test_parts_are_made_or_refused_and_what_is_made_can_be_asked_for(count, door
             seen[f"{outcome(asked({'config': whole}))[0]} in a sweep"] += 1
 
     draw(count, check, data=st.data(), cls=st.sampled_from(PARTS))
+    assert all(seen.values()), "what is drawn must be made and refused, or nothing was tried"
     record_property("found", f"parts: {seen}")
