@@ -26,15 +26,16 @@ WRITTEN_OUT = 64
 BLOCK = 32
 
 
-def materialize(x: Array) -> Array:
+def materialize(x: Array, *, everywhere: bool = False) -> Array:
     """x itself behind an optimization barrier: computed once and stored, fused into no kernel that reads it.
 
     Any shape.
 
     What several kernels read is otherwise fused into each of them and computed anew, which a CPU pays for. It
-    holds there where programs are compiled with ``runtime.compiler_options``; elsewhere it is left out.
+    holds there where programs are compiled with ``runtime.compiler_options``. Other backends are left without,
+    unless ``everywhere`` says that results depend on it, not their cost alone.
     """
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+    return jax.lax.optimization_barrier(x) if everywhere or jax.default_backend() == "cpu" else x
 
 
 def _cut(x: Array, start: int, stop: int, axis: int) -> Array:

@@ -118,7 +118,7 @@ def advantages(method: Method, rollout: Rollout) -> Array:
     """[P, N, 1 or T] advantages of a batch: computed once, where the rollout was collected; constants."""
     rollout, _ = sanitized(rollout, jnp.zeros(()))
     # Stored: computed again by each that reads them, equal rewards may differ in the last bit and not tie.
-    rewards = materialize(_fitting("shaping", method.shaping(rollout), rollout, "PN"))
+    rewards = materialize(_fitting("shaping", method.shaping(rollout), rollout, "PN"), everywhere=True)
     return jax.lax.stop_gradient(_fitting("advantage", method.advantage(rollout, rewards), rollout, "PNT"))
 
 

@@ -3,14 +3,15 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import grpo_jax as gj
-from grpo_jax import theory
+from grpo_jax import kernels, surrogate, theory
 from grpo_jax.exact import Exact
-from grpo_jax.types import Coupling, Levels
+from grpo_jax.types import Coupling, Levels, Rollout
 
 REFERENCE = np.array([0.2, 0.3, 0.5])
 
@@ -72,3 +73,16 @@ def test_wins_settle_where_grpo_with_pairs_does():
     ended = data.probabilities.isel(seed=0, iteration=-1, context=0)
     pairs = theory.stationary(REFERENCE, theory.reward_table([1.0, 0.5, 0.0]), 1.0, group_size=2).policy
     np.testing.assert_allclose(ended, np.broadcast_to(pairs, ended.shape), atol=1e-8)
+
+
+def test_rewards_are_stored_on_every_backend(monkeypatch):
+    """Other compilers fuse them into their readers, too; what is stored for speed alone stays out there."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    batch, tokens = jnp.zeros((2, 4)), jnp.zeros((2, 4, 3))
+    rollout = Rollout(
+        prompts=jnp.zeros(2, int), tokens=tokens.astype(int), mask=tokens + 1, rewards=tokens,
+        multiplicity=batch + 1, sampling_logp=tokens, old_logp=tokens, ref_logp=tokens,
+    )  # fmt: skip
+    traced = str(jax.make_jaxpr(lambda given: surrogate.advantages(gj.methods.grpo, given))(rollout))
+    assert traced.count("optimization_barrier") == 1
+    assert "optimization_barrier" not in str(jax.make_jaxpr(kernels.materialize)(batch))

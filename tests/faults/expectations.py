@@ -9,7 +9,7 @@ EXACT = (
         "rewards are computed again by each that reads them, and equal ones do not tie",
         "surrogate.py",
         "rewards = materialize(_fitting(",
-        "rewards = (_fitting(",
+        "rewards = (lambda given, everywhere: given)(_fitting(",
         "test_ties",
     ),
     Fault(
