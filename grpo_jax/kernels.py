@@ -32,7 +32,7 @@ def materialize(x: Array, *, everywhere: bool = False) -> Array:
     Any shape.
 
     What several kernels read is otherwise fused into each of them and computed anew, which a CPU pays for. It
-    holds there where programs are compiled with ``runtime.compiler_options``. Other backends are left without,
+    holds there where programs are compiled with ``runtime.compiler_options``. Other backends do without,
     unless ``everywhere`` says that results depend on it, not their cost alone.
     """
     return jax.lax.optimization_barrier(x) if everywhere or jax.default_backend() == "cpu" else x
