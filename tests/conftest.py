@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     gc.freeze()  # modules stay: the collector need not go through them
+    gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects and hardly any garbage in cycles
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -200,11 +200,10 @@ def test_samples_follow_the_law_and_report_their_own_age(kind, expectation):
     assert (mask.sum(2)[0] == LENGTHS[place])[there].all()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["one age", "by length, mixed", "in time, lost", "mixed, lost"]
-    + [pytest.param(k, marks=pytest.mark.slow) for k in ("mixed", "by length", "in time, drawn anew")],
-)
+FEW = ("by length, mixed", "mixed, lost")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in FEW else pytest.mark.slow) for k in KINDS])
 def test_counts_are_the_samples(kind):
     found = []
     for expectation in (gj.Sampled(), gj.Counts()):
@@ -256,7 +255,10 @@ def test_what_is_recorded_of_ages_is_the_law_s():
     np.testing.assert_array_equal(info["age"], [0, 1, 2, 2])
 
 
-@pytest.mark.parametrize("kind", ["by length, mixed", "in time, lost", "one age"])
+@pytest.mark.parametrize(
+    "kind",
+    ["by length, mixed", *(pytest.param(k, marks=pytest.mark.slow) for k in ("in time, lost", "one age"))],
+)
 def test_an_exact_gradient_takes_the_policy_as_old_as_it_likes(kind):
     """Without a history all ages are of one policy; what is lost for its length stays lost."""
     config = problem(ages(kind), WEIGHTED)
@@ -359,7 +361,9 @@ def test_a_queue_deeper_than_the_run_is_refused():
     gj.sweep(config, iterations=4, progress=False, record=["age"])
 
 
-@pytest.mark.parametrize("expectation", [gj.Sampled(), gj.Counts(), gj.Exact(cells=0)])
+@pytest.mark.parametrize(
+    "expectation", [gj.Sampled(), pytest.param(gj.Counts(), marks=pytest.mark.slow), gj.Exact(cells=0)]
+)
 def test_every_number_of_an_age_is_swept(expectation):
     """A run of a sweep is the run of its own setting; no setting repeats another."""
     config = problem(gj.Age(lag=0, spread=0, speed=3.0, limit=9, depth=5), WEIGHTED, expectation)

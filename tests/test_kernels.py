@@ -75,7 +75,9 @@ def test_reductions_of_any_length(name, length):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("length", [2, 40, 96, 100, 1100])
+@pytest.mark.parametrize(
+    "length", [2, 96, 1100, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 100))]
+)
 def test_log_softmax_of_any_length_and_its_derivatives(length):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, length, 2)))
     weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))

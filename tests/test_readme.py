@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from docs.generate import readme
 from experiments.harness import ledger as ledgers
@@ -25,6 +26,7 @@ def section(name, text=README):
     return found[1].strip()
 
 
+@pytest.mark.slow
 def test_the_code_runs_in_order(tmp_path):
     """The README's and the tour's as one script, compiled as users compile."""
     blocks = re.findall(r"```python\n(.*?)```", README + TOUR, re.S)

@@ -38,7 +38,9 @@ def test_the_source_of_a_result_is_its_code(tmp_path):
     assert provenance.source(tmp_path) != first
 
 
-@pytest.mark.parametrize("arguments", [["--list"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--list"], pytest.param(["--help"], marks=pytest.mark.slow)], ids=" ".join
+)
 def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback(arguments):
     """As `head` does, but before anything is written, so that no race decides."""
     reader, writer = os.pipe()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy.special import betaincinv
 
 from grpo_jax.bounds import whole
 from grpo_jax.tasks.arithmetic import Addition, Parity
@@ -57,8 +57,8 @@ def chance_level(problems: Problems, *, draws: int = 1_000_000, seed: int = 0) -
         return Chance(level, level, level, exact=True)
     hits = _hits(problems, draws, np.random.default_rng(seed))
     rest = (1 - CONFIDENCE) / 2
-    low = float(stats.beta.ppf(rest, hits, draws - hits + 1)) if hits else 0.0
-    high = float(stats.beta.ppf(1 - rest, hits + 1, draws - hits)) if hits < draws else 1.0
+    low = float(betaincinv(hits, draws - hits + 1, rest)) if hits else 0.0
+    high = float(betaincinv(hits + 1, draws - hits, 1 - rest)) if hits < draws else 1.0
     return Chance(hits / draws, low, high, exact=False)
 
 
