@@ -288,7 +288,7 @@ def _through(
 
     def body(i: Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
         state, info = carry
-        recorded = recorded_at(i)
+        recorded = jnp.asarray(recorded_at(i), bool)  # never weakly typed: that would be another trace
         state, batch, steps = _iterate(config, state, plan, recorded, fresh=fresh)
 
         def taken() -> Any:
