@@ -139,9 +139,8 @@ def iterate(
 ) -> tuple[TrainState, Batch, dict[str, Array]]:
     """One iteration: groups from θ_old, optimizer steps on them, θ_old refreshed when it is time.
 
-    ``recorded`` is a scalar bool.
-
-    ``fresh`` says that θ_old is θ at its only step: the batch is then scored once for both.
+    ``recorded`` is a scalar bool; ``fresh`` says that θ_old is θ at its only step: the batch is then scored
+    once for both.
 
     Returns:
       The next state, the batch, and the plan's measures per step.
@@ -232,7 +231,7 @@ def advance(
         lambda state, _: next_record(config, state, plan, fresh), state, length=iterations // plan.every
     )
     if plan.start:
-        first = at_start(config, state, plan)
+        first = at_start(config, state, plan, fresh)
         kept = {name: jnp.concatenate([first[name][None], value]) for name, value in kept.items()}
     return after, kept
 
@@ -248,13 +247,15 @@ def next_record(
     if plan.every == 1:
         state, batch, steps = _iterate(config, state, plan, fresh=fresh)
         return state, measured(config, state, batch, steps, plan)
-    blank = _zeros(_shapes(config, state, plan)[0])
+    blank = _zeros(_shapes(config, state, plan, fresh)[0])
     return _through(config, state, plan.every, plan, blank, lambda i: i == plan.every - 1, _newest, fresh)
 
 
 def shapes(config: Config, state: TrainState, plan: Recording) -> Info:
     """What an iteration records, for ``jax.eval_shape``; the configuration is ``ready``."""
     config = aligned(config) if state.seed.ndim else config
+    if not plan.named("step"):  # optimizer steps, half of what is traced, change no shape
+        return at_start(config, state, plan)
     after, batch, steps = _iterate(config, state, plan)
     return measured(config, after, batch, steps, plan)
 
@@ -263,11 +264,11 @@ def _newest(old: Info, new: Info) -> Info:
     return new
 
 
-def _shapes(config: Config, state: TrainState, plan: Recording) -> tuple[Info, dict[str, Array]]:
-    """Shapes of what is recorded, and of the measures per step."""
+def _shapes(config: Config, state: TrainState, plan: Recording, fresh: bool) -> tuple[Info, Info]:
+    """Shapes of what is recorded, and of the measures per step, from the trace that the loop needs anyway."""
 
-    def one(state: TrainState) -> tuple[Info, dict[str, Array]]:
-        after, batch, steps = _iterate(config, state, plan, jnp.array(True))
+    def one(state: TrainState) -> tuple[Info, Info]:
+        after, batch, steps = _iterate(config, state, plan, jnp.array(True), fresh=fresh)
         return measured(config, after, batch, steps, plan), steps
 
     return jax.eval_shape(one, state)
@@ -287,7 +288,7 @@ def _through(
 
     def body(i: Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
         state, info = carry
-        recorded = recorded_at(i)
+        recorded = jnp.asarray(recorded_at(i), bool)  # never weakly typed: that would be another trace
         state, batch, steps = _iterate(config, state, plan, recorded, fresh=fresh)
 
         def taken() -> Any:
@@ -304,7 +305,7 @@ def _averaged(
     """Means over the recorded iterations from ``plan.average_from`` on; nothing is stored on the way."""
     first, every = plan.average_from or 0, plan.every
     means = {name for name, measure in plan.measures if measure.averaged}
-    blank = _zeros(_shapes(config, state, plan)[0])
+    blank = _zeros(_shapes(config, state, plan, fresh)[0])
     sums = {name: LongSum.empty(value) if name in means else value for name, value in blank.items()}
 
     def add(old: Any, new: Info) -> Any:
@@ -318,13 +319,14 @@ def _averaged(
     return after, {name: s.value / count if name in means else s for name, s in sums.items()}
 
 
-def at_start(config: Config, state: TrainState, plan: Recording) -> Info:
+def at_start(config: Config, state: TrainState, plan: Recording, fresh: bool = False) -> Info:
     """What is recorded of the state before the first step; measures per step are NaN.
 
     Name -> [...(, R)]; the configuration is aligned.
     """
     assert config.expectation is not None
-    steps = {n: jnp.full(s.shape, jnp.nan, s.dtype) for n, s in _shapes(config, state, plan)[1].items()}
+    missing = _shapes(config, state, plan, fresh)[1] if plan.named("step") else {}
+    steps = {name: jnp.full(s.shape, jnp.nan, s.dtype) for name, s in missing.items()}
     return measured(config, state, config.expectation.collect(config, state), steps, plan)
 
 

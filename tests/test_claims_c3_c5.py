@@ -106,6 +106,23 @@ def test_first_steps_are_inner_steps(optimizer, steps):
     np.testing.assert_allclose(ended(config), ended(library), atol=1e-13)
 
 
+@pytest.mark.parametrize(("optimizer", "held"), [("SGD", 0.0), ("AdamW", 0.0), ("AdamW", 1.0)])
+def test_few_steps_in_a_loop_as_long_are_the_first_of_a_longer_loop(optimizer, held):
+    """The loop of C3 and C5, over three batches, against idle steps after the second."""
+    idle = training("graded", tables=2, optimizer=optimizer, steps=2.0)
+    idle = dataclasses.replace(idle, optimizer=dataclasses.replace(idle.optimizer, held=held))
+    given = {"graded": trees.problem(5, SPACE, tables=2, kind="graded")}
+    short = trees.training(given, optimizer=optimizer, **trees.few_steps(2))
+    assert short.loop.inner_steps == 2
+    numbers = {"held": held, "learning_rate": idle.optimizer.learning_rate}
+    short = dataclasses.replace(
+        short, optimizer=dataclasses.replace(short.optimizer, **numbers), expectation=idle.expectation
+    )
+    found = ended(short, iterations=3)
+    assert float(jnp.abs(found).max()) > 0.1
+    np.testing.assert_allclose(found, ended(idle, iterations=3), atol=1e-13)
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_held_gradients_are_the_library_s_frozen_ones(optimizer):
     config = training(optimizer=optimizer)

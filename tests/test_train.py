@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import methods, presets, train
+from grpo_jax import methods, presets, sweep, train
 from grpo_jax.config import Config, Loop
 from grpo_jax.optimizers import SGD, Adam, ClippedNorm
 from grpo_jax.part import number, part, put_all
@@ -174,6 +174,27 @@ def test_one_compile_per_structure_whatever_the_numbers():
     assert first > 0
     assert go(0.5, 0.3) == go(2.0, 0.01, seed=9) == go(1.0, 0.1, Loop(group_size=6)) == first
     assert go(1.0, 0.1, Loop(group_size=7)) == 2 * first
+
+
+def test_an_iteration_is_traced_once_a_program_however_it_is_recorded():
+    """Shapes of what a loop keeps come from the trace that the loop runs, or cost no optimizer step."""
+
+    def traced(group, **told):
+        config = configured(
+            method=dataclasses.replace(methods.grpo, gain=Traced()), loop=Loop(group_size=group)
+        )
+        train.run(config, train.init(config, 0), iterations=4, record=["reward"], **told)  # tries the gain
+        TRACES.clear()
+        train.run(config, train.init(config, 0), iterations=8, record=["probabilities"], **told)
+        once = len(TRACES)
+        TRACES.clear()
+        sweep(config, iterations=8, record=["probabilities"], progress=False, **told)
+        return once, len(TRACES)
+
+    plain = traced(9)
+    assert min(plain) > 0
+    assert traced(10, record_every=2) == traced(11, average_from=0.5) == plain
+    assert plain[0] == plain[1]
 
 
 def test_frozen_gradients_make_inner_steps_one_long_step():

@@ -18,6 +18,8 @@ from grpo_jax.records import recording
 from grpo_jax.user_parts import keeps_runs_apart, respects_multiplicity
 from grpo_jax.user_parts.methods import points
 
+FEW = 12
+"""Programs that the trial of a method may be: one, and what it makes of constants; it has been a hundred."""
 SHORT = {"iterations": 4, "record_every": 4, "progress": False}
 SPACE = gj.Sequences(vocab=3, horizon=2, eos=2)
 
@@ -112,6 +114,22 @@ FEW = ("grpo", "gspo", "tic_grpo", "dapo_dynamic", "reinforce_plus_plus", "max_r
 def test_every_method_heeds_multiplicity_and_keeps_runs_apart(name):
     assert respects_multiplicity(methods.METHODS[name])
     assert keeps_runs_apart(methods.METHODS[name])
+
+
+@gj.part
+class Halved:
+    """The reward, halved: a part from outside that nothing has tried yet."""
+
+    def __call__(self, rollout):
+        return jnp.sum(rollout.rewards, 2) / 2
+
+
+def test_a_trial_is_a_program_and_not_one_for_each_operation(caplog):
+    method = dataclasses.replace(methods.grpo, shaping=Halved())
+    with jax.log_compiles():
+        assert keeps_runs_apart(method)
+    compiled = [r for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    assert 0 < len(compiled) <= FEW
 
 
 def test_a_mean_over_the_last_axis_is_refused():

@@ -198,27 +198,27 @@ def _case_error(case: dict, method: Method) -> float:
     return max(float(np.max(np.abs(a - b) / (atol + rtol * np.abs(b)))) for a, b in pairs)
 
 
-def literal_reading(seed: int) -> dict[str, float]:
+@light
+def literal_reading(rollout: Rollout, logp: jax.Array) -> dict[str, jax.Array]:
     """GPG and CISPO with the minimum of (1) on, CPPO's rule as printed, how often GCPO counts."""
-    rollout, logp = random_batch(seed=seed)
     valid, found = rollout.mask > 0, {}
     for name, s in (("gpg", logp), ("cispo", jnp.exp(logp - rollout.old_logp) * logp)):
         a = jnp.broadcast_to(token_weights(name, rollout, logp).advantage, logp.shape)
         moves = s * a < jnp.clip(s, 0.8, 1.2) * a
         losers = valid & (a < 0)
-        found[name] = float(jnp.sum(moves & losers) / jnp.sum(losers))
+        found[name] = jnp.sum(moves & losers) / jnp.sum(losers)
     rewards = jnp.sum(rollout.rewards, 2)
     shift = jnp.abs(rewards - rewards.mean(1, keepdims=True))
     printed, read = shift > 0.5, shift > 0.5 * rewards.std(1, keepdims=True)
-    found["cppo"] = float(jnp.mean(printed == read))
+    found["cppo"] = jnp.mean(printed == read)
     out = token_weights("gcpo", rollout, logp)
     length = jnp.sum(rollout.mask, 2, keepdims=True)
     grad = -jax.grad(loss, argnums=2)(methods.get("gcpo"), rollout, logp)
     told = out.gradient / length
     moved = told != 0
     counted = jnp.where(moved, grad / jnp.where(moved, told, 1), length)
-    found["gcpo"] = float(jnp.sum(jnp.where(moved, counted, 0)) / jnp.sum(moved))
-    found["gcpo_length_error"] = float(jnp.max(jnp.abs(jnp.where(valid, counted - length, 0))))
+    found["gcpo"] = jnp.sum(jnp.where(moved, counted, 0)) / jnp.sum(moved)
+    found["gcpo_length_error"] = jnp.max(jnp.abs(jnp.where(valid, counted - length, 0)))
     return found
 
 
@@ -266,7 +266,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
             },
             {"algorithm": list(ROWS)},
         ),
-        "literal": by_batch([literal_reading(int(s)) for s in seeds]),
+        "literal": by_batch([literal_reading(*batch) for batch in batches]),
         "maps": xr.Dataset({"weight": (tuple(at), np.stack(maps))}, at),
     }
 

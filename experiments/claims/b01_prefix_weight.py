@@ -85,7 +85,7 @@ def pushed(rollout: Rollout, logp: jax.Array) -> dict[str, tuple[jax.Array, ...]
 
 def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) -> xr.Dataset:
     """Errors of the parameters' gradients and of the printed ω, and the push on the prefix, by method."""
-    begin = policy.init(jax.random.key(0))
+    begin = light(policy.init)(jax.random.key(0))
     start = jittered(rng, jax.tree.map(lambda x: jnp.repeat(x[..., None], runs, -1), begin), START)
     rollout = groups(rng, policy, start, jittered(rng, start, 0.3), runs)
 
@@ -97,9 +97,10 @@ def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) 
 
     def apart(auto: jax.Array, hand: jax.Array) -> float:
         """Greatest difference in the parameters' gradient, relative to the greatest entry by hand."""
-        pairs = list(zip(jax.tree.leaves(pull(auto)), jax.tree.leaves(pull(hand)), strict=True))
-        scale = max(float(jnp.abs(b).max()) for _, b in pairs)
-        return max(float(jnp.abs(a - b).max()) for a, b in pairs) / max(scale, 1e-12)
+        found, wanted = (jax.tree.leaves(jax.device_get(pull(each))) for each in (auto, hand))
+        scale = max(float(abs(b).max()) for b in wanted)
+        gap = max(float(abs(a - b).max()) for a, b in zip(found, wanted, strict=True))
+        return gap / max(scale, 1e-12)
 
     rows = []
     for auto, hand, *penalty in (gradients := pushed(rollout, logp)).values():
@@ -121,8 +122,8 @@ def compared(rng: np.random.Generator, policy: Policy, drift: float, runs: int) 
 
 def beside(pulled: jax.Array, auto: jax.Array) -> tuple[np.ndarray, float]:
     """[R] the penalty's net push on the prefix, and the advantages' gross push there, mean over groups."""
-    net = jnp.abs(aggregate_weight(pulled, prefix=PREFIX)).sum((0, 1))
-    return np.asarray(net), float(jnp.abs(auto[:, :, :PREFIX]).sum((0, 1, 2)).mean())
+    net = abs(np.asarray(aggregate_weight(pulled, prefix=PREFIX))).sum((0, 1))
+    return net, float(abs(np.asarray(auto)[:, :, :PREFIX]).sum((0, 1, 2)).mean())
 
 
 def printed_error(name: str, rollout: Rollout, logp: jax.Array, auto: jax.Array, hand: jax.Array) -> float:
@@ -131,11 +132,12 @@ def printed_error(name: str, rollout: Rollout, logp: jax.Array, auto: jax.Array,
     It is ω A live by hand, with the row's own s in the place of ∂s/∂log π.
     """
     factor = {
-        "gpg": logp,
-        "cispo": logp,
-        "gcpo": 1 / jnp.maximum(rollout.mask.sum(2, keepdims=True), 1),
-    }.get(name, jnp.ones(()))
-    return float(jnp.abs(hand * factor - auto).max() / jnp.maximum(jnp.abs(auto).max(), 1e-12))
+        "gpg": np.asarray(logp),
+        "cispo": np.asarray(logp),
+        "gcpo": 1 / np.maximum(np.asarray(rollout.mask).sum(2, keepdims=True), 1),
+    }.get(name, np.ones(()))
+    found = np.asarray(auto)
+    return float(abs(np.asarray(hand) * factor - found).max() / max(abs(found).max(), 1e-12))
 
 
 def one_group(rng: np.random.Generator, runs: int) -> dict[str, xr.Dataset]:

@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 
 import grpo_jax as gj
+from experiments.formulas.compiled import light
 from experiments.harness.numbers import Number, Relation, each, interval, mean, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
@@ -100,7 +101,8 @@ def formula() -> xr.DataArray:
         chance = jnp.exp(log_support(policy, params, prompts))[0] * inside
         return jnp.sum(chance * MEAN_LENGTH / LENGTHS) / jnp.sum(chance)
 
-    sides = [np.asarray(jax.grad(inverse)(logits(0.5), inside))[0, 1:] for inside in (RIGHT, ~RIGHT)]
+    slope = light(jax.grad(inverse))
+    sides = [np.asarray(slope(logits(0.5), inside))[0, 1:] for inside in (RIGHT, ~RIGHT)]
     push = xr.DataArray(np.stack(sides), dims=("side", "node", "token"))
     rate = xr.DataArray(list(RATES), {"rate": list(RATES)})
     chance = xr.concat([rate, 1 - rate], "side")

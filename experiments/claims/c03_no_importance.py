@@ -53,7 +53,7 @@ BASES = ("GRPO", "GRPO unclipped")
 SAMPLINGS = ("exact", "sampled")
 RATES = {"SGD": 2.0 ** np.arange(1, 8), "AdamW": 2.0 ** np.arange(-3, 3)}
 """Up to where standard GRPO on sampled graded rewards is past its best, or its best no longer changes."""
-SETTINGS = {"μ = 8": {}, "μ = 2": {"steps": 2.0}}
+SETTINGS: dict[str, trees.Setting] = {"μ = 8": {}, "μ = 2": trees.few_steps(2)}
 
 
 @gj.measure("context", about="mean of A log π over the batch", per="step")
@@ -95,7 +95,8 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
         warnings.filterwarnings(
             "ignore", message="everything recorded is identical"
         )  # as they should be at μ = 1
-        once = trees.trained(given, METHODS, 8 * RATES["SGD"], optimizer="SGD", steps=1.0, **told)
+        one = trees.few_steps(1)
+        once = trees.trained(given, METHODS, 8 * RATES["SGD"], optimizer="SGD", **one, **told)
     return {
         **{n: trees.by_setting(SETTINGS, given, METHODS, RATES[n], optimizer=n, **told) for n in RATES},
         "once": once.assign_coords(learning_rate=RATES["SGD"]),

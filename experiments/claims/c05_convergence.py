@@ -78,7 +78,8 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
                 settings, given, METHODS[outputs], RATES[name], optimizer=name, **told
             )
     once = trees.problems(seed, SPACES["four tokens"], tables=size.tables)
-    small = trees.trained(once, UNCLIPPED, SMALL, optimizer="SGD", steps=4.0, period=1e6, **told)
+    four = trees.few_steps(4)
+    small = trees.trained(once, UNCLIPPED, SMALL, optimizer="SGD", root=seed, iterations=1, **four)
     spaces = [Sequences(vocab=2, horizon=horizon) for horizon in HORIZONS]
     gaps = [trees.curvature_gaps(trees.problems(seed, space, tables=size.tables)) for space in spaces]
     found["leading order"] = xr.Dataset({

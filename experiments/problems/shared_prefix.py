@@ -5,6 +5,7 @@ Used by the claims of [B] on shared prefixes and on the methods of Table 1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.formulas.compiled import light
 from experiments.formulas.token_weights import TokenWeights, token_weights
 from grpo_jax import methods
 from grpo_jax.biases import aggregate_weight, token_gradients
@@ -48,7 +50,8 @@ def groups(rng: np.random.Generator, policy: Policy, old, ref, runs: int) -> Rol
     tokens[:, :, :PREFIX] = rng.integers(0, SPACE.branching, (2, 1, PREFIX, runs))
     mask = SPACE.mask(jnp.asarray(tokens))
     prompts: Any = np.zeros(2, int)
-    scores = scored(policy, old, prompts, jnp.asarray(tokens), mask)
+    score = light(functools.partial(scored, policy))
+    scores = score(old, prompts, jnp.asarray(tokens), mask)
     return Rollout(
         prompts=prompts,
         tokens=jnp.asarray(tokens),
@@ -57,7 +60,7 @@ def groups(rng: np.random.Generator, policy: Policy, old, ref, runs: int) -> Rol
         multiplicity=jnp.ones((2, GROUP, runs)),
         sampling_logp=scores.logp,
         old_logp=scores.logp,
-        ref_logp=scored(policy, ref, prompts, jnp.asarray(tokens), mask).logp,
+        ref_logp=score(ref, prompts, jnp.asarray(tokens), mask).logp,
         entropy=scores.entropy,
     )
 

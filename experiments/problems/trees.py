@@ -1,7 +1,7 @@
 """Sequence trees for the claims of arXiv:2508.02833.
 
 Every change that TIC-GRPO makes is a number here, so that one program trains all of its variants, over every
-learning rate and number of inner steps, as runs side by side.
+learning rate, as runs side by side.
 """
 
 import functools
@@ -45,9 +45,17 @@ NUMBERS = (
 SYMBOLS = {"value": "J", "square": "‖∇J‖²"}
 RATES = {"SGD": 2.0 ** np.arange(2, 8), "AdamW": 2.0 ** np.arange(-4, 2)}
 """Up to where sampled training on graded rewards is past its best; with binary ones no rate is too large."""
-SETTINGS: dict[str, dict[str, dict[str, float]]] = {
-    "SGD": {"μ = 8": {}, "μ = 2": {"steps": 2.0}, "μ = 8, A/σ": {"normalized": 1.0}},
-    "AdamW": {"μ = 8": {}, "μ = 2": {"steps": 2.0}},
+Setting = Mapping[str, Any]
+
+
+def few_steps(count: int) -> Setting:
+    """So many steps a batch, in a loop as long: a step left out would cost as much as one that is taken."""
+    return {"steps": float(count), "period": float(count), "inner_steps": count}
+
+
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "SGD": {"μ = 8": {}, "μ = 2": few_steps(2), "μ = 8, A/σ": {"normalized": 1.0}},
+    "AdamW": {"μ = 8": {}, "μ = 2": few_steps(2)},
 }
 """AdamW hardly sees the scale of advantages."""
 
@@ -259,7 +267,7 @@ def trained(
 
 
 def by_setting(
-    settings: Mapping[str, Mapping[str, float]],
+    settings: Mapping[str, Setting],
     given: Mapping[str, Problem],
     methods: Mapping[str, tuple[float, ...]],
     rates: Sequence[float] | np.ndarray,

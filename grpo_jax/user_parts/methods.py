@@ -88,30 +88,35 @@ def _group(entries: Array, multiplicity: Array, factor: Array) -> tuple[Rollout,
     """A batch of those outputs and log π_θ; ``factor`` scales its numbers: a scalar, or [R], one per run."""
     runs = (1,) * factor.ndim
 
-    def shaped(array: Any) -> Array:
-        array = jnp.asarray(array, float)
+    def shaped(array: Any) -> Any:
         return array.reshape(array.shape + runs)
 
     def each(table: Any) -> Array:
         return shaped(jnp.asarray(table, float)[entries]) * factor
 
-    second = jnp.arange(2.0)[:, None]
+    second = np.arange(2.0)[:, None]
     rollout = Rollout(
         prompts=jnp.zeros(2, int),
         tokens=jnp.asarray(TOKENS)[entries].reshape(entries.shape + TOKENS.shape[1:] + runs),
-        mask=shaped(jnp.asarray(MASK)[entries]),
+        mask=shaped(jnp.asarray(MASK, float)[entries]),
         rewards=each(REWARDS)[:, :, None] * (1 + shaped(0.25 * second)[:, :, None]),
         multiplicity=shaped(multiplicity),
-        baseline=shaped(0.2 + 0.1 * second + jnp.zeros(entries.shape)) * factor,
-        truncated=shaped(jnp.asarray(TRUNCATED)[entries]),
+        baseline=shaped(0.2 + 0.1 * second + np.zeros(entries.shape)) * factor,
+        truncated=shaped(jnp.asarray(TRUNCATED, float)[entries]),
         **{name: each(table) for name, table in NUMBERS.items()},
     )
     return rollout, each(LOGP)
 
 
 @functools.partial(jax.jit, compiler_options=QUICK)
-def _terms(method: Method, picked: Mapping[str, Array], factors: Array) -> tuple[Array, Array]:
-    """[P, N, T, R] terms of samples, all runs at once; [2, P, N, T, R] samples and counts, each run alone."""
+def _terms(
+    method: Method, picked: Mapping[str, Array], factors: Array, entries: Array, multiplicity: Array
+) -> tuple[Array, Array]:
+    """[P, N, T, R] terms of samples, all runs at once; [2, P, N, T, R] samples and counts, each run alone.
+
+    ``entries`` and ``multiplicity`` [2, P, N] are both groups: arguments, as what is computed of constants at
+    compile time is compiled operation by operation.
+    """
 
     def terms(picked: Any, factor: Array, entries: Array, multiplicity: Array) -> Array:
         made = substituted(method, picked)
@@ -119,11 +124,10 @@ def _terms(method: Method, picked: Mapping[str, Array], factors: Array) -> tuple
         rollout, logp = _group(entries, multiplicity, factor)
         return objective_terms(made, rollout, advantages(made, rollout), logp)
 
-    ones = np.ones(SAMPLES.shape)
     alone = jax.vmap(terms, in_axes=(-1, 0, None, None), out_axes=-1)
     both = jax.vmap(alone, in_axes=(None, None, 0, 0))
-    groups = jnp.stack([SAMPLES, OUTPUTS]), jnp.stack([ones, COUNTS])
-    return terms(picked, factors, jnp.asarray(SAMPLES), jnp.asarray(ones)), both(picked, factors, *groups)
+    samples = terms(picked, factors, entries[0], multiplicity[0])
+    return samples, both(picked, factors, entries, multiplicity)
 
 
 def trial(method: Method, swept: Swept = ()) -> Trial | None:
@@ -141,9 +145,11 @@ def trial(method: Method, swept: Swept = ()) -> Trial | None:
     runs = POINTS if settings else 2
     factors = 1 - 0.4 * np.arange(runs) / runs
     picked = {path: np.moveaxis(value, 0, -1) for path, value in settings.items()}
+    groups = np.stack([SAMPLES, OUTPUTS]), np.stack([np.ones(SAMPLES.shape), COUNTS])
     with jax.ensure_compile_time_eval():
         try:
-            together, (alone, counted) = map(np.asarray, _terms(method, picked, jnp.asarray(factors)))
+            found = _terms(method, picked, factors, *groups)
+            together, (alone, counted) = map(np.asarray, found)
         except NotImplementedError:  # a call back to Python, which cannot be spread over runs
             return None
         except (TypeError, ValueError, IndexError):
