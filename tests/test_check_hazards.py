@@ -314,3 +314,53 @@ def test_temperatures_that_a_correction_sees_are_no_hazard():
     text = TRL + "temperature: 1.0\ngeneration_kwargs: {temperature: 0.5}"
     assert "temperatures_apart" in fired(text)
     assert "temperatures_apart" not in fired(text + "\nuse_vllm: true")
+
+
+NEMO = "loss_fn: {reference_policy_kl_penalty: 0.0}\ngrpo: {num_generations_per_prompt: 8}\n"
+OPEN = "python open_instruct/grpo_fast.py --num_samples_per_prompt_rollout 8 --beta 0 "
+
+
+def test_the_spread_of_the_others():
+    """E[1/σ] over seven others, at its most and its least, which is 1."""
+    j = np.arange(8)
+    spread = [np.std([1] * k + [0] * (7 - k), ddof=1) or 1.0 for k in j]
+    weights = [stats.binom.pmf(j, 7, p) @ (1 / np.array(spread)) for p in np.linspace(0, 1, 2001)]
+    found = fired(NEMO)["difficulty"]
+    assert found.size == pytest.approx(max(weights), rel=1e-4)
+    assert "the others' σ" in found.says
+    shaped = NEMO + "grpo.reward_shaping.enabled: true\n"
+    assert fired(shaped)["phantoms"].size == pytest.approx(tie(0.05, 8))
+    assert "1 at the limit" in fired(shaped)["phantoms"].what
+    assert "phantoms" not in fired(shaped + "grpo.use_dynamic_sampling: true")
+
+
+def test_one_policy_samples_and_scores_behind_a_filter():
+    """NeMo-RL's trainer scores through the filter, so that ratios have the mean 1."""
+    filtered = (
+        NEMO + "policy.generation: {top_p: 0.9, top_k: 64}\nloss_fn.use_importance_sampling_correction: true"
+    )
+    assert "those of a policy that keeps down to 0.9" in fired(filtered)["top_p"].says
+    assert "ratios" not in fired(filtered)["other_filters"].says
+    assert "ratios" in fired(TRL + "top_k: 64")["other_filters"].says
+    assert "the mean ratio is the kept mass" in fired(OPEN + "--vllm_top_p 0.9")["top_p"].says
+
+
+def test_tied_groups_that_no_denominator_counts():
+    assert fired(OPEN)["left_out"].size == pytest.approx(1 / (1 - tie(0.05, 8)))
+    assert "tied_groups" not in fired(OPEN)
+    assert "left_out" not in fired(OPEN + "--active_sampling")
+    kept = fired(OPEN + "--no_filter_zero_std_samples")
+    assert "left_out" not in kept
+    assert kept["tied_groups"].size == pytest.approx(tie(0.05, 8))
+
+
+def test_a_right_answer_of_open_instruct_earns_ten():
+    """Shift-only, forward KL: β(π − π_ref) = (1 − 1/8)·10·π(1 − π)."""
+    balance = lambda x: 0.5 * (x - 0.3) - 8.75 * x * (1 - x)  # noqa: E731
+    found = fired(OPEN.replace("--beta 0 ", "--beta 0.5 "))["reference_kept"]
+    assert found.size == pytest.approx(1 - brentq(balance, 0.3 + 1e-9, 1 - 1e-12))
+
+
+def test_masked_answers_that_vote_in_nemo_rl_alone():
+    assert fired(NEMO + "grpo.overlong_filtering: true")["cut_off_votes"].level == Level.HAZARD
+    assert "cut_off_votes" not in fired(OPEN + "--mask_truncated_completions")

@@ -8,7 +8,7 @@ import pytest
 import grpo_jax as gj
 from grpo_jax import presets
 from grpo_jax.check import LIBRARIES, check, check_file
-from grpo_jax.check.libraries import openrlhf, prime_rl, verl
+from grpo_jax.check.libraries import nemo_rl, openrlhf, prime_rl, verl
 
 verl_options = importlib.import_module("grpo_jax.presets.verl")
 openrlhf_options = importlib.import_module("grpo_jax.presets.openrlhf")
@@ -16,6 +16,8 @@ VERL = "algorithm: {adv_estimator: grpo}\nactor_rollout_ref: {rollout: {n: 8}}\n
 OPENRLHF = "python -m openrlhf.cli.train_ppo_ray --advantage_estimator group_norm --n_samples_per_prompt 8 "
 AREAL = "gconfig: {n_samples: 4}\nactor: {eps_clip: 0.2, recompute_logprob: true}\n"
 PRIME = "[orchestrator]\ngroup_size = 8\nbatch_size = 64\n[trainer.loss]\ntype = 'ipo'\n"
+NEMO = "loss_fn: {reference_policy_kl_penalty: 0.02}\ngrpo: {num_generations_per_prompt: 8}\n"
+OPEN = "python open_instruct/grpo_fast.py --num_samples_per_prompt_rollout 8 --beta 0.02 "
 
 
 def setting(text, **options):
@@ -25,7 +27,12 @@ def setting(text, **options):
 @pytest.mark.parametrize(
     ("text", "library"),
     [("num_generations: 8\nbeta: 0.1", "trl"), (VERL, "verl"), (OPENRLHF, "openrlhf"), (AREAL, "areal")]
-    + [(PRIME, "prime_rl")],
+    + [
+        (PRIME, "prime_rl"),
+        (NEMO, "nemo_rl"),
+        (OPEN, "open_instruct"),
+        (OPEN.partition("py ")[2], "open_instruct"),
+    ],
 )
 def test_the_library_is_told_by_its_options(text, library):
     found = setting(text)
@@ -86,6 +93,11 @@ def test_the_sampler_is_the_presets():
         (AREAL, 4, 256),
         (AREAL + "actor.ppo_n_minibatches: 1\ntrain_dataset.batch_size: 64", 1, 64),
         (PRIME, 1, 8),
+        (NEMO, 1, 32),
+        (NEMO + "policy.train_global_batch_size: 64", 4, 32),
+        (NEMO + "policy.train_global_batch_size: 48\ngrpo.num_prompts_per_step: 12", 2, 12),
+        (OPEN, 1, 16),
+        (OPEN + "--num_mini_batches 2 --num_epochs 3 --num_unique_prompts_rollout 24", 6, 24),
     ],
 )
 def test_steps_on_a_batch(text, steps, prompts):
@@ -192,10 +204,21 @@ def test_what_only_the_running_script_knows_is_said():
         (VERL.replace("grpo", "optimal_token_baseline"), "no method to show"),
         (PRIME + "[orchestrator.algo]\ntype = 'opd'", "is distillation, so that there is no method to show"),
         (
-            "loss_fn: {reference_policy_kl_penalty: 0.01}\ngrpo: {num_prompts_per_step: 32}",
-            "NeMo-RL, which has no",
+            NEMO + "loss_fn.ratio_clip_mx: 0.3",
+            "no option loss_fn.ratio_clip_mx; did you mean loss_fn.ratio_clip",
         ),
-        ("python grpo_fast.py --num_samples_per_prompt_rollout 8", "open-instruct, which has no preset"),
+        (NEMO + "grpo.normalise_rewards: true", "did you mean grpo.normalize_rewards"),
+        (NEMO + "grpo.adv_estimator.name: gae", "needs a critic, which is not modelled, so that there is no"),
+        (NEMO + "loss_fn.reference_policy_kl_type: k4", "reference_policy_kl_type='k4'; did you mean k"),
+        (
+            NEMO + "loss_fn.truncated_importance_sampling_type: tis",
+            "needs use_importance_sampling_correction",
+        ),
+        (NEMO + "policy.optimizer.kwargs.betas: 3", "betas is 3; it must be two numbers"),
+        (OPEN + "--clip_highr 0.3", "open-instruct 0.3.0 has no option clip_highr; did you mean clip_higher"),
+        (OPEN + "--loss_fn dappo", "loss_fn='dappo'; did you mean dapo"),
+        (OPEN + "--loss_denominator lots", "loss_denominator='lots'; it must be 'token' or a number"),
+        (OPEN + "--kl_estimator kl9", "kl_estimator='kl9'; known: 0, 1, 2, 3"),
     ],
 )
 def test_what_is_wrong_is_refused_with_the_nearest_right_name(text, said):
@@ -208,7 +231,7 @@ def test_a_wrong_library_is_refused():
         check("num_generations: 8\nbeta: 0.1", library="verl")
     with pytest.raises(ValueError, match="unknown library 'tlr'; did you mean trl"):
         check("num_generations: 8", library="tlr")
-    with pytest.raises(ValueError, match="NeMo-RL has no preset here; there are trl, verl"):
+    with pytest.raises(ValueError, match=r"no option of NeMo-RL 0.6.0; it looks like TRL"):
         check("num_generations: 8", library="nemo_rl")
     with pytest.raises(ValueError, match=r"none of the file's 1 options is one of TRL"):
         check("colour: green", library="trl")
@@ -222,11 +245,114 @@ def test_overrides_make_a_file_of_another_estimator_readable(tmp_path):
     assert found.at.group_size == 4
 
 
+def test_nemo_rl_s_files_are_the_preset_s():
+    found = setting(
+        NEMO + "grpo.use_leave_one_out_baseline: false\nloss_fn.ratio_clip_max: 0.28\n"
+        "policy.generation: {temperature: 0.8, top_p: 0.9}\n"
+        "policy.optimizer.kwargs: {lr: 1.0e-6, betas: [0.8, 0.9]}\n"
+        "grpo.async_grpo: {enabled: true, max_trajectory_age_steps: 3}\ngrpo.val_period: 5"
+    )
+    given = {"reference_policy_kl_penalty": 0.02, "ratio_clip_max": 0.28, "use_leave_one_out_baseline": False}
+    assert found.method == presets.nemo_rl(**given)
+    assert found.sampling == presets.Sampling(gj.Decoding(temperature=0.8, top_p=0.9), None)
+    assert found.at.lag == 3
+    assert found.at.optimizer.inner == gj.AdamW(learning_rate=1e-6, b1=0.8, b2=0.9, weight_decay=0.01)
+    assert found.ignored == ("grpo.val_period",)
+
+
+def test_nemo_rl_s_estimator_has_its_own_switches():
+    text = (
+        NEMO
+        + "grpo: {normalize_rewards: false, adv_estimator: {normalize_rewards: true, minus_baseline: true}}"
+    )
+    assert setting(text.replace(NEMO, "loss_fn.token_level_loss: true\n")).method == presets.nemo_rl()
+    megatron = (
+        "policy.megatron_cfg: {enabled: true, optimizer: {lr: 2.0e-6}, scheduler: {lr_warmup_iters: 9}}\n"
+    )
+    found = setting(NEMO + megatron + "policy.optimizer.kwargs.lr: 1.0\npolicy.scheduler: [{name: x}]")
+    assert found.at.optimizer.inner.learning_rate == 2e-6
+    assert set(found.not_modelled) == {"policy.megatron_cfg.scheduler.lr_warmup_iters"}
+
+
+def test_nemo_rl_s_dynamic_sampling_is_the_loop_s():
+    text = NEMO + "grpo.use_dynamic_sampling: true\ngrpo.dynamic_sampling_max_gen_batches: 4\n"
+    found = setting(text)
+    assert found.at.refill == gj.Refill(tries=4, other=True)
+    assert "rows one by one" in found.not_modelled["grpo.use_dynamic_sampling"]
+    whole = setting(text + "grpo.use_leave_one_out_baseline: false")
+    assert (whole.at.refill, dict(whole.not_modelled)) == (found.at.refill, {})
+
+
+def test_nemo_rl_s_shaping_takes_what_its_own_file_sets():
+    text = NEMO + "grpo.reward_shaping: {enabled: true}\npolicy.max_total_sequence_length: 900\n"
+    part = setting(text).method.shaping
+    assert (part.limit, part.buffer, part.factor, part.capped) == (900, 128, 1, False)
+    stop = setting(text + "grpo.reward_shaping.stop_properly_penalty_coef: 0.2").method.shaping
+    assert (stop.scale, stop.value) == (0.2, 0.0)
+    off = setting(text.replace("enabled: true", "enabled: false")).method.shaping
+    assert off == presets.nemo_rl().shaping
+
+
+def test_files_lie_under_each_other_as_nemo_rl_s_launcher_lays_them(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "grpo: {num_generations_per_prompt: 4, normalize_rewards: true,\n"
+        " adv_estimator: {normalize_rewards: '${grpo.normalize_rewards}'}}\n"
+        "policy: {max_total_sequence_length: 100,\n"
+        " generation: {max_new_tokens: '${policy.max_total_sequence_length}'}}\n"
+        "loss_fn: {ratio_clip_max: 0.3, ratio_clip_min: 0.1}\n"
+    )
+    (tmp_path / "sub").mkdir()
+    child = tmp_path / "sub" / "child.yaml"
+    child.write_text(
+        "defaults: ../base.yaml\npolicy.max_total_sequence_length: 50\ngrpo: {num_prompts_per_step: 7}\n"
+        "loss_fn: {_override_: true, ratio_clip_max: 0.5}\n"
+    )
+    found = check_file(child, ["grpo.normalize_rewards=false"]).setting
+    assert (found.at.group_size, found.at.prompts, found.at.tokens) == (4, 7, 50)
+    assert found.method == presets.nemo_rl(ratio_clip_max=0.5, normalize_rewards=False)
+    assert not found.assumed
+    child.write_text("defaults: [../base.yaml, gone.yaml]\nloss_fn: {ratio_clip_max: 0.5}\n")
+    missing = check_file(child).setting
+    assert missing.method == presets.nemo_rl(ratio_clip_max=0.5, ratio_clip_min=0.1)
+    assert any("gone.yaml" in line and "not beside the file" in line for line in missing.assumed)
+    child.write_text("defaults: child.yaml\nloss_fn: {ratio_clip_max: 0.5}\n")
+    with pytest.raises(ValueError, match="more than 10 files lie under each other"):
+        check_file(child)
+
+
+def test_open_instruct_s_flags_are_the_preset_s():
+    found = setting(
+        OPEN + "--num_mini_batches 4 --clip_higher 0.3 --vllm_top_p 0.9 --no_filter_zero_std_samples"
+    )
+    given = {"num_mini_batches": 4, "clip_higher": 0.3, "filter_zero_std_samples": False, "beta": 0.02}
+    assert found.method == presets.open_instruct(verification_reward=10, **given)
+    assert found.decoding.top_p == 0.9
+    assert found.at.lag == 8
+    assert found.at.optimizer == gj.AdamW(learning_rate=2e-5)
+    assert setting(OPEN + "--max_grad_norm 1.0 --active_sampling").at.optimizer.max_norm == 1
+    assert setting(OPEN + "--active_sampling True").at.refill == gj.Refill(tries=10, other=True)
+    constant = setting(OPEN + "--loss_denominator 80.0").method.reduction.inner
+    assert constant.by == 80
+
+
+def test_open_instruct_s_earlier_names():
+    plain = {"verification_reward": 10, "beta": 0.02}
+    assert setting(OPEN + "--kl_estimator kl2").method == presets.open_instruct(kl_estimator=1, **plain)
+    capped = setting(OPEN + "--truncated_importance_sampling_ratio_cap 3.0").method
+    assert capped == presets.open_instruct(rho_clamp_upper_bound=3.0, **plain)
+    off = setting(OPEN + "--truncated_importance_sampling_ratio_cap 0").method
+    assert off == presets.open_instruct(use_rho_correction=False, **plain)
+    stop = setting(OPEN + "--non_stop_penalty True --non_stop_penalty_value -2").method.shaping
+    assert (stop.scale, stop.value, stop.inner.scale) == (0, -2, 10)
+
+
 def test_every_option_of_a_table_is_one_of_the_presets():
     for library, names, unmodelled in (
         ("verl", verl.PATHS.values(), verl_options.NOT_MODELLED),
         ("openrlhf", openrlhf.FLAGS, openrlhf_options.NOT_MODELLED),
         ("prime_rl", prime_rl.LOSS, {}),
+        ("nemo_rl", nemo_rl.IN_LOSS, {}),
+        ("nemo_rl", (*nemo_rl.OF_GROUPS, *nemo_rl.OF_ESTIMATOR), {}),
     ):
         known = inspect.signature(presets.PRESETS[library]).parameters
         assert set(names) <= {*known, *unmodelled}

@@ -111,3 +111,36 @@ def test_the_text_says_them_and_settings_without_meaning_are_refused():
     assert "spread (E2)" in text
     with pytest.raises(ValueError, match="two answers or more"):
         presets.diff("grpo", "dr_grpo", at=Settings(group_size=1))
+
+
+def test_the_others_spread_weighs_prompts_by_one_over_it():
+    """E[1/σ] over seven others, J of them right, σ taken for 1 where they tie; ends and middle by hand."""
+
+    def weighs(p):
+        chance = [math.comb(7, j) * p**j * (1 - p) ** (7 - j) for j in range(8)]
+        spread = [np.std([1] * j + [0] * (7 - j), ddof=1) or 1.0 for j in range(8)]
+        return sum(c / s for c, s in zip(chance, spread, strict=True))
+
+    weights = [weighs(p) for p in np.linspace(0, 1, 2001)]
+    assert min(weights) == pytest.approx(1.0)
+    most = f"at most {max(weights):.3g}-fold"
+    found = told("nemo_rl", "nemo_rl,normalize_rewards=False")
+    assert (
+        f"σ of the 7 others, where they differ: weighs prompts by E[1/σ], {most}" in found["spread"].sides[0]
+    )
+    assert "baseline" not in found
+    apart = told("nemo_rl:gdpo", "nemo_rl:gdpo,use_leave_one_out_baseline=False")["several rewards"]
+    assert f"does not count, its success rate weighs {most}" in apart.sides[0]
+    assert "w_8" in apart.sides[1]
+
+
+def test_k1_times_the_ratio_and_of_its_own_token():
+    found = told("open_instruct,kl_estimator=3", "open_instruct,kl_estimator=0")["KL"]
+    assert "k1 times the ratio descends KL(π‖π_ref)" in found.sides[0]
+    assert "k1 in the loss has no gradient" in found.sides[1]
+    spec = "nemo_rl:reinforce_plus_plus,use_kl_in_reward=True,reference_policy_kl_type=k1"
+    own = told(spec, "nemo_rl:reinforce_plus_plus,reference_policy_kl_penalty=0")["KL"]
+    assert (
+        "k1 in the advantage of its own token descends KL(π‖π_ref), prefix by prefix, β = 0.01"
+        in own.sides[0]
+    )

@@ -123,7 +123,8 @@ def test_the_nearest_is_by_the_angle_and_not_by_the_length():
 
 
 def test_defaults_are_the_libraries_own():
-    labels = {"trl": 0.0, "liger": 0.04, "areal": 0.1, "prime_rl": 0.001, "grpo": 0.04, "NeMo-RL, k2": None}
+    labels = {"trl": 0.0, "liger": 0.04, "areal": 0.1, "prime_rl": 0.001, "grpo": 0.04, "nemo_rl": 0.01}
+    labels |= {"open_instruct": 0.05}
     assert {label: penalties.default(label) for label in labels} == labels
 
 
@@ -136,7 +137,7 @@ def documented():
 
 def test_every_setting_is_documented_and_every_library_has_one():
     text, lines = documented()
-    assert list(lines) == [*penalties.LIBRARIES, *penalties.PAPERS, *penalties.BY_HAND]
+    assert list(lines) == [*penalties.LIBRARIES, *penalties.PAPERS]
     names = {label.split(",")[0].split(":")[0] for label in penalties.LIBRARIES}
     assert names == set(presets.PRESETS)
     assert text.startswith(penalties.REPORT.format(coef=penalties.COEF, drift=penalties.DRIFT))

@@ -96,6 +96,28 @@ EXTRA = {
         gae_lambda=0.9,
         kl_estimator="k3",
     ),
+    "nemo_rl": presets.nemo_rl(
+        ratio_clip_c=1.5,
+        reference_policy_kl_penalty=0.1,
+        kl_output_clamp_value=0.2,
+        use_on_policy_kl_approximation=True,
+        use_importance_sampling_correction=True,
+        truncated_importance_sampling_type="seq-mask-tis",
+        truncated_importance_sampling_ratio=1.8,
+        truncated_importance_sampling_ratio_min=0.6,
+    ),
+    "nemo_rl gdpo": presets.nemo_rl(
+        adv_estimator="gdpo", reward_weights=[0.7], seq_logprob_error_threshold=2.0
+    ),
+    "nemo_rl reinforce++": presets.nemo_rl(
+        adv_estimator="reinforce_plus_plus",
+        use_kl_in_reward=True,
+        reference_policy_kl_penalty=0.1,
+        positive_example_nll_weight=0.2,
+    ),
+    "open_instruct": presets.open_instruct(
+        rho_mask_tv_divergence=True, rho_mask_upper_bound=1.2, kl_estimator=3
+    ),
     "openrlhf gspo": presets.openrlhf(policy_loss_type="gspo", is_correction_level="token", estimator="rloo"),
 }
 ALL = methods.METHODS | EXTRA

@@ -14,6 +14,7 @@ from grpo_jax.presets.engines import Sampling, drawn
 from tests.filters import softmax, top_p
 
 TOP_K = gj.Decoding(temperature=0.7, top_k=20)
+RAW = gj.Behavior(records="raw")
 
 
 @pytest.mark.parametrize("library", presets.PRESETS)
@@ -28,6 +29,12 @@ def test_defaults_sample_from_what_is_trained(library):
         ("trl", {"temperature": 0.7}, gj.Decoding(temperature=0.7), None),
         ("verl", {"temperature": 0.7}, gj.Decoding(temperature=0.7), None),
         ("prime_rl", {"temperature": 0.7}, gj.Decoding(temperature=0.7), None),
+        ("nemo_rl", {"temperature": 0.7}, gj.Decoding(temperature=0.7), None),
+        ("open_instruct", {"temperature": 0.7}, gj.Decoding(temperature=0.7), None),
+        # Filters that the trainer scores through, too; one that it does not.
+        ("nemo_rl", {"temperature": 0.7, "top_k": 20}, TOP_K, None),
+        ("nemo_rl", {"temperature": 0.7, "logprobs_mode": "raw_logprobs"}, gj.Decoding(temperature=0.7), RAW),
+        ("open_instruct", {"vllm_top_p": 0.9}, None, gj.Behavior(decoding=gj.Decoding(top_p=0.9))),
         # Values that switch a filter off.
         ("trl", {"top_p": 1.0, "top_k": 0, "min_p": 0.0}, None, None),
         ("verl", {"top_k": -1, "top_p": 1, "calculate_log_probs": True}, None, None),

@@ -163,6 +163,14 @@ def test_the_table_of_libraries_by_hand():
     assert found["trl:grpo"].mean == "each answer's tokens, then answers"
     assert found["trl:dapo"].mean == "all tokens of the batch"
     assert found["liger:dapo"].penalty == "k3 in the loss, β = 0.04"
+    nemo, gdpo, opened = found["nemo_rl:grpo"], found["nemo_rl:gdpo"], found["open_instruct:cispo"]
+    assert (nemo.less, nemo.over) == ("the mean of the others", "σ of the others, ddof 1, + 1e-06")
+    assert (gdpo.over, nemo.penalty) == ("the batch's σ", "k3 times the ratio, β = 0.01")
+    assert (opened.less, opened.over, opened.mean) == (
+        "the group's mean",
+        "nothing",
+        "all tokens of the batch",
+    )
     assert found["openrlhf:ppo"].gain == "`Clip(low=0.2, high=0.2)`"
     assert all("|" not in text for line in found.values() for text in line)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from grpo_jax.methods import effective
 from grpo_jax.parts.advantages import NoBaseline
+from grpo_jax.parts.others import Apart, Others
 from grpo_jax.presets.registry import parse
 from grpo_jax.presets.traits import centre, convention, denominator, divisor, find, kl, level
 from grpo_jax.surrogate import Method
@@ -36,6 +37,8 @@ LOSSES = {
     ),
     "prime_rl": ("default", "icepop", "ipo", "kpop", "masked_is"),
     "areal": (),
+    "nemo_rl": ("grpo", "gdpo", "reinforce_plus_plus", "raw_reward"),
+    "open_instruct": ("dapo", "cispo"),
 }
 """Every loss by name that is modelled, with the options it needs; the library's own default first."""
 MEANS = {"group": "the group's mean", "others": "the mean of the others", "batch": "the batch's mean"}
@@ -50,6 +53,7 @@ UNITS = {"token": "token", "mean": "answer, geometric mean", "whole": "answer, p
 PLACES = {
     "reward": "in the reward",
     "returns": "in the returns",
+    "advantage": "in the advantage, token by token",
     "loss": "in the loss",
     "ratio": "times the ratio",
 }
@@ -90,15 +94,19 @@ def line(spec: str) -> Line:
 
 
 def _baseline(method: Method) -> str:
+    if find(method.shaping, Apart):
+        return _code(method, "shaping")
     if find(method.advantage, NoBaseline):
         return "nothing"
     return MEANS.get(centre(method) or "") or _code(method, "advantage")
 
 
 def _divisor(method: Method) -> str:
-    found = convention(method)
+    found, others = convention(method), find(method.advantage, Others)
     if found is not None:
         return f"σ, ddof {found[0]:g}" + (f", + {found[1]:g}" if found[1] else "")
+    if others is not None:
+        return f"σ of the others, ddof {others.ddof:g}, + {others.eps:g}"
     return DIVISORS.get(divisor(method) or "") or _code(method, "advantage")
 
 

@@ -15,11 +15,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from grpo_jax.check import scripts, shell
+from grpo_jax.check import inheritance, scripts, shell
 
 LARGEST, MOST, DEEPEST = 400_000, 20_000, 40
 """Bytes of a file, entries of a configuration, levels of nesting: beyond, it is none."""
@@ -53,13 +54,18 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Source:
       ValueError: for what is no configuration, with the reason.
       OSError: for a file that cannot be read.
     """
-    source = parsed(text_of(path), "" if str(path) == "-" else Path(path).suffix.lower())
-    values = dict(source.values)
+    given = {}
     for word in overrides:
         name, equals, value = word.lstrip("+").partition("=")
         if not equals or not name:
             raise ValueError(f"{word!r} is not of the form name=value")
-        values[name] = literal(value)
+        given[name] = literal(value)
+    text, suffix = text_of(path), "" if str(path) == "-" else Path(path).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        tree = inheritance.with_parents(_tree(text), Path(path), lambda parent: _tree(text_of(parent)))
+        return _flat(tree, "the YAML", given)
+    source = parsed(text, suffix)
+    values = {**source.values, **given}
     return Source(values, {k: v for k, v in source.unread.items() if k not in values}, source.hints)
 
 
@@ -121,8 +127,12 @@ class Unambiguous(yaml.SafeLoader):
 
 
 def _yaml(text: str) -> Source:
+    return _flat(_tree(text), "the YAML")
+
+
+def _tree(text: str) -> Any:
     try:
-        found = yaml.load(text, Unambiguous)  # a safe loader: no tag makes an object
+        return yaml.load(text, Unambiguous)  # a safe loader: no tag makes an object
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
@@ -132,7 +142,6 @@ def _yaml(text: str) -> Source:
         raise ValueError(f"the YAML is nested more than {DEEPEST} deep") from None
     except ValueError as error:  # a date such as 2026-99-99
         raise ValueError(f"broken YAML: {error}") from None
-    return _flat(found, "the YAML")
 
 
 def _json(text: str) -> Source:
@@ -193,13 +202,15 @@ def literal(text: Any) -> Any:
     return text
 
 
-def _flat(tree: Any, what: str) -> Source:
+def _flat(tree: Any, what: str, given: Mapping[str, Any] = MappingProxyType({})) -> Source:
+    """The options of a tree, ``given`` laid over them before one that names another takes its value."""
     if tree is None:
         raise ValueError(f"{what} is empty")
     if not isinstance(tree, dict):
         raise ValueError(f"{what} holds a {type(tree).__name__}; options by name are needed")
     values: dict[str, Any] = {}
     _walk(tree, "", values, 0)
+    values |= given
     unread: dict[str, str] = {}
     for name, value in list(values.items()):
         if value == "???":  # OmegaConf's word for what is still to be given

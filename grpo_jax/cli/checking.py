@@ -31,10 +31,11 @@ def check(
     brief: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     simulate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Say what a TRL, verl, OpenRLHF, AReaL or prime-rl configuration does, and every hazard with its size.
+    """Say what a library's configuration does, and every hazard with its size.
 
-    The file is YAML, JSON, TOML, a Python script that calls GRPOConfig(...), or a shell script; it is never
-    executed. Exit code: 0, or 1 where something fires at --fail-on or above, or 2 for what cannot be read.
+    The library is TRL, verl, OpenRLHF, AReaL, prime-rl, NeMo-RL or open-instruct. The file is YAML, JSON,
+    TOML, a Python script that calls GRPOConfig(...), or a shell script; it is never executed. Exit code: 0,
+    or 1 where something fires at --fail-on or above, or 2 for what cannot be read.
 
     For example:
 
@@ -49,7 +50,7 @@ def check(
     Args:
         config: the file; - is the standard input.
         overrides: options over the file's: name=value, with the library's own names.
-        library: trl, verl, openrlhf, areal or prime_rl; left out, it is told by the options.
+        library: trl, verl, openrlhf, areal, prime_rl, nemo_rl or open_instruct; left out, the options tell.
         fail_on: the least level that makes the exit code 1.
         json: print JSON instead, for a machine.
         brief: the findings alone.

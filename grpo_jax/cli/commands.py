@@ -86,7 +86,7 @@ def options(library: tyro.conf.Positional[str]) -> None:
     """List a library's options that are modelled, with their defaults: what LIBRARY:NAME,option=value takes.
 
     Args:
-        library: trl, verl, openrlhf, liger, prime_rl or areal.
+        library: trl, verl, openrlhf, liger, prime_rl, areal, nemo_rl or open_instruct.
     """
     if library not in presets.PRESETS:
         raise ValueError(f"unknown library {library!r}; {nearest(library, presets.PRESETS)}")

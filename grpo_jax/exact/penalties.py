@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +21,6 @@ from grpo_jax.exact.divergences import FORWARD, divergence_gradients
 from grpo_jax.exact.expectation import Exact
 from grpo_jax.exact.gradient import expected_gradient
 from grpo_jax.part import leaf_paths, put
-from grpo_jax.parts.penalties import K1, K2, K3, ClampedDivergence, Penalty, RatioWeight
-from grpo_jax.parts.ratios import Score
 from grpo_jax.policies import TreePolicy
 from grpo_jax.presets.compare import random_batch
 from grpo_jax.sequences import Sequences
@@ -65,6 +62,16 @@ LIBRARIES: Mapping[str, str] = {
     "areal,kl_estimator=k3": "kl_ctl",
     "prime_rl": "kl_tau",
     "prime_rl:masked_is": "kl_tau",
+    "nemo_rl": "reference_policy_kl_penalty",
+    "nemo_rl,reference_policy_kl_type=k1": "reference_policy_kl_penalty",
+    "nemo_rl,reference_policy_kl_type=k2": "reference_policy_kl_penalty",
+    "nemo_rl,use_on_policy_kl_approximation=True": "reference_policy_kl_penalty",
+    "nemo_rl:reinforce_plus_plus,use_kl_in_reward=True": "reference_policy_kl_penalty",
+    "open_instruct": "beta",
+    "open_instruct,filter_zero_std_samples=False": "beta",
+    "open_instruct,filter_zero_std_samples=False,kl_estimator=0": "beta",
+    "open_instruct,filter_zero_std_samples=False,kl_estimator=1": "beta",
+    "open_instruct,filter_zero_std_samples=False,kl_estimator=3": "beta",
 }
 """A library's setting, as ``presets.parse`` takes it -> the option that is its penalty's coefficient."""
 
@@ -77,22 +84,6 @@ PAPERS: Mapping[str, str] = {
     "reinforce_plus_plus_baseline": "penalty.coef",
 }
 """A method of ``methods.METHODS`` -> where its penalty's coefficient is."""
-
-
-def _in_loss(divergence: Any, weight: Any = None) -> Method:
-    return replace(methods.dr_grpo, penalty=Penalty(divergence=divergence, weight=weight, coef=COEF))
-
-
-BY_HAND: Mapping[str, Method] = {
-    "open-instruct, kl_estimator 0": _in_loss(K1()),
-    "open-instruct, kl_estimator 1": _in_loss(K2()),
-    "open-instruct, kl_estimator 2": _in_loss(K3()),
-    "open-instruct, kl_estimator 3": _in_loss(K1(), RatioWeight()),
-    "NeMo-RL, k1": _in_loss(ClampedDivergence(inner=K1()), RatioWeight(ratio=Score())),
-    "NeMo-RL, k2": _in_loss(ClampedDivergence(inner=K2()), RatioWeight(ratio=Score())),
-    "NeMo-RL, k3": _in_loss(ClampedDivergence(inner=K3()), RatioWeight(ratio=Score())),
-}
-"""Libraries without a preset: their penalty by its published formula, in a method of ours."""
 
 
 REPORT = """# What every penalty descends
@@ -134,8 +125,8 @@ class Descent(NamedTuple):
     """Whether advantages depend on the coefficient."""
     divided: bool
     """Whether the gradient changes where all rewards are doubled: a spread of rewards divides it."""
-    default: float | None
-    """The setting's own coefficient; None where it is ours."""
+    default: float
+    """The setting's own coefficient."""
 
 
 class Point(NamedTuple):
@@ -164,16 +155,12 @@ def setting(label: str, coef: Any = None) -> Method:
     """The method of a row, with this coefficient or its own."""
     if label in LIBRARIES:
         return presets.parse(label, **({} if coef is None else {LIBRARIES[label]: coef}))
-    method, path = (
-        (methods.get(label), PAPERS[label]) if label in PAPERS else (BY_HAND[label], "penalty.coef")
-    )
-    return method if coef is None else put(method, path, coef)
+    method = methods.get(label)
+    return method if coef is None else put(method, PAPERS[label], coef)
 
 
-def default(label: str) -> float | None:
-    """The coefficient that a setting has unless told otherwise; None for what is written by hand."""
-    if label in BY_HAND:
-        return None
+def default(label: str) -> float:
+    """The coefficient that a setting has unless told otherwise."""
     once, twice, own = (leaf_paths(setting(label, coef)) for coef in (COEF, 2 * COEF, None))
     path = next(path for path, leaf in once.items() if leaf != twice[path])
     return float(own.get(path, 0.0)) * COEF / float(once[path])
@@ -245,7 +232,7 @@ def rows() -> dict[str, Descent]:
     """What the penalty of every setting descends, in double precision."""
     with jax.enable_x64(True):
         at = point()
-        return {label: descent(label, at) for label in (*LIBRARIES, *PAPERS, *BY_HAND)}
+        return {label: descent(label, at) for label in (*LIBRARIES, *PAPERS)}
 
 
 def table(found: Mapping[str, Descent] | None = None) -> str:
@@ -259,7 +246,7 @@ def table(found: Mapping[str, Descent] | None = None) -> str:
     for label, row in found.items():
         cells = [
             f"`{label}`",
-            "by hand" if row.default is None else f"{row.default:g}",
+            f"{row.default:g}",
             "reward" if row.in_reward else "loss",
             _named(row.on, row.on_sine),
             "–" if row.on == NOTHING else _share(row.missed),

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from grpo_jax.kernels import clamp, exponential
 from grpo_jax.part import number, part
 from grpo_jax.parts.corrections import Correction
-from grpo_jax.parts.ratios import Ratio, Token
-from grpo_jax.parts.reductions import Reduction
+from grpo_jax.parts.ratios import Ratio, Score, Token
+from grpo_jax.parts.reductions import Reduction, Rewarded
 from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Evaluation, Number
 
@@ -121,6 +121,21 @@ class ClampedDivergence:
 
 
 @part
+class ClampedInput:
+    """An inner divergence of log π_θ − log π_ref clamped to ±``limit``; NeMo-RL: 20, open-instruct: 40.
+
+    Its gradient is 0 outside.
+    """
+
+    inner: Divergence = K3()
+    limit: Number = number(20.0, low=0.0, nonfinite=True)
+
+    def __call__(self, logp: Array, ref_logp: Array) -> Array:
+        gap = clamp(logp - ref_logp, -self.limit, self.limit)
+        return self.inner(gap, jnp.zeros_like(gap))
+
+
+@part
 class StraightThrough:
     """The value of one divergence with the gradient of another (verl's "+", OpenRLHF's unbiased gradient)."""
 
@@ -143,6 +158,25 @@ class RatioWeight:
 
     def __call__(self, at: Evaluation, divergence: Array) -> Array:
         return exponential(self.ratio(at.rollout, at.logp)) * divergence
+
+
+@part
+class BoundedRatioWeight:
+    """clip(s·D, ±limit), the ratio differentiated: NeMo-RL bounds the product.
+
+    With ``Score`` s is 1, and its gradient D·∇log π_θ. s is a constant where |log π_θ − log π_ref| exceeds
+    ``reach``.
+    """
+
+    ratio: Ratio = Score()
+    reach: Number = number(20.0, low=0.0, nonfinite=True)
+    limit: Number = number(10.0, low=0.0, nonfinite=True)
+
+    def __call__(self, at: Evaluation, divergence: Array) -> Array:
+        weight = exponential(self.ratio(at.rollout, at.logp))
+        far = jnp.abs(at.logp - at.rollout.ref_logp) > self.reach
+        weight = jnp.where(far, jax.lax.stop_gradient(weight), weight)
+        return clamp(weight * divergence, -self.limit, self.limit)
 
 
 @part
@@ -178,3 +212,14 @@ class EntropyPenalty:
         for factor in self.factors:
             weight = weight * factor(at)
         return self.coef * jax.lax.stop_gradient(weight) * exponential(at.log_ratio)
+
+
+@part
+class Likelihood:
+    """−coef·log π_θ where ``reduce`` has weight: VAPO's loss on right answers (arXiv:2504.05118, (10))."""
+
+    coef: Number = number(0.0, low=0.0)
+    reduce: Reduction | None = Rewarded()
+
+    def __call__(self, at: Evaluation) -> Array:
+        return -self.coef * at.logp

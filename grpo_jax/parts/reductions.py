@@ -80,6 +80,29 @@ class TokenSum:
 
 
 @part
+class Divided:
+    """An inner reduction over a constant: Σ/by with ``TokenSum`` (open-instruct's ``loss_denominator``)."""
+
+    inner: Reduction = TokenSum()
+    by: Number = number(1.0, low=0.0, open_low=True)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return self.inner(rollout) / self.by
+
+
+@part
+class Rewarded:
+    """An inner reduction of the answers whose reward Σ_m r_{i,m} exceeds ``above``; the others are masked."""
+
+    inner: Reduction = PerToken()
+    above: Number = number(0.0)
+
+    def __call__(self, rollout: Rollout) -> Array:
+        right = jnp.sum(rollout.rewards, 2) > self.above
+        return self.inner(rollout._replace(mask=jnp.where(right[:, :, None], rollout.mask, 0)))
+
+
+@part
 class PerGroupToken:
     """Mean over each group's tokens, then over groups: 1/(P Σ_{i in group}|o_i|). DAPO within one group."""
 

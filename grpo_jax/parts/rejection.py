@@ -11,11 +11,12 @@ from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
 
-from grpo_jax.part import number, part
+from grpo_jax.part import number, part, static
+from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, ClipMask, Gain, clip_mask
 from grpo_jax.parts.ratios import Ratio, SequenceMean
 from grpo_jax.parts.reductions import PerToken, Reduction
-from grpo_jax.parts.sampler import MismatchRatio, Statistic
+from grpo_jax.parts.sampler import MismatchRatio, SamplerMismatch, Statistic
 from grpo_jax.statistics import divide
 from grpo_jax.types import Array, Coupling, Evaluation, Number, Rollout
 
@@ -79,6 +80,26 @@ class SecondMoment:
         kept = jnp.where((before == 0) & (mass > 0), jnp.maximum(kept, jnp.minimum(mass, 1)), kept)
         share = jnp.where(mass > 0, kept / jnp.where(mass > 0, mass, 1), 0)
         return jnp.take_along_axis(share, jnp.argsort(order, axis=0), 0).reshape(shape)
+
+
+@part
+class WhereKept:
+    """An inner correction where a rejection keeps the token, 0 elsewhere; denominators stay (open-instruct).
+
+    ``one_sided`` drops a token only where A·log(π_old/π_sampling) > 0: where the update takes them further
+    apart (arXiv:2603.01365).
+    """
+
+    inner: Correction = SamplerMismatch()
+    keep: Rejection = Within()
+    one_sided: bool = static(False)
+
+    def __call__(self, at: Evaluation) -> Array:
+        share = self.keep(at.rollout)
+        if self.one_sided:
+            apart = jnp.sign(at.rollout.old_logp - at.rollout.sampling_logp) * at.advantages > 0
+            share = jnp.where(apart, share, 1)
+        return self.inner(at) * share
 
 
 @part

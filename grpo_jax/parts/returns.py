@@ -104,6 +104,29 @@ class ReturnToGo:
 
 
 @part
+class LessDivergence:
+    """A_i − coef·D(log π_old, log π_ref) at every token, of that token alone (NeMo-RL's REINFORCE++).
+
+    What follows a token is not added up, so that it is no return. Where coef is 0 the reference is not read.
+    """
+
+    inner: Advantage
+    coef: Number = number(0.0, low=0.0)
+    divergence: Divergence = K1()
+    reads_old_logp: ClassVar[bool] = True
+
+    @property
+    def reference_coef(self) -> Number:
+        """coef."""
+        return self.coef
+
+    def __call__(self, rollout: Rollout, rewards: Array) -> Array:
+        old = rollout.old_logp
+        gap = self.divergence(old, reference(rollout.ref_logp, self.coef, old))
+        return present(self.inner(rollout, rewards) - self.coef * gap, rollout.mask)
+
+
+@part
 class ClampedAdvantage:
     """An inner advantage clamped to [low, high] (OpenRLHF: ±10)."""
 

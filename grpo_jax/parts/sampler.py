@@ -62,6 +62,24 @@ class MismatchRatio:
 
 
 @part
+class RatioDistance:
+    """The statistic |π_old/π_sampling − 1|; VACO bounds its mean over a sequence (arXiv:2603.01365)."""
+
+    ratio: Ratio = Token()
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return jnp.abs(mismatch(self.ratio, rollout) - 1)
+
+
+@part
+class RatioFactor:
+    """The statistic e^|log π_old − log π_sampling|: by what factor the two differ, either way (NeMo-RL)."""
+
+    def __call__(self, rollout: Rollout) -> Array:
+        return exponential(jnp.abs(rollout.old_logp - rollout.sampling_logp))
+
+
+@part
 class SamplerMask:
     """π_old/π_sampling where a statistic lies in [low, high], and 0 elsewhere (IcePop, arXiv:2510.18855)."""
 
@@ -219,6 +237,19 @@ class SamplerPenalty:
 
     def __call__(self, at: Evaluation) -> Array:
         return self.coef * self.divergence(at.logp, at.rollout.sampling_logp)
+
+
+@part
+class AtTheta:
+    """An inner correction with π_θ in the place of π_old: for libraries that take the first for the second.
+
+    So do open-instruct and NeMo-RL where a batch has one step: there the two are equal.
+    """
+
+    inner: Correction = SamplerMismatch()
+
+    def __call__(self, at: Evaluation) -> Array:
+        return self.inner(at._replace(rollout=at.rollout._replace(old_logp=at.logp)))
 
 
 @part

@@ -150,17 +150,18 @@ class Overlong:
     """DAPO's soft overlong punishment (arXiv:2503.14476, equation (13)) as a fixed-shape formula.
 
     r_i − factor·clip((|o_i| − (limit − buffer))/buffer, 0, 1): none up to limit − buffer, all of it at the
-    limit.
+    limit; without ``capped`` it goes on growing beyond (NeMo-RL, whose limit may be less than the budget).
     """
 
     inner: Shaping = Sum()
     limit: Number = number(low=0.0)
     buffer: Number = number(low=0.0, open_low=True)
     factor: Number = number(1.0, low=0.0)
+    capped: bool = static(True)
 
     def __call__(self, rollout: Rollout) -> Array:
         excess = (lengths(rollout) - (self.limit - self.buffer)) / self.buffer
-        return self.inner(rollout) - self.factor * jnp.clip(excess, 0, 1)
+        return self.inner(rollout) - self.factor * jnp.clip(excess, 0, 1 if self.capped else None)
 
 
 @part

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grpo_jax.parts.gains import Clip, DualClip, TwoSided, UpperClip
+from grpo_jax.parts.others import Others
 from grpo_jax.parts.penalties import K1, K2, K3
 from grpo_jax.parts.returns import MixedOnly
 from grpo_jax.parts.shaping import NormalizedSum
@@ -28,6 +29,7 @@ from grpo_jax.presets.traits import (
 )
 from grpo_jax.surrogate import Method
 from grpo_jax.theory import Convention, convention_gap, effective_beta, effective_penalty_binary
+from grpo_jax.theory.counts import bernstein
 
 SMALL, HALF, KEPT, DISTANCE = 0.05, 0.5, 0.9, 0.01
 """A low success rate, a middling one, the mass that top-p keeps, χ² of one token."""
@@ -66,6 +68,8 @@ def _weighs(divisor: str, at: Settings) -> str:
     return {
         "group": f"divides by the group's σ: weighs prompts by w_{at.group_size}(p), at most "
         f"{fold(at.group_size):.3g}-fold",
+        "others": f"divides by the σ of the {rivals} others, where they differ: weighs prompts by E[1/σ], at "
+        f"most {fold_of_others(at.group_size):.3g}-fold",
         "level": f"divides by the group's mean: weighs prompts by (1 - (1 - p)^{rivals})/p, at most "
         f"{rivals}-fold (E3)",
         "batch": "one divisor for the whole batch: within it all prompts weigh alike",
@@ -77,6 +81,21 @@ def fold(group_size: int) -> float:
     """Greatest over least weight w_G(p) = E√(K(G − K))/(G p(1 − p)) of a success rate (E2)."""
     found = np.asarray(convention_gap(np.linspace(0, 1, 201), group_size=group_size, convention=_plain()))
     return float(found.max() / found.min())
+
+
+def fold_of_others(group_size: int) -> float:
+    """Greatest over least weight E[1/σ_J] of a success rate: J of G − 1 others are right, σ has ddof 1.
+
+    σ is taken for 1 where the others tie. A right answer's advantage less a wrong one's, both beside the same
+    others, is 1/σ (E2).
+    """
+    rivals = group_size - 1
+    j = np.arange(rivals + 1)
+    square = j * (rivals - j) / (rivals * max(rivals - 1, 1))
+    inverse = 1 / np.sqrt(np.where(square > 0, square, 1))
+    p = np.linspace(0, 1, 201)
+    weights = np.asarray(bernstein(inverse, p, 1 - p))
+    return float(weights.max() / weights.min())
 
 
 def _plain(ddof: float = 0.0, added: float = 0.0) -> Convention:
@@ -102,7 +121,7 @@ def _phantom(method: Method) -> Hashable:
     """Whether a small extra term in the reward moves groups with one outcome at full size."""
     if find(method.advantage, MixedOnly):
         return "gated"
-    return {"group": "full", "nothing": "linear"}.get(divisor(method) or "")
+    return {"group": "full", "others": "full", "nothing": "linear"}.get(divisor(method) or "")
 
 
 def _phantoms(kind: str, at: Settings) -> str:
@@ -116,6 +135,8 @@ def _phantoms(kind: str, at: Settings) -> str:
 
 
 def _apart(method: Method) -> str:
+    if find(method.shaping, Others):
+        return "apart, others"
     return "apart" if find(method.shaping, NormalizedSum) else "summed"
 
 
@@ -123,6 +144,8 @@ def _rewards(way: str, at: Settings) -> str:
     return {
         "apart": f"each reward is normalised by itself: its size does not count, its success rate weighs by "
         f"w_{at.group_size}, at most {fold(at.group_size):.3g}-fold",
+        "apart, others": f"each reward is normalised by itself, by the σ of the {at.group_size - 1} others: "
+        f"its size does not count, its success rate weighs at most {fold_of_others(at.group_size):.3g}-fold",
         "summed": "rewards are summed as they are: pairs with one sum get one advantage",
     }[way]
 
@@ -141,9 +164,11 @@ def _shares(name: str, at: Settings) -> str:
 AIMS: Mapping[tuple[str, type], str] = {
     ("reward", K1): "k1 in the reward descends KL(π‖π_ref)",
     ("returns", K1): "k1 in the returns descends KL(π‖π_ref)",
+    ("advantage", K1): "k1 in the advantage of its own token descends KL(π‖π_ref), prefix by prefix",
     ("loss", K1): "k1 in the loss has no gradient on-policy",
     ("loss", K2): "k2 in the loss descends KL(π‖π_ref), prefix by prefix",
     ("loss", K3): "k3 in the loss descends KL(π_ref‖π), prefix by prefix",
+    ("ratio", K1): "k1 times the ratio descends KL(π‖π_ref), prefix by prefix",
     ("ratio", K3): "k3 times the ratio descends KL(π‖π_ref), prefix by prefix",
 }
 """On-policy (A3, E1)."""

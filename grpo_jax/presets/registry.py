@@ -14,6 +14,10 @@ from grpo_jax.presets.areal import sampling as areal_sampling
 from grpo_jax.presets.engines import Sampling
 from grpo_jax.presets.liger import liger
 from grpo_jax.presets.liger import sampling as liger_sampling
+from grpo_jax.presets.nemo_rl import nemo_rl
+from grpo_jax.presets.nemo_rl import sampling as nemo_rl_sampling
+from grpo_jax.presets.open_instruct import open_instruct
+from grpo_jax.presets.open_instruct import sampling as open_instruct_sampling
 from grpo_jax.presets.openrlhf import openrlhf
 from grpo_jax.presets.openrlhf import sampling as openrlhf_sampling
 from grpo_jax.presets.prime_rl import prime_rl
@@ -32,6 +36,8 @@ PRESETS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "liger": liger,
         "prime_rl": prime_rl,
         "areal": areal,
+        "nemo_rl": nemo_rl,
+        "open_instruct": open_instruct,
     }
 )
 """Library -> function of that library's own options."""
@@ -44,6 +50,8 @@ ENGINES: Mapping[str, Callable[..., Sampling]] = MappingProxyType(
         "liger": liger_sampling,
         "prime_rl": prime_rl_sampling,
         "areal": areal_sampling,
+        "nemo_rl": nemo_rl_sampling,
+        "open_instruct": open_instruct_sampling,
     }
 )
 """Library -> who samples, by the same options."""
@@ -54,6 +62,8 @@ LOSS_OPTION = {
     "verl": "loss_mode",
     "openrlhf": "policy_loss_type",
     "prime_rl": "type",
+    "nemo_rl": "adv_estimator",
+    "open_instruct": "loss_fn",
 }
 """The option that the word after the colon sets."""
 

@@ -21,10 +21,19 @@ from grpo_jax.parts.advantages import (
     Normalized,
 )
 from grpo_jax.parts.centring import CentredScaled
-from grpo_jax.parts.penalties import K1, K2, K3, Penalty, RatioWeight, StraightThrough
+from grpo_jax.parts.others import Others
+from grpo_jax.parts.penalties import (
+    K1,
+    K2,
+    K3,
+    BoundedRatioWeight,
+    Penalty,
+    RatioWeight,
+    StraightThrough,
+)
 from grpo_jax.parts.ratios import SequenceMean, SequenceMeanToken, Token, Trajectory
 from grpo_jax.parts.reductions import Constant, PerSequence, PerToken, TokenSum
-from grpo_jax.parts.returns import ReturnToGo, Standardized, Whitened
+from grpo_jax.parts.returns import LessDivergence, ReturnToGo, Standardized, Whitened
 from grpo_jax.parts.shaping import KLInReward
 from grpo_jax.surrogate import Method
 from grpo_jax.types import CorrectsSampler
@@ -46,9 +55,11 @@ def nested(method: Method) -> list[CentredScaled]:
 
 
 def divisor(method: Method) -> str | None:
-    """What advantages are divided by: group, level, batch, nothing; None where it is something else."""
+    """What advantages are divided by: group, others, level, batch, nothing; None for something else."""
     if find(method.advantage, Whitened, Standardized):
         return "batch"
+    if find(method.advantage, Others):
+        return "others"
     given = find(method.advantage, Normalized)
     if given is None:
         return None
@@ -74,6 +85,8 @@ def convention(method: Method) -> tuple[float, float] | None:
 
 def centre(method: Method) -> str | None:
     """What is subtracted from rewards: the mean of the group, of the others in it, or of the batch."""
+    if find(method.advantage, Others):
+        return "others"
     inner = next((p for p in nested(method) if p.center == "group"), None)
     if inner is not None:
         return "others" if inner.leave_one_out else "group"
@@ -91,20 +104,22 @@ def denominator(method: Method) -> str | None:
 def kl(method: Method) -> tuple[str, type | None, float, tuple[float, float] | None] | None:
     """(where, divergence, β, ddof and constant of the σ beside it or None).
 
-    "reward": in what is normalised; "returns": taken from advantages, token by token; "loss"; "ratio": in the
-    loss, times the ratio; "none".
+    "reward": in what is normalised; "returns": taken from advantages, token by token; "advantage": so, but
+    of each token alone; "loss"; "ratio": in the loss, times the ratio; "none".
     """
     inside, outside = find(method.shaping, KLInReward), method.penalty
     if inside is not None and scalar(inside.coef):
         return "reward", estimator(inside.divergence), float(inside.coef), None
-    returns = find(method.advantage, ReturnToGo)
+    returns, alone = find(method.advantage, ReturnToGo), find(method.advantage, LessDivergence)
     if returns is not None and scalar(returns.kl_coef):
         return "returns", estimator(returns.divergence), float(returns.kl_coef), convention(method)
+    if alone is not None and scalar(alone.coef):
+        return "advantage", estimator(alone.divergence), float(alone.coef), convention(method)
     if outside is not None and not isinstance(outside, Penalty):
         return None
     if outside is None or not scalar(outside.coef):
         return "none", None, 0.0, None
-    place = "ratio" if isinstance(outside.weight, RatioWeight) else "loss"
+    place = "ratio" if isinstance(outside.weight, (RatioWeight, BoundedRatioWeight)) else "loss"
     return place, estimator(outside.divergence), float(outside.coef), convention(method)
 
 

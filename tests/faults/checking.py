@@ -18,6 +18,20 @@ CHECK = (
         "test_check_libraries",
     ),
     Fault(
+        "a right answer of open-instruct earns one",
+        "check/libraries/open_instruct.py",
+        'given.number("verification_reward", default=10.0)',
+        'given.number("verification_reward", default=1.0)',
+        "test_check_libraries",
+    ),
+    Fault(
+        "a file's parents lie over it",
+        "check/inheritance.py",
+        "return laid(base, own)",
+        "return laid(own, base)",
+        "test_check_libraries",
+    ),
+    Fault(
         "YAML makes objects",
         "check/reading.py",
         "class Unambiguous(yaml.SafeLoader):",

@@ -28,6 +28,20 @@ ADVANTAGES = (
         "test_methods",
     ),
     Fault(
+        "a lone success is divided by what is added",
+        "parts/others.py",
+        "jnp.where(scale > 0, scale + self.eps, 1)",
+        "scale + self.eps",
+        "test_parts_others",
+    ),
+    Fault(
+        "the others' spread counts the row itself",
+        "parts/others.py",
+        "- factor * unit**2",
+        "- 0 * unit**2",
+        "test_parts_others",
+    ),
+    Fault(
         "the length-weighted mean forgets lengths",
         "parts/advantages.py",
         "centred(rewards, rollout.multiplicity * lengths(rollout), GROUP_AXES)",

@@ -91,6 +91,25 @@ NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "ratio": "importance_sampling_level",
             "mask": "mask_no_eos_with_zero",
         },
+        "nemo_rl": {
+            "beta": "reference_policy_kl_penalty",
+            "spread": "normalize_rewards",
+            "group": "num_generations_per_prompt",
+            "epochs": "train_global_batch_size",
+            "clip": "ratio_clip_max",
+            "mean": "token_level_loss",
+            "ratio": "sequence_level_importance_ratios",
+            "mask": "overlong_filtering",
+        },
+        "open_instruct": {
+            "beta": "beta",
+            "spread": "advantage_normalization_type",
+            "group": "num_samples_per_prompt_rollout",
+            "epochs": "num_epochs, num_mini_batches",
+            "clip": "clip_higher",
+            "mean": "loss_denominator",
+            "mask": "mask_truncated_completions",
+        },
         "prime_rl": {"group": "group_size", "spread": "algorithm", "ratio": "ratio_type"},
     }
 )

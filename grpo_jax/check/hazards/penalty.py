@@ -22,8 +22,9 @@ from grpo_jax.theory import (
 )
 from grpo_jax.theory.preferences import Convention
 
-IN_REWARD = ("reward", "returns")
-REVERSE, FORWARD = (("ratio", K3), ("loss", K2), ("reward", K1), ("returns", K1)), (("loss", K3),)
+IN_REWARD = ("reward", "returns", "advantage")
+REVERSE = (("ratio", K1), ("ratio", K3), ("loss", K2), ("reward", K1), ("returns", K1), ("advantage", K1))
+FORWARD = (("loss", K3),)
 """Penalties that descend KL(pi||pi_ref) at each prefix, and KL(pi_ref||pi) (A3, E1)."""
 HOLDS = 1e-3
 """Less than this of the worse answer, and the penalty holds nothing worth the name."""

@@ -9,10 +9,11 @@ from grpo_jax.check.setting import Setting
 from grpo_jax.optimizers import Adam, AdamW, Lion, RMSProp
 from grpo_jax.part import subparts
 from grpo_jax.parts.gains import Clip, DualClip, TwoSided
+from grpo_jax.parts.others import Others
 from grpo_jax.parts.reductions import Informative, MicroBatches
 from grpo_jax.parts.returns import MixedOnly, PerInformative, PerNonzero, Standardized, Whitened
 from grpo_jax.parts.shaping import LengthPenalty, NormalizedSum, Overlong, Rescaled, WeightedSum
-from grpo_jax.presets.consequences import fold
+from grpo_jax.presets.consequences import fold, fold_of_others
 from grpo_jax.presets.traits import (
     centre,
     convention,
@@ -69,15 +70,18 @@ def pairs(setting: Setting) -> Finding | None:
 def difficulty(setting: Setting) -> Finding | None:
     """The spread reweighs prompts."""
     group = setting.at.group_size
-    if divisor(setting.method) != "group" or group < 2:
+    over = divisor(setting.method)
+    if over not in ("group", "others") or group < 2:
         return None
-    most = fold(group)
+    most, whose = (
+        (fold(group), "the group's σ") if over == "group" else (fold_of_others(group), "the others' σ")
+    )
     return Finding(
         "difficulty",
         Level.NOTE if most < 2 else Level.KNOW,
         "E2",
         f"{named(setting, 'spread')}, {_group(setting)}",
-        f"dividing by the group's σ weighs prompts by their success rate, at most {most:.3g}-fold at "
+        f"dividing by {whose} weighs prompts by their success rate, at most {most:.3g}-fold at "
         f"G = {group} (rewards 1 and 0)",
         most,
         "greatest weight of a prompt over the least",
@@ -126,6 +130,8 @@ def tied_groups(setting: Setting) -> Finding | None:
         return None
     if find(setting.method.advantage, Whitened, Standardized) or len(nested(setting.method)) > 1:
         return None  # the batch's mean is taken off once more
+    if find(setting.method.reduction, Informative):
+        return None  # they are in no denominator: ``left_out`` says so
     hard, middling = (float(tied_share(p, group_size=group)) for p in (HARD, HALF))
     return Finding(
         "tied_groups",
@@ -160,7 +166,7 @@ def refilled(setting: Setting) -> Finding | None:
 def left_out(setting: Setting) -> Finding | None:
     """Tied groups outside the denominator."""
     group = setting.at.group_size
-    if group < 2:
+    if group < 2 or setting.at.refill is not None:
         return None
     if find(setting.method.advantage, PerNonzero):
         factor, what = 1 / HARD, "the answers whose reward is not 0"
@@ -183,8 +189,8 @@ def left_out(setting: Setting) -> Finding | None:
 def phantoms(setting: Setting) -> Finding | None:
     """A small extra reward beside the spread."""
     group = setting.at.group_size
-    gated = setting.at.refill is not None or find(setting.method.advantage, MixedOnly)
-    if divisor(setting.method) != "group" or group < 2 or gated:
+    gated = setting.at.refill is not None or find(setting.method, MixedOnly, Informative)
+    if divisor(setting.method) not in ("group", "others") or group < 2 or gated:
         return None
     extra = _extra(setting)
     if extra is None:
@@ -208,7 +214,10 @@ def _extra(setting: Setting) -> str | None:
     """The extra term of a reward, in words."""
     for part in subparts(setting.method.shaping):
         if isinstance(part, Overlong) and scalar(part.factor):
-            return f"overlong penalty of up to {scalar(part.factor):g}"
+            most = (
+                f"up to {scalar(part.factor):g}" if part.capped else f"{scalar(part.factor):g} at the limit"
+            )
+            return f"overlong penalty of {most}"
         if isinstance(part, LengthPenalty) and scalar(part.weight):
             return f"length penalty of {scalar(part.weight):g}"
         if isinstance(part, WeightedSum) and len(part.weights) > 1:
@@ -219,16 +228,17 @@ def _extra(setting: Setting) -> str | None:
 def apart(setting: Setting) -> Finding | None:
     """Rewards normalised one by one."""
     group = setting.at.group_size
-    if find(setting.method.shaping, NormalizedSum) is None or group < 2:
+    if find(setting.method.shaping, NormalizedSum, Others) is None or group < 2:
         return None
+    most = fold_of_others(group) if find(setting.method.shaping, Others) else fold(group)
     return Finding(
         "apart",
         Level.KNOW,
         "E8.3",
         "rewards normalised apart",
         "a reward's size does not count, only its weight: one of a tenth the size pushes as hard; each "
-        f"weighs prompts by its own success rate, at most {fold(group):.3g}-fold",
-        fold(group),
+        f"weighs prompts by its own success rate, at most {most:.3g}-fold",
+        most,
         "greatest weight of a prompt over the least",
     )
 

@@ -31,6 +31,11 @@ def reads_sampler(setting: Setting) -> bool:
     return corrects_sampler(setting.method) or find(setting.method.ratio, FromSampler) is not None
 
 
+def scored_behind(setting: Setting) -> bool:
+    """Whether the trainer scores through the filters, too, so that sampler and trainer are one policy."""
+    return setting.sampling.trainer is not None and setting.sampling.trainer.filters
+
+
 def top_p(setting: Setting) -> Finding | None:
     """A filter by mass."""
     level = scalar(setting.decoding.top_p) if setting.decoding.top_p is not None else None
@@ -38,7 +43,7 @@ def top_p(setting: Setting) -> Finding | None:
         return None
     tokens = setting.at.tokens
     whole = "" if tokens is None else f", {kept_at_least(level, tokens=tokens):.2g} for an answer of {tokens}"
-    if reads_sampler(setting):
+    if reads_sampler(setting) and not scored_behind(setting):
         says = f"with importance sampling the mean ratio is the kept mass: down to {level:g} a token{whole}"
     else:
         says = f"answers are those of a policy that keeps down to {level:g} of a token's mass{whole}"
@@ -65,12 +70,13 @@ def other_filters(setting: Setting) -> Finding | None:
         says = f"beside a token of {HALF:g} none below {least:g} is drawn, and {HALF:g} is kept where all are"
     else:
         return None
+    means = "" if scored_behind(setting) else "ratios have the kept mass as their mean, not 1, and "
     return Finding(
         "other_filters",
         Level.HAZARD,
         "D1",
         what,
-        f"{says}: ratios have the kept mass as their mean, not 1, and what is dropped is never unlearnt",
+        f"{says}: {means}what is dropped is never unlearnt",
         kept,
         "probability mass kept in that example",
     )

@@ -20,7 +20,8 @@ from grpo_jax.theory.variance import trajectory_second_moment
 CLIPPED = (Clip, DualClip, TwoSided, UpperClip, GeometricMean)
 BOUNDS = frozenset(
     ("epsilon", "epsilon_high", "delta", "clip_ratio_low", "clip_ratio_high", "eps_clip", "eps_clip_low_high")
-    + ("eps_clip_higher", "clip_ratio")
+    + ("eps_clip_higher", "clip_ratio", "ratio_clip_min", "ratio_clip_max", "ratio_clip_c")
+    + ("clip_lower", "clip_higher")
 )
 """Options that set a clip, by the last part of their names."""
 WIDE = 0.01
