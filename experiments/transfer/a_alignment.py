@@ -7,8 +7,8 @@ import numpy as np
 from experiments.harness.numbers import Number, worst
 from experiments.harness.verdict import Claim
 from experiments.transfer import surrogate
-from experiments.transfer.enumeration import chances, update
-from experiments.transfer.policies import ALLOWED, MASK, NODE, TOKENS, World, table_of
+from experiments.transfer.enumeration import chances, group_law, through, update
+from experiments.transfer.policies import ALLOWED, MASK, World, table_of
 from experiments.transfer.tasks import BINARY
 
 BETA = 1.0
@@ -24,13 +24,9 @@ def penalised(logp: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def residual(logp: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """[R, C, nodes, V] (11) at every prompt and prefix: its left side less π_ref."""
-    gain = update(logp, logp, BINARY, normalized=True) * logp.shape[1]
-    shape = (*logp.shape[:2], *ALLOWED.shape)
-    through, reach = np.zeros(shape), np.zeros(shape)
-    for s, t in np.argwhere(MASK > 0):
-        through[:, :, NODE[s, t], TOKENS[s, t]] += gain[:, :, s, t]
-        reach[:, :, NODE[s, t], TOKENS[s, t]] += chances(logp)[:, :, s]
-    preference = np.where(ALLOWED, through / np.where(reach > 0, reach, 1), 0)
+    advantage = np.add(*group_law(logp, BINARY, normalized=True))
+    reach = through(logp, np.ones_like(advantage))
+    preference = np.where(ALLOWED, through(logp, advantage) / np.where(reach > 0, reach, 1), 0)
     policy, anchor = table_of(logp), table_of(reference)
     centred = preference - np.sum(policy * preference, -1, keepdims=True)
     return (1 - centred / BETA) * policy - anchor

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.formulas.expected_updates import advantage_law
-from experiments.transfer.policies import LENGTH, MASK
+from experiments.transfer.policies import ALLOWED, LENGTH, MASK, NODE, SHOWN, TOKENS
 from grpo_jax.theory.variance import FORMS
 
 EPS = 0.2
@@ -40,6 +40,27 @@ def spread_out(each: np.ndarray) -> np.ndarray:
 def ascent(logp: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Weights of ∇J(θ), J the mean over prompts of E[value]."""
     return spread_out(chances(logp) * values)
+
+
+def through(logp: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[R, C, nodes, V] Σ π(answer)·value over the answers that go on with a token at a prefix, [R, C, S]."""
+    each = chances(logp) * values
+    sums = np.zeros((*each.shape[:2], *ALLOWED.shape))
+    for s, t in np.argwhere(MASK > 0):
+        sums[:, :, NODE[s, t], TOKENS[s, t]] += each[:, :, s]
+    return sums
+
+
+def on_table(entries: np.ndarray) -> np.ndarray:
+    """Weights [R, C, S, T] that put entries [R, C, nodes, V] on ∇log π(token|prefix)."""
+    weights = np.zeros((*entries.shape[:2], MASK.size))
+    weights[:, :, SHOWN[ALLOWED]] = entries[:, :, ALLOWED]
+    return weights.reshape(*entries.shape[:2], *MASK.shape)
+
+
+def divergence(logp: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[R] KL(π‖other) of answers in nats, mean over prompts."""
+    return expected(logp, np.sum((logp - other) * MASK, -1)).mean(-1)
 
 
 def group_law(

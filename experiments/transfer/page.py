@@ -17,7 +17,12 @@ def rows(cells: table.Cells) -> list[dict]:
     found = []
     for id in table.ordered(cells):
         who, sentence = whose(cells[id]["says"])
-        own = {"id": id, "ours": who == "Ours", "sentence": sentence, "fails": table.fails(cells[id])}
+        own = {
+            "id": id,
+            "ours": who == "Ours",
+            "sentence": sentence,
+            "outcome": table.TOLD[table.outcome(cells[id])],
+        }
         found.append(own | cells[id])
     return found
 

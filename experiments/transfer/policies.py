@@ -18,7 +18,8 @@ from jax.flatten_util import ravel_pytree
 import grpo_jax as gj
 from grpo_jax.policies.tree import support_nodes
 
-SPACE = gj.Sequences(vocab=3, horizon=4, eos=2, forbidden=((0, 2),))
+EOS = 2
+SPACE = gj.Sequences(vocab=3, horizon=4, eos=EOS, forbidden=((0, EOS),))
 """30 answers of two to four tokens: `a` or `b`, then as many, the last of three places free to end."""
 PROMPTS = 3
 MLP = gj.MLPPolicy(space=SPACE, contexts=PROMPTS, width=16)
@@ -51,6 +52,8 @@ def _representatives() -> np.ndarray:
 
 
 SHOWN = _representatives()
+NEVER = -1e4
+"""log 0, so that a difference of two of them is a number; its exponential is 0."""
 
 
 def table_of(logp: np.ndarray) -> np.ndarray:
@@ -60,9 +63,9 @@ def table_of(logp: np.ndarray) -> np.ndarray:
 
 
 def listed_from(table: np.ndarray) -> np.ndarray:
-    """[R, C, S, T] log-probabilities of a table [R, C, nodes, V]; 0 where masked, −inf where it has 0."""
-    with np.errstate(divide="ignore"):
-        return np.where(MASK > 0, np.log(table[:, :, NODE, TOKENS]), 0.0)
+    """[R, C, S, T] log-probabilities of a table [R, C, nodes, V]; 0 where masked, `NEVER` where it has 0."""
+    chance = table[:, :, NODE, TOKENS]
+    return np.where(MASK > 0, np.where(chance > 0, np.log(np.where(chance > 0, chance, 1)), NEVER), 0.0)
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,10 @@ def derivatives(name: str) -> Derivatives:
         each = jax.vmap(jax.jacrev(answer), (None, None, 0, 0))
         return jax.vmap(each, (None, 0, None, None))(flat, jnp.arange(PROMPTS), TOKENS, MASK)
 
-    many = (jax.jit(jax.vmap(each)) for each in (listed, pull, push))
-    return Derivatives(policy, restore, *many, jax.jit(jacobian))
+    def many(function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(jax.vmap(function))
+
+    return Derivatives(policy, restore, many(listed), many(pull), many(push), jax.jit(jacobian))
 
 
 def starts(name: str, seeds: int, root: int) -> np.ndarray:

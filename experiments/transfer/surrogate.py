@@ -77,10 +77,16 @@ def _config(policy: Any, rewards: np.ndarray, method: Any) -> gj.Config:
     )
 
 
-def weights(method: Any, rewards: np.ndarray, old: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """[C, S, T] what the library's expected surrogate puts on ∇log π, from log π_old and log π of one run."""
+def weights(
+    method: Any, rewards: np.ndarray, old: np.ndarray, now: np.ndarray, reference: np.ndarray | None = None
+) -> np.ndarray:
+    """[C, S, T] what the library's expected surrogate puts on ∇log π, from log π_old and log π of one run.
+
+    The reference of a penalty is log π_ref, log π_old if None; all [C, S, T].
+    """
     config = _config(Listed(space=SPACE), rewards, method)
-    return np.asarray(expected_gradient(config, jnp.asarray(now), old=jnp.asarray(old)))
+    given = [jnp.asarray(x) for x in (now, old, old if reference is None else reference)]
+    return np.asarray(expected_gradient(config, given[0], old=given[1], reference=given[2]))
 
 
 def gradient(

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from experiments.harness.verdict import Claim, whose
 from grpo_jax.part import nearest
 
 COMMITTED = Path(__file__).resolve().parent.parent / "transfer.json"
-MODULES = ("a_alignment", "b_biases")
+MODULES = ("a_alignment", "b_biases", "c_ratios", "d_samplers", "e_rewards")
 POLICY_NAMES = ("tree", "mlp", "transformer", "narrow")
 """As in `policies.POLICIES`; here nothing imports JAX."""
 SIZES = {"smoke": (4, 0.1), "quick": (16, 1.0), "full": (64, 1.0)}
@@ -141,18 +142,28 @@ def gathered(found: Sequence[tuple[str, str, dict[str, Any]]]) -> Cells:
     return dict(sorted(cells.items(), key=lambda item: claim_order(item[0])))
 
 
-def fails(row: dict[str, Any]) -> bool:
-    """Whether a network's verdict is not the table's."""
+def outcome(row: dict[str, Any]) -> str:
+    """What became of a row: "fails" where a network's verdict is another one than the table's, "open" where
+    one of them is not decided, else "transfers"; "" where the table or every network is missing."""
     verdicts = {name: cell["verdict"] for name, cell in row["policies"].items()}
-    return CONTROL in verdicts and len(set(verdicts.values())) > 1
+    control = verdicts.pop(CONTROL, None)
+    if control is None or not verdicts:
+        return ""
+    if control != OPEN and set(verdicts.values()) - {control, OPEN}:
+        return "fails"
+    return "open" if OPEN in {control, *verdicts.values()} else "transfers"
+
+
+OPEN = "not testable here"
+TOLD = {"fails": "does not transfer", "open": "open", "transfers": "transfers", "": ""}
 
 
 def ordered(cells: Cells) -> list[str]:
-    """Rows, those first that fail to transfer, then those that are refuted, then the others."""
+    """Rows, those first that fail to transfer, then those that are open; of both, refuted ones first."""
 
-    def place(id: str) -> tuple[bool, bool]:
+    def place(id: str) -> tuple[int, bool]:
         verdicts = [cell["verdict"] for cell in cells[id]["policies"].values()]
-        return not fails(cells[id]), "refuted" not in verdicts
+        return list(TOLD).index(outcome(cells[id])), "refuted" not in verdicts
 
     return sorted(cells, key=place)
 
@@ -162,13 +173,14 @@ def text(cells: Cells) -> str:
     lines = []
     for id in ordered(cells):
         row = cells[id]
-        lines.append(f"{id:6} {'does not transfer' if fails(row) else 'transfers'}")
+        lines.append(f"{id:6} {TOLD[outcome(row)]}".rstrip())
         who, sentence = whose(row["says"])
         lines += _paragraph(f"{'Ours: ' if who == 'Ours' else ''}{sentence}", 7)
         for name, cell in row["policies"].items():
             lines += _paragraph(f"{name}: {cell['verdict'].upper()}. {cell['found'] or cell['because']}", 9)
-    failed = sum(fails(row) for row in cells.values())
-    return "\n".join([*lines, f"{len(cells)} sentences, {failed} with a verdict that differs by policy."])
+    counts = Counter(outcome(row) for row in cells.values())
+    total = ", ".join(f"{counts[kind]} {told}" for kind, told in TOLD.items() if counts[kind] and told)
+    return "\n".join([*lines, f"{len(cells)} sentences{': ' if total else ''}{total}."])
 
 
 def _paragraph(words: str, indent: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.transfer.policies import LENGTH, PROMPTS, SPACE, TOKENS
+from experiments.transfer.policies import EOS, LENGTH, PROMPTS, SPACE, TOKENS
 
 _RNG = np.random.default_rng(14)
 SHARES = (0.15, 0.4, 0.7)
@@ -17,8 +17,12 @@ WANTED = np.arange(PROMPTS) % 2
 """The first token that each prompt asks for."""
 FIRST = (TOKENS[:, 0] == WANTED[:, None]).astype(float)
 """[C, S] 1 if the first token is the one asked for; the rest of an answer is not read."""
-_ENDS = np.any(np.equal(TOKENS, SPACE.eos), 1)
+_ENDS = np.any(TOKENS == EOS, 1)
 ENDED = np.broadcast_to(_ENDS.astype(float), BINARY.shape)
 """[C, S] 1 if the answer ended in time."""
 SHORT = FIRST * (LENGTH == 2)
-LONG = FIRST * (LENGTH == 4) * (TOKENS[:, 1] == 1)
+"""[C, S] the wanted token, then the end: one answer of two tokens."""
+LONG = FIRST * np.all(TOKENS[:, 1:] == (1, 0, EOS), 1)
+"""[C, S] one answer of four tokens."""
+RARE = FIRST * (LENGTH == 4) * (TOKENS[:, 1] == 1)
+"""[C, S] right answers, six of them, are long."""

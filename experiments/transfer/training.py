@@ -60,6 +60,7 @@ def train(
     *,
     inner: int = 1,
     lag: int = 0,
+    frozen: bool = False,
     start: np.ndarray | None = None,
     state: Any = None,
 ) -> Trained:
@@ -73,6 +74,7 @@ def train(
       iterations: batches.
       inner: steps on a batch.
       lag: how many batches old the policy is that samples.
+      frozen: whether all steps on a batch take the gradient of the first.
       start: parameters to go on from, [R, D].
       state: the optimizer's, to go on from.
     """
@@ -83,8 +85,9 @@ def train(
         old = seen[max(0, len(seen) - 1 - lag)]
         now = seen[-1]
         for step in range(inner):
-            now = now if step == 0 else world.listed(params)
-            gradient = world.pull(params, rule(old, now))
+            if step == 0 or not frozen:
+                now = now if step == 0 else world.listed(params)
+                gradient = world.pull(params, rule(old, now))
             moved, state = _stepped(optimizer, gradient, state, params, rate)
             params = np.asarray(moved)
         seen.append(world.listed(params))
