@@ -16,6 +16,7 @@ from experiments.harness.provenance import source
 from experiments.harness.report import write_index
 from experiments.harness.run import Job, Outcome
 from experiments.harness.scripts import Refusal, Script, Size
+from experiments.transfer import command as transfer
 from grpo_jax.sweeps.interrupt import Interrupted, interruptible
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -36,6 +37,7 @@ def main(
     again: Flag = False,
     check: Flag = False,
     update_ledger: Flag = False,
+    policy: tuple[str, ...] = (),
 ) -> int:
     """Run claims of the papers and write what came out.
 
@@ -57,7 +59,15 @@ def main(
       check: Compare the verdicts with the committed ones: ledger.json, of smoke runs ledger_smoke.json.
       update_ledger: Enter the verdicts into the committed ledger and docs/ledger.md, and keep their
         figures in docs/figures; verdicts of smoke runs into ledger_smoke.json.
+      policy: The transfer ledger instead: the claims as sentences about sequences, judged on a tree, mlp,
+        transformer or narrow (an MLP of two units); no claim's name means all of them. --check and
+        --update-ledger then mean transfer.json.
     """
+    if policy:
+        return transfer.run(
+            claims, policy, size=size, seed=seed, out=out, jobs=jobs, again=again, check=check,
+            update=update_ledger, listed=list_,
+        )  # fmt: skip
     try:
         found = claims_of.find_scripts(scripts)
         chosen = claims_of.choose(found, claims)
