@@ -422,6 +422,16 @@ def test_requests_without_meaning_are_refused(ran, tmp_path, arguments):
     assert not list(tmp_path.iterdir())
 
 
+def test_results_that_cannot_be_written_are_refused_before_anything_runs(ran, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert cli("A2", "--scripts", ran[0], "--out", out) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith(f"error: {out} cannot be written (")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
 @pytest.mark.parametrize("text", ['{"claim": "B9", "verdict": "refuted"}', '{"claim": "B', "[]"])
 def test_a_record_of_another_version_or_cut_off_is_as_good_as_none(tmp_path, text):
     """It neither stops the report of the others nor is taken for a result."""
