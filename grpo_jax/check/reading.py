@@ -84,8 +84,8 @@ def text_of(path: str | Path) -> str:
     try:
         text = raw.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        where = f"byte {error.start} is {raw[error.start]:#x}"
-        raise ValueError(f"{path} is no text in {'UTF-16' if wide else 'UTF-8'}: {where}") from None
+        kind, byte = "UTF-16" if wide else "UTF-8", raw[error.start]
+        raise ValueError(f"{path} is no text in {kind}: byte {error.start} is {byte:#x}") from None
     if "\0" in text:
         raise ValueError(f"{path} is no text: it holds zero bytes")
     if not text.strip():

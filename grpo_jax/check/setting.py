@@ -173,10 +173,10 @@ def settled(library: Library, source: Source) -> Setting:
     given.asked.update(library.acts)
     used = given.asked & set(source.values)
     if not used:
-        unread = "".join(f"; {name}: {why}" for name, why in source.unread.items())
+        reasons = "".join(f"; {name}: {why}" for name, why in source.unread.items())
         raise ValueError(
             f"none of the file's {len(source.values)} options is one of {library.title}'s that is read here"
-            f"{unread}"
+            f"{reasons}"
         )
     ignored = [name for name in source.values if name not in given.asked]
     misspelt(ignored, given.asked, library)
