@@ -17,6 +17,7 @@ from experiments.harness.report import write_index
 from experiments.harness.run import Job, Outcome
 from experiments.harness.scripts import Refusal, Script, Size
 from experiments.transfer import command as transfer
+from grpo_jax.runtime import forgiving_streams
 from grpo_jax.sweeps.interrupt import Interrupted, interruptible
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -129,6 +130,7 @@ def refuse(
             f"there is nothing to check: no verdict of these is committed at size {planned[0].size}"
         )
     runs.refuse_to_overwrite(planned, out)
+    runs.refuse_unwritable(out)
 
 
 def run(planned: list[Job], ledger: ledgers.Ledger, out: Path, at_once: int, *, again: bool) -> list[Outcome]:
@@ -169,6 +171,7 @@ def run(planned: list[Job], ledger: ledgers.Ledger, out: Path, at_once: int, *, 
 
 def enter() -> int:
     """`main` for the shell: a reader that leaves early, as `head` does, ends it as it ends other programs."""
+    forgiving_streams()
     try:
         try:
             return tyro.cli(main, prog="python -m experiments")

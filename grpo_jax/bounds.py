@@ -43,13 +43,15 @@ def whole(name: str, value: Any, low: int = 1) -> int:
 
 
 def check_length(iterations: Any, record_every: Any) -> None:
-    """Raise unless ``iterations`` is a positive multiple of ``record_every``, both whole numbers."""
+    """Raise unless ``iterations`` is a multiple of ``record_every``, both whole, positive and below 2^31."""
     for name, value in (("iterations", iterations), ("record_every", record_every)):
         whole(name, value, low=-(2**63))
     if iterations < 1 or record_every < 1 or iterations % record_every:
         raise ValueError(
             f"iterations ({iterations}) must be a positive multiple of record_every ({record_every})"
         )
+    if iterations >= 2**31:
+        raise ValueError(f"iterations is {iterations}; it must be below 2^31")
 
 
 def check_bound(

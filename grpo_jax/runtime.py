@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ DISABLED = ("cpu-parallel-task-assigner", "cse_barrier_expander", "small-while-l
 
 
 def cache_folder() -> Path | None:
-    """Where compiled programs are kept: $GRPO_JAX_CACHE, else a folder in the user's cache."""
+    """Where compiled programs are kept: $GRPO_JAX_CACHE, else in the user's cache; None for nowhere."""
     named = os.environ.get(CACHE)
     if named is not None:
         return Path(named) if named else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo_jax" / "jax"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither $HOME nor an entry of this user, as in a container
+        return None
+    return cache / "grpo_jax" / "jax"
 
 
 def cores() -> int:
@@ -44,6 +50,9 @@ def keep_compilations() -> None:
         return
     folder = cache_folder()
     if folder is None:
+        if CACHE not in os.environ:
+            said = f"compilations are not kept: this user has no home; ${CACHE} may name a folder"
+            warnings.warn(said, stacklevel=3)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +102,19 @@ def _wide_vectors() -> bool:
         return "avx512f" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+def forgiving_streams() -> None:
+    """Let a command speak to whatever listens: what a stream cannot write is ?, a closed one hears nothing.
+
+    For entry points; a program that calls this package has streams of its own.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program began
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def staged(*trees: Any) -> bool:

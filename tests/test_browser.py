@@ -213,3 +213,20 @@ def test_filters_and_sorting_work_in_the_ledger(browser, built_site):
         first = visit.tab.locator(rows).first.inner_text()
         last = list(json.loads((ROOT / "experiments" / "ledger.json").read_text(encoding="utf-8")))[-1]
         assert first.split()[0] == last
+
+
+def test_columns_of_numbers_sort_as_numbers(browser, built_site):
+    """As texts 0.0327 would come after 0.1, and -1 after -0.5."""
+    rows = json.loads((ROOT / "docs" / "figures" / "D7.json").read_text(encoding="utf-8"))
+    with Visit(browser, (built_site / "sampler.html").as_uri()) as visit:
+        map_of = visit.tab.locator(".ledger table")
+        for column, name, unit in ((3, "variance", 1), (5, "won", 100)):
+            map_of.locator("th button").nth(column).click()
+            cells = map_of.locator(f"tbody tr td:nth-child({column + 1})").all_inner_texts()
+            shown = [float(cell.split()[0]) for cell in cells]
+            expected = sorted(unit * row[name] for row in rows)
+            np.testing.assert_allclose(shown, expected, rtol=0.01, atol=0.006)
+        visit.tab.locator("input.find").first.fill("expert IPO")
+        left = map_of.locator("tbody tr:not([hidden])")
+        assert left.count() == 1
+        assert left.inner_text().split()[0] == "IPO"

@@ -151,6 +151,70 @@ def test_a_bomb_of_aliases_is_refused():
         check("\n".join(levels))
 
 
+@pytest.mark.parametrize(
+    "holds", ["[*a{}, *a{}, *a{}]", "\n  <<: [*a{}, *a{}, *a{}]"], ids=["lists", "merged"]
+)
+def test_a_bomb_of_aliases_is_refused_before_it_is_written_out(holds):
+    """3^40 entries in forty lines, as a value of an option, and as keys."""
+    first = "a0: &a0 [1]" if "<<" not in holds else "a0: &a0 {k: 1}"
+    lines = [first, *(f"a{i}: &a{i} {holds.replace('{}', str(i - 1))}" for i in range(1, 40))]
+    began = time.process_time()
+    with pytest.raises(ValueError, match="more than 20,000 entries with its aliases written out"):
+        check("\n".join([*lines, "num_generations: 8", "beta: *a39"]))
+    with pytest.raises(ValueError, match="an alias stands within what it names"):
+        check("a: &a [*a]\nnum_generations: 8")
+    assert time.process_time() - began < 3
+    assert parsed("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}").values == {"a.b": 1, "a.c": 2, "d.b": 1, "d.c": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "beta: 0.04\nbeta: 1.0",
+        '{"beta": 0.04, "b": {"beta": 1}, "beta": 1.0}',
+        "beta = 0.04\nbeta = 1.0\n[b]\n",
+        "GRPOConfig(beta=0.04, beta=1.0)",
+        "GRPOConfig(beta=unknown, beta=1.0)",
+        "a.beta: 0.04\na: {beta: 1.0}",
+        '{"a.beta": 0.04, "a": {"beta": 1.0}}',
+    ],
+)
+def test_an_option_given_twice_is_refused_in_every_kind_of_file(text):
+    with pytest.raises(ValueError, match=r"beta.? is given twice|Cannot overwrite a value"):
+        parsed(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_files_as_other_systems_write_them(tmp_path, encoding, end):
+    path = tmp_path / "grpo.yaml"
+    path.write_bytes(end.join(["# Größe", "num_generations: 8", "beta: 0.04", ""]).encode(encoding))
+    assert read(path).values == {"num_generations": 8, "beta": 0.04}
+
+
+def test_half_a_character_of_utf_16_is_refused(tmp_path):
+    path = tmp_path / "grpo.yaml"
+    path.write_bytes("beta: 1".encode("utf-16") + b"x")
+    with pytest.raises(ValueError, match="is no text in UTF-16: byte"):
+        read(path)
+
+
+def test_a_name_that_a_screen_obeys_is_refused():
+    with pytest.raises(ValueError, match=r"the name 'a.\\x1b\[2J', which no screen shows"):
+        parsed('num_generations: 8\na: {"\\e[2J": 1}')
+
+
+def test_a_number_of_five_thousand_digits_is_refused_in_our_own_words():
+    """Python's says how to raise its limit on digits."""
+    with pytest.raises(ValueError, match="num_generations is inf; it must be a whole number"):
+        check(f'{{"num_generations": {"9" * 5000}}}')
+
+
+def test_options_that_only_the_running_script_says_are_named():
+    with pytest.raises(ValueError, match=r"none of the file's 0 options is .*; beta: its value is b / 0"):
+        check("GRPOConfig(beta=b / 0)")
+
+
 def test_folders_and_missing_files(tmp_path):
     with pytest.raises(ValueError, match="is no file"):
         check_file(tmp_path)

@@ -1,6 +1,8 @@
 """The command line: strings become objects at the border, errors are one line."""
 
 import ast
+import errno
+import os
 import subprocess
 import sys
 
@@ -160,6 +162,12 @@ def test_bad_words_are_one_line_and_exit_2(monkeypatch, capsys, words, message):
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_an_error_about_a_file_starts_with_its_name(monkeypatch, capsys, tmp_path):
+    code, printed = run(monkeypatch, capsys, "check", str(tmp_path / "größe.yaml"))
+    assert code == 2
+    assert printed.err == f"error: {tmp_path / 'größe.yaml'}: {os.strerror(errno.ENOENT)}\n"
 
 
 def test_help_is_generated_from_docstrings():

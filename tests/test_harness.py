@@ -248,6 +248,22 @@ def test_the_figures_of_the_ledger_s_runs_are_kept(ran, tmp_path):
     assert kept == {"A2.svg": (out / "A2" / "figure.svg").read_bytes()}
 
 
+def test_the_table_that_a_claim_gives_is_kept_beside_its_figure(ran, tmp_path):
+    scripts = tmp_path / "experiments" / "claims"
+    shutil.copytree(ran[0], scripts)
+    (tmp_path / "docs").mkdir()
+    with (scripts / "a02_noun.py").open("a", encoding="utf-8") as script:
+        script.write(
+            "\n\ndef table(data):\n    return [{'what': 'greatest < 1 σ', 'x': float(data.x.max())}]\n"
+        )
+    out = tmp_path / "out"
+    assert cli("A2", "--scripts", scripts, "--out", out, "--update-ledger") == 0
+    kept = (tmp_path / "docs" / "figures" / "A2.json").read_text(encoding="utf-8")
+    assert json.loads(kept) == [
+        {"what": "greatest < 1 σ", "x": float(read_data(out / "A2" / "data.nc").x.max())}
+    ]
+
+
 def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
     """One claim decides at smoke size and one does not; a change of either is found."""
     scripts = tmp_path / "experiments" / "claims"
@@ -404,6 +420,16 @@ def test_a_letter_means_all_of_its_claims_and_nothing_those_of_the_three_papers(
 def test_requests_without_meaning_are_refused(ran, tmp_path, arguments):
     assert cli("--scripts", ran[0], "--out", tmp_path, *arguments) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_runs(ran, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert cli("A2", "--scripts", ran[0], "--out", out) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith(f"error: {out} cannot be written (")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("text", ['{"claim": "B9", "verdict": "refuted"}', '{"claim": "B', "[]"])

@@ -321,6 +321,21 @@ def test_an_unwritable_cache_warns_and_goes_on(tmp_path, monkeypatch):
         runtime.keep_compilations.__wrapped__()
 
 
+def test_a_user_without_a_home_warns_and_goes_on(monkeypatch):
+    """As in a container whose user has no entry: neither $HOME nor a line of the password file."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (runtime.CACHE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime.Path, "home", homeless)
+    monkeypatch.setattr(runtime, "_setting", lambda name: None)
+    assert runtime.cache_folder() is None
+    with pytest.warns(UserWarning, match="this user has no home"):
+        runtime.keep_compilations.__wrapped__()
+
+
 def test_a_cache_that_is_switched_off_stays_off(monkeypatch):
     monkeypatch.setenv(runtime.CACHE, "")
     with warnings.catch_warnings():

@@ -64,6 +64,12 @@ WRONG = [
     ({"record_every": True}, TypeError, "record_every is True"),
     ({"root": 0.5}, TypeError, "root is 0.5; it must be a whole number"),
     ({"root": -1}, ValueError, "root is -1; it must be at least 0"),
+    (
+        {"iterations": 2**31, "record_every": 2**31},
+        ValueError,
+        r"iterations is 2147483648; it must be below 2\^31",
+    ),
+    ({"iterations": 10**21, "record_every": 10}, ValueError, "it must be below"),
     ({"root": 2**32}, ValueError, r"root is 4294967296; it must be below 2\^32"),
     ({"chunk_size": 2.0}, TypeError, "chunk_size is 2.0; it must be a whole number"),
     ({"chunk_size": 0}, ValueError, "chunk_size is 0; it must be at least 1"),

@@ -13,10 +13,11 @@ from xml.etree import ElementTree
 import pytest
 
 import grpo_jax as gj
-from docs.generate import libraries
-from docs.generate.answers import Formula, Hazard, Row, hazard
+from docs.generate import libraries, sampler
+from docs.generate.answers import Formula, Hazard, Row, Several, formula, hazard, several
 from docs.generate.explorers import EXPLORERS
 from docs.generate.formulas import FORMULAS
+from docs.generate.longer import LONGER
 from docs.generate.questions import QUESTIONS
 from docs.generate.records import FIGURES, pages, sections
 from docs.generate.text import plain, prose, underscores
@@ -24,7 +25,7 @@ from experiments.harness.scripts import find_scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = json.loads((ROOT / "experiments" / "ledger.json").read_text(encoding="utf-8"))
-NAMES = ("k1", "k2", "k3", "1/|o|")
+NAMES = ("k1", "k2", "k3", "1/|o|", "1/P(mixed)", "1/length", "pass@1", "pass@8", "float32", "bfloat16")
 """What holds a digit and is no number."""
 
 
@@ -34,13 +35,14 @@ def test_there_are_at_least_twenty_questions_and_none_twice():
     assert len(set(asked)) == len(asked)
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.ask)
+@pytest.mark.parametrize("question", [*QUESTIONS, *LONGER], ids=lambda question: question.ask)
 def test_an_answer_names_claims_and_takes_its_number_from_its_source(question):
     assert question.claims
     assert set(question.claims) <= set(find_scripts()) & set(LEDGER)
     literal = "".join(text for text, *_ in string.Formatter().parse(question.says))
     for name in NAMES:
         literal = literal.replace(name, "")
+    literal = re.sub(r"\b[A-F]\d+(\.\d+)?", "", literal)
     typed = set(re.findall(r"[\d.]*\d", literal))
     assert typed <= {"0", "1"}, f"typed in: {typed}"
     fields = {field for _, field, *_ in string.Formatter().parse(question.says) if field}
@@ -50,7 +52,55 @@ def test_an_answer_names_claims_and_takes_its_number_from_its_source(question):
     shown = question.answer(LEDGER)
     assert re.search(r"\d|nothing", shown)
     assert "nan" not in shown
-    assert isinstance(question.source, Formula | Hazard | Row)
+    assert isinstance(question.source, Formula | Hazard | Row | Several)
+
+
+def _rows(source):
+    """Every row of the ledger that a source reads, as (id, part)."""
+    if isinstance(source, Several):
+        return [row for one in source.sources.values() for row in _rows(one)]
+    return [(source.id, source.part)] if isinstance(source, Row) else []
+
+
+@pytest.mark.parametrize("question", LONGER, ids=lambda question: question.ask)
+def test_a_longer_answer_stops_the_build_when_any_row_of_it_says_something_else(question):
+    rows = _rows(question.source)
+    named = re.findall(r"\b[A-F]\d+(?:\.\d+)?", question.says)
+    assert set(named) <= {id for id, _ in rows}
+    assert {id.partition(".")[0] for id, _ in rows} <= set(question.claims)
+    for id, part in rows:
+        other = {**LEDGER, id: {**LEDGER[id], part: "Otherwise."}}
+        with pytest.raises(LookupError, match=f"{re.escape(id)} no longer says"):
+            question.answer(other)
+
+
+def test_several_sources_keep_their_values_apart():
+    def twice(number):
+        return 2.0 * number
+
+    found = several(one=formula(twice, number=3.0), two=formula(twice, number=5.0)).values(LEDGER)
+    assert found == {"one_number": 3.0, "one_value": 6.0, "two_number": 5.0, "two_value": 10.0}
+
+
+def test_the_sampler_map_shows_the_numbers_of_the_committed_run(tmp_path):
+    """One cell of each kind by hand, and the words of the ledger's row, which come from the same run."""
+    numbers = {"lost": 0.0327, "lost low": -0.00001, "lost high": 0.04, "won": 0, "won low": 0, "won high": 0}
+    made = {"correction": "none", "mismatch": "fixed", "bias": 6e-16, "variance": 9784.2, **numbers}
+    (tmp_path / "D7.json").write_text(json.dumps([made]), encoding="utf-8")
+    shown = ("none", "fixed", "0", "9784", "3.27 [0.00, 4.00]", "0.00 [0.00, 0.00]")
+    assert sampler.rows(tmp_path) == [shown]
+    rows = json.loads((ROOT / "docs" / "figures" / "D7.json").read_text(encoding="utf-8"))
+    found = LEDGER["D7"]["found"]
+    alone = [row for row in rows if row["correction"] == "none"]
+    assert f"by up to {max(row['bias'] for row in alone):.0%} of the" in found
+    assert f"costs {max(row['lost'] for row in alone):.3f} of" in found
+    assert f"wins back more than {max(row['won'] for row in rows):.3f}." in found
+    assert f"IPO {-min(row['won'] for row in rows if row['correction'] == 'IPO'):.3f}" in found
+    page = dict(pages())["sampler.md"]
+    assert {row["correction"] for row in rows} == set(sampler.corrections())
+    assert len(rows) == 4 * len(sampler.corrections())
+    assert page.count(" | fixed noise | ") == len(sampler.corrections())
+    assert "(../sampler.md)" in dict(pages())["claims/D7.md"]
 
 
 def test_numbers_of_the_ledger_stand_in_the_row_that_is_named():

@@ -113,6 +113,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Several:
+    """``{name_value}`` is ``{value}`` of the source of that name; all must say what they say."""
+
+    sources: Mapping[str, Source]
+
+    def values(self, ledger: Ledger) -> dict[str, Any]:
+        """Of all of them, each behind its name."""
+        return {
+            f"{name}_{key}": value
+            for name, source in self.sources.items()
+            for key, value in source.values(ledger).items()
+        }
+
+    @property
+    def told(self) -> str:
+        """All of them, once each."""
+        return ", ".join(dict.fromkeys(source.told for source in self.sources.values()))
+
+
+def several(**sources: Source) -> Several:
+    """These together."""
+    return Several(sources)
+
+
+@dataclass(frozen=True)
 class Question:
     """What people ask, a sentence whose numbers a source fills in, and the claims that show it."""
 

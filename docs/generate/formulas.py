@@ -191,6 +191,14 @@ FORMULAS = {
         r"\nabla\mathbb{E}_{o \sim q}\left[(r(o) - V) \log\pi(o)\right]",
         "q is a sampler that never changes, V the baseline; GRPO's group mean is V = E_q r.",
     ),
+    "D7": Formula(
+        r"\text{bias} = \frac{\left\Vert \mathbb{E}_q g - f \nabla J(\pi) \right\Vert}"
+        r"{\left\Vert f \nabla J(\pi) \right\Vert},"
+        "\n"
+        r"\text{variance} = \frac{\operatorname{Var}_q g}{\operatorname{Var}_\pi g_\pi}",
+        "g is one group's corrected update with answers from the engine q, g_π one without a correction with "
+        "answers from the policy itself; f = 1 − 1/G.",
+    ),
     "E1": Formula(
         r"\mathbb{E}_{\pi_{old}}\left[\nabla\left(\rho \, k_3\right)\right] = \nabla KL(\pi \Vert "
         r"\pi_{ref}),"
@@ -253,5 +261,18 @@ FORMULAS = {
         "What a group does to log π of a right answer r, to first order; winners have A_i > 0, losers A_i < "
         "0.",
     ),
+    "F3": Formula(
+        r"\theta_i - \eta u_i \to \theta_i \quad \text{where} \quad |\eta u_i| < \frac{1}{2} "
+        r"\operatorname{ulp}(\theta_i),"
+        "\n"
+        r"\operatorname{ulp}(\theta) = 2^{\lfloor \log_2 |\theta| \rfloor - m}",
+        "A step ηu_i that is smaller than half the distance of stored numbers leaves a parameter as it was; "
+        "m is 7 in bfloat16 and 23 in float32. Counted are the parameters that end other than they began.",
+    ),
+    "F4": Formula(
+        r"\hat{J}_s = \frac{1}{N} \left|\{k : y_k = a_k + b_k\}\right|,"
+        "\n"
+        r"\frac{1}{S} \left|\{s : \hat{J}_s \ge 0.9\}\right| \ge \frac{7}{8}",
+        "Of N held-out sums, one sampled answer y_k to each, the share that is right at seed s of S.",
+    ),
 }
-"""D7 and F3 judge measured returns and counts: there is no formula to read."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docs.generate import libraries
+from docs.generate import libraries, sampler
 from docs.generate.answers import Ledger
 from docs.generate.explorer import Explorer
 from docs.generate.explorers import EXPLORERS
 from docs.generate.formulas import FORMULAS
+from docs.generate.longer import LONGER
 from docs.generate.questions import QUESTIONS
 from docs.generate.text import page
 from experiments.harness.ledger import ledger_path, read_ledger
@@ -34,6 +35,10 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "explore/index.md", page("explorers.md", explorers=EXPLORERS)
     yield "methods.md", page("methods.md", table=methods.table())
     yield "libraries.md", page("libraries.md", lines=libraries.lines())
+    longer = [(question, question.answer(ledger)) for question in LONGER]
+    yield "asked.md", page("asked.md", longer=longer)
+    corrections, table = sampler.corrections(), sampler.rows(ROOT / "docs" / "figures")
+    yield "sampler.md", page("sampler.md", claim=sampler.CLAIM, rows=table, corrections=corrections)
     yield "penalties.md", (ROOT / "docs" / "penalties.md").read_text(encoding="utf-8")
     for script in scripts.values():
         own = [row for row in rows if row["claim"] == script.id]
@@ -105,6 +110,7 @@ def _claim(script: Script, rows: list[dict[str, Any]], ledger: Ledger) -> str:
         rows=rows[1:],
         about=[" ".join(part.split()) for part in script.about.split("\n\n")],
         figure=f"../figures/{script.id}{figure.suffix}" if figure else None,
+        table="sampler.md" if script.id == sampler.CLAIM else None,
         formula=FORMULAS.get(script.id),
         explorers=explorers_of(script.id),
         asked=[(question.ask, question.answer(ledger)) for question in asked],

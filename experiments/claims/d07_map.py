@@ -230,6 +230,25 @@ def leading(numbers: dict[str, Number]) -> Number:
     return replace(numbers[name], at=name)
 
 
+def table(data: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
+    """The map's numbers: every correction under every kind of mismatch, rewards with 99.9 % intervals.
+
+    ``lost`` is J without mismatch and correction less J here, ``won`` J here less J without a correction.
+    """
+    update, whole = data["update"], data["training"].whole
+    lost = interval(whole.sel(kind="same", row="none", drop=True) - whole, over="table")
+    won = interval(whole - whole.sel(row="none", drop=True), over="table")
+    found = []
+    for name, kind in itertools.product(ROWS, KINDS):
+        here = {"kind": kind, "row": name}
+        numbers = {"bias": update.bias, "variance": update.variance}
+        for word, mean in (("lost", lost), ("won", won)):
+            numbers |= {word: mean.value, f"{word} low": mean.low, f"{word} high": mean.high}
+        told = {word: float(f"{float(array.sel(here)):.4g}") for word, array in numbers.items()}
+        found.append({"correction": name, "mismatch": WORDS[kind], **told})
+    return found
+
+
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     """The map: three numbers for every correction and kind."""
     figure.set_size_inches(7, 5.6)

@@ -60,12 +60,16 @@ def update_ledger(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def keep_figures(folder: Path, outcomes: Iterable[Outcome], out: Path) -> None:
-    """Copy the figures of these outcomes to `folder/<claim>.svg`, where the site finds them."""
+    """Copy the figures of these outcomes to `folder/<claim>.svg`, and their tables to `folder/<claim>.json`,
+    where the site finds them."""
     folder.mkdir(exist_ok=True)
     for outcome in outcomes:
         if outcome.record:
-            drawn = out / outcome.job.script.id / "figure.svg"
-            shutil.copyfile(drawn, folder / f"{outcome.job.script.id}.svg")
+            id = outcome.job.script.id
+            shutil.copyfile(out / id / "figure.svg", folder / f"{id}.svg")
+            if rows := outcome.record.get("table"):
+                lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+                replace_text(folder / f"{id}.json", f"[\n{lines}\n]\n")
 
 
 def differences(ledger: Ledger, outcomes: Sequence[Outcome]) -> list[str]:

@@ -61,11 +61,21 @@ def refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
             raise Refusal(f"{out} holds a {size} run of {job.script.id}; a smoke run needs another --out")
 
 
+def refuse_unwritable(out: Path) -> None:
+    """Make the folder of the results; raise `Refusal` where there can be none, or nothing goes into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".partial-"):
+            pass
+    except OSError as error:
+        raise Refusal(f"{out} cannot be written ({error.strerror}); give another --out") from None
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a claim's last run, if there is one that can be read: whole, and of this version."""
     try:
         found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return found if _is_record(found) else None
 

@@ -3,7 +3,8 @@
 A claim is a file `a05_binary_pairs.py`: letter and number are the claim's, the letter the paper's (D and E:
 many sources, each named by its claim). The first line of its docstring is the sentence that is judged, as its
 source has it; the rest says where it stands, what the setting is and what would refute it. It may name a
-`PRECISION`, and gives `SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`.
+`PRECISION`, and gives `SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`; it may
+give `table(data)`, rows for the site, each a dict of texts and numbers by the columns' names.
 """
 
 from __future__ import annotations

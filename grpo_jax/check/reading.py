@@ -7,11 +7,14 @@ configuration's call are read with ``ast``; of a shell script or a command line 
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import json
 import math
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +75,8 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Source:
 def text_of(path: str | Path) -> str:
     """The text of a file, or of the standard input for "-"; ValueError for what is no text of a sane size."""
     if str(path) == "-":
+        if sys.stdin is None:
+            raise ValueError("the standard input is closed; give a file, or a configuration by < or |")
         raw = sys.stdin.buffer.read(LARGEST + 1)
     else:
         where = Path(path).expanduser()
@@ -81,10 +86,12 @@ def text_of(path: str | Path) -> str:
             raw = file.read(LARGEST + 1)
     if len(raw) > LARGEST:
         raise ValueError(f"{path} holds more than {LARGEST:,} bytes; a configuration is smaller")
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what PowerShell's > writes
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: byte {error.start} is {raw[error.start]:#x}") from None
+        kind, byte = "UTF-16" if wide else "UTF-8", raw[error.start]
+        raise ValueError(f"{path} is no text in {kind}: byte {error.start} is {byte:#x}") from None
     if "\0" in text:
         raise ValueError(f"{path} is no text: it holds zero bytes")
     if not text.strip():
@@ -126,13 +133,36 @@ class Unambiguous(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes of a tree with its aliases written out, counted before anything is made of them.
+
+    A few lines of aliases can stand for more than a memory holds, and one that holds itself for no end.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    if not known[id(node)]:  # still being counted
+        raise ValueError(f"nested more than {DEEPEST} deep: an alias stands within what it names")
+    if known[id(node)] > 4 * MOST:
+        raise ValueError(f"more than {MOST:,} entries with its aliases written out")
+    return known[id(node)]
+
+
 def _yaml(text: str) -> Source:
     return _flat(_tree(text), "the YAML")
 
 
 def _tree(text: str) -> Any:
+    loader = Unambiguous(text)  # a safe loader: no tag makes an object
     try:
-        return yaml.load(text, Unambiguous)  # a safe loader: no tag makes an object
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _nodes(node, {})
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
@@ -140,26 +170,35 @@ def _tree(text: str) -> Any:
         raise ValueError(f"broken YAML{where}: {what}") from None
     except RecursionError:
         raise ValueError(f"the YAML is nested more than {DEEPEST} deep") from None
-    except ValueError as error:  # a date such as 2026-99-99
+    except ValueError as error:  # a date such as 2026-99-99, or too many entries
         raise ValueError(f"broken YAML: {error}") from None
 
 
 def _json(text: str) -> Source:
     try:
-        return _flat(json.loads(text), "the JSON")
+        return _flat(json.loads(text, object_pairs_hook=_once, parse_int=literal), "the JSON")
     except json.JSONDecodeError as error:
         raise ValueError(f"broken JSON in line {error.lineno}: {error.msg}") from None
     except RecursionError:
         raise ValueError(f"the JSON is nested more than {DEEPEST} deep") from None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a name given twice."""
+    counts = Counter(name for name, _ in pairs)
+    if len(counts) < len(pairs):
+        raise ValueError(f"broken JSON: {counts.most_common(1)[0][0]} is given twice")
+    return dict(pairs)
+
+
 def _toml(text: str) -> Source:
     try:
-        return _flat(tomllib.loads(text), "the TOML")
-    except tomllib.TOMLDecodeError as error:
+        found = tomllib.loads(text)
+    except ValueError as error:
         raise ValueError(f"broken TOML: {error}") from None
     except RecursionError:
         raise ValueError(f"the TOML is nested more than {DEEPEST} deep") from None
+    return _flat(found, "the TOML")
 
 
 def _script(text: str) -> Source:
@@ -230,6 +269,10 @@ def _walk(tree: Any, prefix: str, values: dict[str, Any], depth: int) -> None:
         raise ValueError(f"the configuration is nested more than {DEEPEST} deep")
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        if not name.isprintable():
+            raise ValueError(f"an option has the name {name!r}, which no screen shows")
+        if name in values:
+            raise ValueError(f"{name} is given twice")
         if isinstance(value, dict) and value:
             _walk(value, f"{name}.", values, depth + 1)
         else:

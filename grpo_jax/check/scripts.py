@@ -70,6 +70,8 @@ def _called(tree: ast.Module) -> tuple[dict[str, Any], dict[str, str], str]:
         if word.arg is None:
             unread[f"**{ast.unparse(word.value)}"] = "keywords that are made where the script runs"
             continue
+        if word.arg in values.keys() | unread.keys():
+            raise ValueError(f"no Python that can be read: {word.arg} is given twice in line {word.lineno}")
         try:
             values[word.arg] = _value(word.value, known)
         except (ValueError, TypeError, ArithmeticError):

@@ -173,8 +173,10 @@ def settled(library: Library, source: Source) -> Setting:
     given.asked.update(library.acts)
     used = given.asked & set(source.values)
     if not used:
+        reasons = "".join(f"; {name}: {why}" for name, why in source.unread.items())
         raise ValueError(
             f"none of the file's {len(source.values)} options is one of {library.title}'s that is read here"
+            f"{reasons}"
         )
     ignored = [name for name in source.values if name not in given.asked]
     misspelt(ignored, given.asked, library)

@@ -19,14 +19,16 @@ WIDTH, MOST_NAMES = 110, 12
 """Characters of a line; names of options that are not read, before the rest are counted."""
 
 
-def text(setting: Setting, found: Iterable[Finding], *, brief: bool = False) -> str:
+def text(setting: Setting, found: Iterable[Finding], *, brief: bool = False, width: int = WIDTH) -> str:
     """What it is, what it does, what is left out.
 
     Args:
       setting: the configuration.
       found: its findings, in the order to be told.
       brief: without the method's parts and what is left out.
+      width: characters of a line of prose, at most ``WIDTH`` and at least 40; expressions are not broken.
     """
+    width = max(40, min(width, WIDTH))
     lines = [f"{setting.title}: {_shape(setting)}"]
     if not brief:
         lines += ["", "the method", *_slots(setting.method), *_circumstances(setting)]
@@ -35,11 +37,11 @@ def text(setting: Setting, found: Iterable[Finding], *, brief: bool = False) -> 
         told = [finding for finding in found if finding.level == level]
         if told:
             lines += ["", f"{level.word} ({len(told)})"]
-            lines += [line for finding in told for line in _told(finding)]
+            lines += [line for finding in told for line in _told(finding, width)]
     if not found:
         lines += ["", "no hazard"]
     if not brief:
-        lines += _left(setting)
+        lines += _left(setting, width)
     return "\n".join(lines)
 
 
@@ -110,16 +112,16 @@ def _circumstances(setting: Setting) -> list[str]:
     ]
 
 
-def _told(finding: Finding) -> list[str]:
+def _told(finding: Finding, width: int) -> list[str]:
     said = f"{finding.what}: {finding.says} ({finding.claim})"
-    return textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return textwrap.wrap(said, width, initial_indent="  ", subsequent_indent="    ")
 
 
-def _wrapped(said: str) -> list[str]:
-    return textwrap.wrap(said, WIDTH, subsequent_indent="    ")
+def _wrapped(said: str, width: int) -> list[str]:
+    return textwrap.wrap(said, width, subsequent_indent="    ")
 
 
-def _left(setting: Setting) -> list[str]:
+def _left(setting: Setting, width: int) -> list[str]:
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("not modelled, so that the method shown lacks it", setting.not_modelled),
         ("changes nothing beside the other options", setting.idle),
@@ -129,11 +131,11 @@ def _left(setting: Setting) -> list[str]:
         if held:
             lines += ["", title]
             for name, why in held.items():
-                lines += textwrap.wrap(f"{name} {why}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+                lines += textwrap.wrap(f"{name} {why}", width, initial_indent="  ", subsequent_indent="    ")
     if setting.assumed:
-        lines += ["", *_wrapped(f"taken where the file is silent: {'; '.join(setting.assumed)}")]
+        lines += ["", *_wrapped(f"taken where the file is silent: {'; '.join(setting.assumed)}", width)]
     if setting.ignored:
         more = len(setting.ignored) - MOST_NAMES
         rest = f", and {more} more (--json lists them)" if more > 0 else ""
-        lines += ["", *_wrapped(f"not read: {', '.join(setting.ignored[:MOST_NAMES])}{rest}")]
+        lines += ["", *_wrapped(f"not read: {', '.join(setting.ignored[:MOST_NAMES])}{rest}", width)]
     return lines

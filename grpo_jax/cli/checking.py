@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,7 +58,8 @@ def check(
         simulate: run it on a small task besides (``simulate`` has options for that).
     """
     found = check_file(config, overrides, library=library)
-    print(words.as_json(*found) if json else words.text(*found, brief=brief))
+    width = shutil.get_terminal_size((words.WIDTH, 0)).columns
+    print(words.as_json(*found) if json else words.text(*found, brief=brief, width=width))
     if simulate and not json:
         print()
         _simulated(found, seeds=32, iterations=small.ITERATIONS, learning_rate=None, out=None)

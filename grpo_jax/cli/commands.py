@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import io
 import itertools
 import math
 import os
@@ -22,7 +21,7 @@ import tyro
 import xarray as xr
 
 from grpo_jax import methods as method_table
-from grpo_jax import presets
+from grpo_jax import presets, runtime
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
 from grpo_jax.cli.launch import Cluster, chosen_share, joined, launch, wait
 from grpo_jax.exact import penalties as penalty_table
@@ -319,9 +318,7 @@ def diff(
 
 def main() -> None:
     """The entry point: an error in what was asked is one line, without a traceback; so are signals."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a screen or a pipe that cannot show a Greek letter
-            stream.reconfigure(errors="replace")
+    runtime.forgiving_streams()
     try:
         try:
             app.cli(
@@ -333,10 +330,17 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, KeyError, MemoryError, OSError, Unfinished) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_said(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr, flush=True)
         if isinstance(stop, Interrupted):
             sys.exit(stop.exit_code)
         os._exit(130)  # at once: an exit in order would wait for the computation in flight
+
+
+def _said(error: Exception) -> str:
+    """What an error says; of one about a file, the file first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

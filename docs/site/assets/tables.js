@@ -25,6 +25,8 @@ const show = (items) => (words) => {
   return found;
 };
 
+const number = (text) => parseFloat(text.replace("−", "-"));
+
 const sortable = (table) => {
   const body = table.tBodies[0];
   table.querySelectorAll("thead th").forEach((head, column) => {
@@ -37,7 +39,10 @@ const sortable = (table) => {
       table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const text = (row) => row.cells[column].textContent.trim();
-      const order = (a, b) => text(a).localeCompare(text(b), "en", { numeric: true });
+      const numbers = [...body.rows].every((row) => !isNaN(number(text(row))));
+      const order = numbers
+        ? (a, b) => number(text(a)) - number(text(b))
+        : (a, b) => text(a).localeCompare(text(b), "en", { numeric: true });
       body.append(...[...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b))));
     });
   });
