@@ -315,6 +315,9 @@ def test_files_lie_under_each_other_as_nemo_rl_s_launcher_lays_them(tmp_path):
     missing = check_file(child).setting
     assert missing.method == presets.nemo_rl(ratio_clip_max=0.5, ratio_clip_min=0.1)
     assert any("gone.yaml" in line and "not beside the file" in line for line in missing.assumed)
+    child.write_text("defaults: ../base.yaml\nloss_fn.ratio_clip_max: 0.5\nloss_fn: {ratio_clip_max: 0.4}\n")
+    with pytest.raises(ValueError, match="loss_fn is given twice"):
+        check_file(child)
     child.write_text("defaults: child.yaml\nloss_fn: {ratio_clip_max: 0.5}\n")
     with pytest.raises(ValueError, match="more than 10 files lie under each other"):
         check_file(child)

@@ -37,9 +37,26 @@ def with_parents(tree: Any, path: Path, load: Callable[[Path], Any], depth: int 
     there = [path.parent / name for name in named if (path.parent / name).is_file()]
     base: dict[Any, Any] = {}
     for parent in there:
-        base = laid(base, with_parents(load(parent), parent, load, depth + 1))
+        base = laid(base, nested(with_parents(load(parent), parent, load, depth + 1)))
     own = tree if len(there) < len(named) else {key: v for key, v in tree.items() if key != "defaults"}
-    return laid(base, own)
+    return laid(base, nested(own))
+
+
+def nested(tree: Any) -> Any:
+    """``a.b: 1`` as ``a: {b: 1}``, so that it takes the place of what lies under it; ValueError for both."""
+    if not isinstance(tree, dict):
+        return tree
+    whole: dict[Any, Any] = {}
+    for key, value in tree.items():
+        first, dot, rest = str(key).partition(".")
+        name, inner = (first, {rest: value}) if dot else (key, value)
+        if name not in whole:
+            whole[name] = inner
+        elif isinstance(whole[name], dict) and isinstance(inner, dict) and not whole[name].keys() & inner:
+            whole[name] = whole[name] | inner
+        else:
+            raise ValueError(f"{key} is given twice")
+    return {key: nested(value) for key, value in whole.items()}
 
 
 def laid(base: Any, over: Any) -> Any:
