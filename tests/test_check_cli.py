@@ -1,5 +1,6 @@
 """The commands check and simulate: exit codes, JSON, the standard input, curves."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -230,3 +231,12 @@ def test_the_commands_of_the_readme_run(monkeypatch, capsys, tmp_path, pytestcon
         assert printed.out
     assert codes == {"check": [1, 0], "simulate": [0]}
     assert "of 0.7 on the worse of two answers 3.2e-27 is left" in text
+
+
+def test_gdpo_s_weights_of_several_rewards_fall_away():
+    text = "loss_fn.token_level_loss: true\ngrpo.adv_estimator: {name: gdpo, reward_weights: [0.5, 2.0]}"
+    found = check(text).setting
+    assert found.method.shaping.weights == (0.5, 2.0)
+    config, changed = small(found)
+    assert config.method.shaping == dataclasses.replace(found.method.shaping, weights=())
+    assert any("one reward" in line for line in changed)

@@ -1,6 +1,6 @@
 """Sampler corrections of open-instruct 0.3.0 and NeMo-RL 0.6.0 as single parts, against what these computed.
 
-These libraries have no preset. What surrounds the correction is written out as a method.
+What surrounds the correction is written out as a method; ``test_golden`` has the same cases by the presets.
 """
 
 from pathlib import Path

@@ -147,7 +147,7 @@ GOLDEN = {
     # use_dynamic_sampling: tied groups are left out
     "nemo-rl__grpo__f7f057__0": Method(reduction=Informative(inner=PerToken()), **NEMO),
 }
-"""No preset is written for these two libraries: what surrounds the switch is written out."""
+"""What surrounds the switch is written out; ``test_golden`` has the same cases by the presets."""
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -14,15 +14,16 @@ and over training, is somewhere below the other's by more than .01, or if neithe
 Effective rates are made equal at every step: a rate is divided there by the mean weight over prompts and runs
 (found by running three times; the last time's product is the rate to 5 %, a check of the instrument). Best
 ones are among constant rates.
-Ours: centring leaves out the last term of J_G (1e-10). Ours: where prompts compete, MaxRL keeps the hard one
-and the others do not. One policy that cannot tell prompts apart answers four of them, three of which want one
-answer (at .3 in the beginning) and one another (at .1); refuted if in groups of 8, in exact ascent or
-sampled, at learning rates equal in effect at the start, the success rate of the fourth ends below .15 under
-either form of MaxRL or above .02 under GRPO or r − r̄. A guess of ours, that with logits of their own hard
-prompts come further under MaxRL than under GRPO by .02 at equal effective rates, from updates with a tenth
-less signal to noise, failed in a draft; the row on dominance says what came instead. Checks of our
-instrument: the library's update against all groups of 4 in NumPy (1e-10), where exact ascent ends against
-3w(1 − p) = w(p) (.01); control: in pairs centred MaxRL is GRPO, run by run.
+Ours: centring leaves out the last term of J_G (1e-10), an identity: it can fall only if the code is wrong.
+Ours: where prompts compete, MaxRL keeps the hard one and the others do not. One policy that cannot tell
+prompts apart answers four of them, three of which want one answer (at .3 in the beginning) and one another
+(at .1); refuted if in groups of 8, in exact ascent or sampled, at learning rates equal in effect at the
+start, the success rate of the fourth ends below .15 under either form of MaxRL or above .02 under GRPO or r −
+r̄. A guess of ours, that with logits of their own hard prompts come further under MaxRL than under GRPO by
+.02 at equal effective rates, from updates with a tenth less signal to noise, failed in a draft; the row on
+dominance says what came instead. Checks of our instrument: the library's update against all groups of 4 in
+NumPy (1e-10), where exact ascent ends against 3w(1 − p) = w(p) (.01); control: in pairs centred MaxRL is
+GRPO, run by run.
 """
 
 from dataclasses import replace

@@ -7,18 +7,19 @@ rates from .05 to .95 at the start, 8 prompts drawn an iteration, groups of 8, r
 is the mean success rate over all questions, after as many answers drawn as kept groups take to the end.
 
 Refuted if groups left out are not more than .01 ahead of groups kept at equal samples: for SGD and AdamW, at
-the same learning rate and at equal steps: the kept ones' rate at every iteration times what leaving out
-makes of a step there on average, under SGD P(some group is mixed)/E[share of mixed groups], under AdamW the
-ratio of the mean lengths of a step. Second sentence (trl 3758, of refilling): refuted if groups refilled by
-other prompts are not .01 ahead at equal samples, dead ones included, at the same rate and (SGD) at the same
-equal steps. Third (arXiv:2605.07689, read as an abstract; groups of 4, r − r̄ as Dr. GRPO has it): refuted if
-A = 2r − 1 is not .01 ahead of r − r̄ at the same rate and (SGD) at equal steps, r − r̄ at 2/(1 − 1/G) times the
+the same learning rate and at equal steps: the kept ones' rate at every iteration times what leaving out makes
+of a step there on average, under SGD P(some group is mixed)/E[share of mixed groups], under AdamW the ratio
+of the mean lengths of a step. Second sentence (trl 3758, of refilling): refuted if groups refilled by other
+prompts are not .01 ahead at equal samples, dead ones included, at the same rate and (SGD) at the same equal
+steps. Third (arXiv:2605.07689, read as an abstract; groups of 4, r − r̄ as Dr. GRPO has it): refuted if A =
+2r − 1 is not .01 ahead of r − r̄ at the same rate and (SGD) at equal steps, r − r̄ at 2/(1 − 1/G) times the
 rate. Fourth (arXiv:2601.08521, read as an abstract): refuted if r̄, given a mixed group, is not above the
 success rate where that is below 1/2 and below it where above, for groups of 8 and 16; qualified if over all
-groups, dead ones included, it is the success rate to 1e-12. Checks of the instrument: the library's update
-with refilling, the factor 1 + t + ... + t^(k-1) and every ordered group agree to 1e-10; with dead groups kept
-the exact update is (1 − 1/G) ∇J to 1e-10; what refilling draws is the formula's price; where no two rewards
-are equal leaving out changes nothing (placebo).
+groups, dead ones included, it is the success rate to 1e-12 (sums over the binomial law, an identity: the row
+can fall only if the code is wrong). Checks of the instrument: the library's update with refilling, the factor
+1 + t + ... + t^(k-1) and every ordered group agree to 1e-10; with dead groups kept the exact update is (1 −
+1/G) ∇J to 1e-10; what refilling draws is the formula's price; where no two rewards are equal leaving out
+changes nothing (placebo).
 """
 
 from collections.abc import Mapping

@@ -6,20 +6,20 @@ and was closed; verl 2776 asks the same. A token mean per sequence, per prompt, 
 (a part of the prompts, in order; ranks are the same), the last averaged over parts. Eight prompts of 2 to 8
 tokens whose first token alone decides, groups of 8, A = r − r̄, on-policy, SGD, logits of their own.
 
-Refuted if under the batch mean all tokens of the longer prompt together do not weigh twice those of the
-other (1e-12). Qualified if that is not so of what trains: the weight with which a prompt's gradient of
-success, ∇J_q, enters the expected update (2 ± .1). SkyRL 1637 says in a row of its own that a mean over
-micro-batches "biases towards larger response lengths": refuted if lengths are at no moment of training
-surely .1 tokens above those of a batch mean, with two prompts in a micro-batch or (a sequence mean) one
-answer, from success rates of .3 or .05, where answers are of any length; qualified if they are not so in the
-end from .3. Ours: of prompts of 1 to 10 tokens the shortest weighs 10 times the longest under a sequence and
-a prompt mean, and once under the batch mean; under a mean over micro-batches 10 times where prompts are
-sorted and once where long and short ones are paired (1e-9). Ours: at equal effective learning rates (means
-of these weights over prompts) short prompts are ahead of long ones by at least .05, on average over
-training, under a sequence or prompt mean at some rate, and at no rate under the batch mean (± .02). Checks
-of our instrument: the library's token weights against loops in NumPy (1e-12), its expected update against
-every joint batch (1e-10); a sequence mean within micro-batches is a sequence mean; placebo: with prompts of
-one length short and long ones are one (± .02).
+Refuted if under the batch mean all tokens of the longer prompt together do not weigh twice those of the other
+(1e-12). Qualified if that is not so of what trains: the weight with which a prompt's gradient of success,
+∇J_q, enters the expected update (2 ± .1). SkyRL 1637 says in a row of its own that a mean over micro-batches
+"biases towards larger response lengths": refuted if lengths are at no moment of training surely .1 tokens
+above those of a batch mean, with two prompts in a micro-batch or (a sequence mean) one answer, from success
+rates of .3 or .05, where answers are of any length; qualified if they are not so in the end from .3. Ours: of
+prompts of 1 to 10 tokens the shortest weighs 10 times the longest under a sequence and a prompt mean, and
+once under the batch mean; under a mean over micro-batches 10 times where prompts are sorted and once where
+long and short ones are paired (1e-9), an identity: it can fall only if the code is wrong. Ours: at equal
+effective learning rates (means of these weights over prompts) short prompts are ahead of long ones by at
+least .05, on average over training, under a sequence or prompt mean at some rate, and at no rate under the
+batch mean (± .02). Checks of our instrument: the library's token weights against loops in NumPy (1e-12), its
+expected update against every joint batch (1e-10); a sequence mean within micro-batches is a sequence mean;
+placebo: with prompts of one length short and long ones are one (± .02).
 """
 
 import itertools

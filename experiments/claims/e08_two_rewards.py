@@ -15,10 +15,10 @@ answer may be a ceiling to both, is told. SkyRL 2104 (a review): a filter on the
 components differ but share the same total — the case GDPO is designed to keep"; refuted if with three rewards
 no such group has a GDPO advantage beyond .01, qualified if with two none has. Ours: normalised apart a
 reward's size does not count: of two answers with rewards (1, 0) and (0, .1) GDPO prefers neither (exactly, to
-1e-9), GRPO takes the first. Checks of the instrument, by enumeration in NumPy of unequal questions to 1e-10:
-GDPO's update is Σ_m w_G(p_m) ∇p_m for binary rewards, w_G that of E2, so that it ascends Σ_m 2 arcsin √p_m in
-large groups; library - NumPy advantages; where both rewards are the same (placebo), GDPO's exact update is
-twice GRPO's.
+1e-9: an identity, which can fall only if the code is wrong), GRPO takes the first. Checks of the instrument,
+by enumeration in NumPy of unequal questions to 1e-10: GDPO's update is Σ_m w_G(p_m) ∇p_m for binary rewards,
+w_G that of E2, so that it ascends Σ_m 2 arcsin √p_m in large groups; library - NumPy advantages; where both
+rewards are the same (placebo), GDPO's exact update is twice GRPO's.
 """
 
 import itertools

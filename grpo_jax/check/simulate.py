@@ -15,6 +15,7 @@ from grpo_jax.behavior import Behavior, Rounded
 from grpo_jax.check.setting import Setting
 from grpo_jax.config import Config, Loop
 from grpo_jax.part import leaf_paths, put, put_all, subparts
+from grpo_jax.parts.others import Apart
 from grpo_jax.parts.reductions import MicroBatches
 from grpo_jax.parts.shaping import NormalizedSum, Sum, WeightedSum
 from grpo_jax.policies import TreePolicy
@@ -125,7 +126,7 @@ def _single(shaping: Any) -> Any:
     """The same shaping of one reward."""
     if isinstance(shaping, WeightedSum):
         return Sum()
-    if isinstance(shaping, NormalizedSum):
+    if isinstance(shaping, (Apart, NormalizedSum)):
         return dataclasses.replace(shaping, weights=())
     inner = getattr(shaping, "inner", None)
     return shaping if inner is None else dataclasses.replace(shaping, inner=_single(inner))
