@@ -21,8 +21,8 @@ from typing import Any
 from experiments.harness.scripts import Refusal, Script, Size
 
 COMPILER = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-"""Claims are many short programs: XLA's older emitters compile them in half the time, to the same bits, and
-they run as fast. A compiler that has these emitters no more reads past it."""
+"""Claims are many short programs: XLA's older emitters compile them in half the time, they run as fast, and
+results differ by rounding at most. A compiler that has these emitters no more reads past it."""
 FILES = ("data.nc", "figure.png", "figure.svg", "record.json")
 """Published in this order: the record vouches for the others."""
 

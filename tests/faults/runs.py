@@ -72,8 +72,8 @@ LOOP = (
     Fault(
         "the start is the state after the first step",
         "train.py",
-        "first = at_start(config, state, plan)",
-        "first = at_start(config, after, plan)",
+        "first = at_start(config, state, plan, fresh)",
+        "first = at_start(config, after, plan, fresh)",
         "test_measures",
     ),
     Fault(
