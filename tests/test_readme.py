@@ -12,6 +12,7 @@ import pytest
 from docs.generate import readme
 from experiments.harness import ledger as ledgers
 from experiments.harness.scripts import SCRIPTS
+from experiments.transfer import table as transfer
 from grpo_jax.runtime import CACHE
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,11 @@ def test_it_stays_short():
 def test_the_answers_are_those_of_the_committed_ledger():
     """`python -m docs.generate` writes them."""
     assert section("answers") == readme.answers(LEDGER)
+
+
+def test_what_fails_to_transfer_is_that_of_the_committed_table():
+    """`python -m docs.generate` writes it."""
+    assert section("transfer") == readme.survivors(transfer.read()["rows"])
 
 
 def test_both_commands_stand_as_ci_runs_them():

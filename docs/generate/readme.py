@@ -7,6 +7,8 @@ from docs.generate.questions import QUESTIONS
 from docs.generate.records import ROOT
 from experiments.harness.ledger import ledger_path, ledger_table, read_ledger, update_table
 from experiments.harness.scripts import SCRIPTS, find_scripts
+from experiments.harness.verdict import whose
+from experiments.transfer import table as transfer
 
 ASKED = (
     "My loss is 0. Is something broken?",
@@ -41,8 +43,27 @@ def answers(ledger: Ledger) -> str:
     return "\n".join(rows)
 
 
+def survivors(cells: transfer.Cells) -> str:
+    """How many sentences survive a network, and which of them fail, in one paragraph."""
+    counts = transfer.counts(cells)
+    lines = [
+        "**What survives a network?** The same sentences, said of sequences, on a table (`tree`), an `mlp` "
+        "and a small `transformer` from the same starts, and on an MLP with fewer parameters than the table "
+        "(`narrow`): `python -m experiments --policy tree mlp transformer narrow` computes "
+        "[`transfer.json`](experiments/transfer.json), and `--check` compares with it. Of "
+        f"{len(cells)} sentences {counts['transfers']} transfer, {counts['open']} are open on some policy, "
+        f"and {counts['fails']} have another verdict on some network than on a table:"
+    ]
+    for id in transfer.ordered(cells):
+        if transfer.outcome(cells[id]) == "fails":
+            verdicts = ", ".join(f"{name} {cell['verdict']}" for name, cell in cells[id]["policies"].items())
+            lines.append(f"**{id}** {whose(cells[id]['says'])[1].rstrip('.')} ({verdicts}).")
+    return " ".join(lines)
+
+
 def write() -> None:
     """Bring both up to date with the committed ledger."""
     ledger = read_ledger(ledger_path(SCRIPTS, "quick"))
     update_table(ROOT / "README.md", "answers", answers(ledger))
+    update_table(ROOT / "README.md", "transfer", survivors(transfer.read()["rows"]))
     update_table(ROOT / "docs" / "ledger.md", "ledger", ledger_table(ledger, SCRIPTS))

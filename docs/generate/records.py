@@ -14,10 +14,13 @@ from docs.generate.explorers import EXPLORERS
 from docs.generate.formulas import FORMULAS
 from docs.generate.longer import LONGER
 from docs.generate.questions import QUESTIONS
-from docs.generate.text import page
+from docs.generate.text import page, prose
 from experiments.harness.ledger import ledger_path, read_ledger
 from experiments.harness.scripts import PAPERS, SCRIPTS, Script, find_scripts
 from experiments.harness.verdict import MEANING, whose
+from experiments.transfer import page as transfer_page
+from experiments.transfer import table as transfer
+from experiments.transfer.policies import POLICIES
 from grpo_jax import methods
 
 ROOT = SCRIPTS.parent.parent
@@ -39,6 +42,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "asked.md", page("asked.md", longer=longer)
     corrections, table = sampler.corrections(), sampler.rows(ROOT / "docs" / "figures")
     yield "sampler.md", page("sampler.md", claim=sampler.CLAIM, rows=table, corrections=corrections)
+    yield "transfer.md", _transfer()
     yield "penalties.md", (ROOT / "docs" / "penalties.md").read_text(encoding="utf-8")
     for script in scripts.values():
         own = [row for row in rows if row["claim"] == script.id]
@@ -48,6 +52,22 @@ def pages() -> Iterator[tuple[str, str]]:
             f"claims/{script.id}-script.md",
             page("script.md", script=script, where=_where(script), source=source),
         )
+
+
+def _transfer() -> str:
+    """The committed transfer ledger."""
+    cells = transfer.read()["rows"]
+    rules = {
+        claim: "\n\n".join(prose(" ".join(part.split())) for part in transfer.says(function)[1].split("\n\n"))
+        for claim, function in transfer.functions().items()
+    }
+    return page(
+        "transfer.md",
+        rows=transfer_page.rows(cells),
+        counts=transfer.counts(cells),
+        policies=POLICIES,
+        rules=rules,
+    )
 
 
 def pictures() -> Iterator[tuple[str, Path]]:

@@ -33,7 +33,10 @@ def write_index(out: Path) -> Path:
             shown = [{"id": folder.name, "ours": False, "says": "", "verdict": "crashed", "found": ""}]
         rows += [row | {"claim": folder.name, "first": place == 0} for place, row in enumerate(shown)]
         replace_text(folder / PAGE, _page(folder, record, own, text))
-    page = render(PAGE, folders=TEMPLATES, title="Claims about GRPO, checked", meanings=MEANING, rows=rows)
+    page = render(
+        PAGE, folders=TEMPLATES, title="Claims about GRPO, checked", meanings=MEANING, rows=rows,
+        transfer=(out / "transfer" / PAGE).exists(),
+    )  # fmt: skip
     replace_text(out / PAGE, page)
     return out / PAGE
 

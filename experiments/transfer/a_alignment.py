@@ -13,7 +13,7 @@ from experiments.transfer.tasks import BINARY
 
 BETA = 1.0
 STEPS, RUNS = 400, 2
-STEP, RIDGE, REACH, DONE = 0.3, 1e-4, 0.3, 1e-7
+STEP, RIDGE, REACH, DONE = 0.3, 1e-4, 0.3, 1e-10
 
 
 def penalised(logp: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ def a4(world: World, claim: Claim) -> None:
     rank, free = int(np.sum(values > 1e-9 * values[0])), int((ALLOWED.sum(1) - 1).sum()) * logp.shape[1]
     claim.reports("directions in which the policy can move", Number(float(rank)))
     claim.finds(
-        f"The policy can move in {rank} directions, as many as a table has: it is one in disguise.",
+        f"The policy can move in {rank} directions, all that a table has.",
         when=rank == free,
     )
     claim.finds(

@@ -87,7 +87,7 @@ def b2(world: World, claim: Claim) -> None:
     these have two to four. A row of ours, that constant weights leave lengths alone, keeps it: refuted if
     either moves by .1.
     """
-    row = claim.ours("Under constant weights neither moves.")
+    row = claim.ours("Under constant weights the lengths of right and wrong answers stay.")
     moved: list[float] = []
     for name, optimizer in OPTIMIZERS.items():
         ends = {}

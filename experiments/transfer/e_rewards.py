@@ -246,7 +246,7 @@ def e5(world: World, claim: Claim) -> None:
 
     Right answers are long (four tokens, six of the 30) and marked as right one time in ten: most groups fail
     whole, as on the claim's prompts a fifth as able (a draft that marked all of them reached a return of 1 at
-    every dose). Marks less λ·|o|/4, λ of .001, .01 and .1; groups of 8, exact updates, 160 steps that would
+    every dose). Marks less λ·|o|/4, λ of .001, .01 and .1; groups of 8, exact updates, 100 steps that would
     begin by raising J by .01 at λ = 0 without σ, SGD and AdamW. J is the chance of a right answer.
 
     Refuted if at no λ J ends below half of where it started, mean over starts (99.9 %; the claim's own
@@ -262,7 +262,7 @@ def e5(world: World, claim: Claim) -> None:
             def rule(old: np.ndarray, now: np.ndarray) -> np.ndarray:
                 return phantom(now, dose, normalized=normalized)
 
-            return returns(train(world, rule, optimizer, rate, world.steps(160)).logp[-1], RARE)
+            return returns(train(world, rule, optimizer, rate, world.steps(100)).logp[-1], RARE)
 
         free = left(0.0, False)
         claim.requires(f"{name}, λ = 0: rise", mean(free - begin, expected=0.0, relation="at least"))

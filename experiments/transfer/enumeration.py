@@ -75,15 +75,13 @@ def group_law(
 
 
 def ratios(old: np.ndarray, now: np.ndarray, kind: str) -> np.ndarray:
-    """[R, C, S, T or 1] the factor of ∇log π: ratio of the token, of the answer, its |o|-th root, 1."""
+    """[R, C, S, T or 1] the factor of ∇log π: ratio of the token, of the answer, 1 (a score)."""
     gap = (now - old) * MASK
     if kind == "token":
         return np.exp(gap)
     whole = gap.sum(-1, keepdims=True)
     if kind == "trajectory":
         return np.exp(whole)
-    if kind == "geometric":
-        return np.exp(whole / LENGTH[:, None])
     return np.ones_like(whole)
 
 
@@ -105,7 +103,7 @@ def update(
       old: log π_old, [R, C, S, T].
       now: log π, likewise.
       rewards: [C, S].
-      ratio: "token", "trajectory", "geometric" (|o|-th root), "score" (none).
+      ratio: "token", "trajectory", "score" (none).
       clip: one of `grpo_jax.theory.variance.FORMS`.
       normalized: whether advantages are divided by the group's σ.
       divided: whether tokens have weight 1/|o|, else 1.

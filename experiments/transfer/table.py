@@ -168,6 +168,11 @@ def ordered(cells: Cells) -> list[str]:
     return sorted(cells, key=place)
 
 
+def counts(cells: Cells) -> Counter[str]:
+    """How many rows fail, are open, transfer."""
+    return Counter(outcome(row) for row in cells.values())
+
+
 def text(cells: Cells) -> str:
     """For the terminal."""
     lines = []
@@ -178,9 +183,9 @@ def text(cells: Cells) -> str:
         lines += _paragraph(f"{'Ours: ' if who == 'Ours' else ''}{sentence}", 7)
         for name, cell in row["policies"].items():
             lines += _paragraph(f"{name}: {cell['verdict'].upper()}. {cell['found'] or cell['because']}", 9)
-    counts = Counter(outcome(row) for row in cells.values())
-    total = ", ".join(f"{counts[kind]} {told}" for kind, told in TOLD.items() if counts[kind] and told)
-    return "\n".join([*lines, f"{len(cells)} sentences{': ' if total else ''}{total}."])
+    number = counts(cells)
+    total = f"{number['fails']} fail to transfer, {number['open']} open, {number['transfers']} transfer."
+    return "\n".join([*lines, f"Sentences: {len(cells)}; {total}"])
 
 
 def _paragraph(words: str, indent: int) -> list[str]:
