@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +15,7 @@ from experiments.harness import ledger as ledgers
 from experiments.harness import report, run
 from experiments.harness import scripts as claims_of
 from experiments.harness.record import read_data, write_data
-from experiments.harness.run import Job, Outcome
+from experiments.harness.run import Job
 from grpo_jax.pages import picture
 from tests.made_up_claims import cli, says, write_claim
 
@@ -205,114 +204,6 @@ def test_a_smoke_run_never_replaces_a_real_one(ran, capsys):
     assert cli("A2", "--scripts", scripts, "--out", out, "--size", "smoke") == 2
     assert "quick run of A2" in capsys.readouterr().err
     assert (out / "A2" / "record.json").read_bytes() == before
-
-
-def test_the_ledger_is_written_and_checked_at_its_own_size_and_seed(ran, tmp_path, capsys):
-    scripts, *_ = ran
-    both = ["A2", "B9", "--scripts", scripts, "--out", tmp_path]
-    assert cli(*both, "--seed", "5", "--update-ledger") == 1  # B9 crashes
-    path = scripts.parent / "ledger.json"
-    ledger = json.loads(path.read_text(encoding="utf-8"))
-    assert ledger.keys() == {"A2", "A2.1"}
-    assert ledger["A2"]["seed"] == ledger["A2.1"]["seed"] == 5
-    assert ledger["A2"]["found"] == "The mean is in the middle."
-    assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 0
-    assert read(tmp_path, "A2")["seed"] == 5
-    ledger["A2"]["verdict"] = "refuted"
-    path.write_text(json.dumps(ledger))
-    assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 1
-    assert "A2: committed refuted, now reproduced" in capsys.readouterr().out
-    ledger["A2"]["verdict"] = "reproduced"
-    ledger["A2.2"] = ledger.pop("A2.1")
-    path.write_text(json.dumps(ledger))
-    assert cli("A2", "--scripts", scripts, "--out", tmp_path, "--check") == 1
-    said = capsys.readouterr().out
-    assert "A2.1: committed nothing at size quick, now refuted" in said
-    assert "A2.2: committed refuted, now absent" in said
-    path.unlink()
-
-
-def test_the_figures_of_the_ledger_s_runs_are_kept(ran, tmp_path):
-    scripts = tmp_path / "experiments" / "claims"
-    shutil.copytree(ran[0], scripts)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "ledger.md").write_text("before\n<!-- ledger -->\nold\n<!-- /ledger -->\nafter\n")
-    out = tmp_path / "out"
-    assert cli("A2", "B9", "--scripts", scripts, "--out", out, "--update-ledger") == 1  # B9 crashes
-    page = (tmp_path / "docs" / "ledger.md").read_text()
-    assert page.startswith("before\n<!-- ledger -->\n| | the paper says |")
-    assert page.endswith("|\n<!-- /ledger -->\nafter\n")
-    assert "| [A2](../experiments/claims/a02_" in page
-    assert "old" not in page
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "docs" / "figures").iterdir()}
-    assert kept == {"A2.svg": (out / "A2" / "figure.svg").read_bytes()}
-
-
-def test_the_table_that_a_claim_gives_is_kept_beside_its_figure(ran, tmp_path):
-    scripts = tmp_path / "experiments" / "claims"
-    shutil.copytree(ran[0], scripts)
-    (tmp_path / "docs").mkdir()
-    with (scripts / "a02_noun.py").open("a", encoding="utf-8") as script:
-        script.write(
-            "\n\ndef table(data):\n    return [{'what': 'greatest < 1 σ', 'x': float(data.x.max())}]\n"
-        )
-    out = tmp_path / "out"
-    assert cli("A2", "--scripts", scripts, "--out", out, "--update-ledger") == 0
-    kept = (tmp_path / "docs" / "figures" / "A2.json").read_text(encoding="utf-8")
-    assert json.loads(kept) == [
-        {"what": "greatest < 1 σ", "x": float(read_data(out / "A2" / "data.nc").x.max())}
-    ]
-
-
-def test_smoke_verdicts_are_committed_and_checked_apart(ran, tmp_path, capsys):
-    """One claim decides at smoke size and one does not; a change of either is found."""
-    scripts = tmp_path / "experiments" / "claims"
-    shutil.copytree(ran[0], scripts)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "ledger.md").write_text("<!-- ledger -->\n<!-- /ledger -->")
-    both = ["A2", "B10", "--scripts", scripts, "--size", "smoke", "--out", tmp_path / "out"]
-    assert cli(*both, "--check") == 2
-    assert "committed at size smoke" in capsys.readouterr().err
-    assert cli(*both, "--seed", "4", "--update-ledger") == 0
-    assert not (scripts.parent / "ledger.json").exists()
-    assert "A2" not in (tmp_path / "docs" / "ledger.md").read_text()
-    path = scripts.parent / "ledger_smoke.json"
-    smoke = json.loads(path.read_text(encoding="utf-8"))
-    assert {claim: entry["verdict"] for claim, entry in smoke.items()} == {
-        "A2": "reproduced",
-        "A2.1": "refuted",
-        "B10": "not testable at smoke size",
-        "B10.1": "refuted",
-    }
-    assert all(entry["seed"] == 4 and entry["size"] == "smoke" for entry in smoke.values())
-    (scripts.parent / "ledger.json").write_text(json.dumps({"A2": {"verdict": "refuted", "size": "quick"}}))
-    assert not (tmp_path / "docs" / "figures").exists()
-    capsys.readouterr()
-    assert cli(*both, "--check") == 0
-    assert "The verdicts are those of ledger_smoke.json." in capsys.readouterr().out
-    smoke["A2"]["verdict"], smoke["B10"]["verdict"] = "refuted", "reproduced"
-    path.write_text(json.dumps(smoke))
-    assert cli(*both, "--check") == 1
-    said = capsys.readouterr().out
-    assert "A2: committed refuted, now reproduced" in said
-    assert "B10: committed reproduced, now not testable at smoke size" in said
-
-
-def test_differences_name_what_is_new_and_what_crashed(ran):
-    scripts = claims_of.find_scripts(ran[0])
-    record = {"claim": "A2", "rows": [{"id": "A2", "verdict": "reproduced"}]}
-    good = Outcome(Job(scripts["A2"], "quick", 0), record, None)
-    bad = Outcome(Job(scripts["B9"], "quick", 0), None, "trace")
-    ledger = {name: {"verdict": "refuted", "size": "quick"} for name in ("B9", "B9.1")}
-    found = ledgers.differences(ledger, [good, bad])
-    assert found == [
-        "A2: committed nothing at size quick, now reproduced",
-        "B9: committed refuted, now crashed",
-    ]
-    ledger["A2"] = {"verdict": "reproduced", "size": "full"}
-    assert ledgers.differences(ledger, [good]) == found[:1]
-    ledger["A2"]["size"] = "quick"
-    assert ledgers.differences(ledger, [good]) == []
 
 
 def test_what_the_same_code_has_finished_is_kept(ran, tmp_path, monkeypatch, capsys):
