@@ -76,9 +76,11 @@ def reinforced(policies: dict[float, Any], size: Any, root: int) -> xr.DataArray
         optimizer=gj.ClippedNorm(inner=gj.AdamW(learning_rate=RATE, b2=0.95), max_norm=1.0),
         loop=gj.Loop(prompts=8, group_size=8), expectation=gj.Sampled(),
     )  # fmt: skip
+    starts = {str(share): policy for share, policy in policies.items()}
     data = gj.sweep(
-        config, variants={"policy": {str(p): policy for p, policy in policies.items()}}, iterations=size.iterations, record_every=size.iterations // RECORDS,
-        record=[], record_start=True, root=root, measure={"told": told}, progress=False,
+        config, variants={"policy": starts}, iterations=size.iterations,
+        record_every=size.iterations // RECORDS, record=[], record_start=True, root=root,
+        measure={"told": told}, progress=False,
     )  # fmt: skip
     found = data.told.isel(seed=0).reset_coords(drop=True).rename(policy="share")
     return found.assign_coords(share=list(policies))
