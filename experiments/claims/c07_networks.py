@@ -83,7 +83,7 @@ def train(config: gj.Config, axes: dict[Any, Any], iterations: int, seeds: range
         progress=False,
     )  # fmt: skip
     name = next(str(dim) for dim in data.dims if str(dim).startswith(SWITCHES[0]))
-    return data[["accuracy", "length"]].rename({name: "method"}).drop_attrs()
+    return data[["accuracy", "length"]].rename({name: "algorithm"}).drop_attrs()
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
@@ -110,7 +110,7 @@ def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
             best = score(tuning).mean("seed").idxmax("learning_rate").values
         own = {m: (*switches(m), rate) for m, rate in zip(METHODS, best, strict=True)}
         judged = train(config, {(*SWITCHES, "learning_rate"): own}, seeds=seeds[size.tuned :], **told)
-        found[name] = judged.assign(start=warm.accuracy, rate=("method", best))
+        found[name] = judged.assign(start=warm.accuracy, rate=("algorithm", best))
     return found
 
 
@@ -141,7 +141,7 @@ def score(data: xr.Dataset) -> xr.DataArray:
 def ahead(data: xr.Dataset, name: str, **expected: Any) -> Number:
     """A method's score less GRPO's, paired by seed."""
     found = score(data)
-    return mean(found.sel(method=name) - found.sel(method=GRPO), confidence=CONFIDENCE, **expected)
+    return mean(found.sel(algorithm=name) - found.sel(algorithm=GRPO), confidence=CONFIDENCE, **expected)
 
 
 def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
@@ -155,7 +155,7 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     for task in TASKS:
         here = data[task]
         start = float(here.start)
-        gain = here.accuracy.sel(method=GRPO).isel(iteration=-1) - start
+        gain = here.accuracy.sel(algorithm=GRPO).isel(iteration=-1) - start
         for row in (claim, comparable, other):
             band = Number(start, sum(BAND) / 2, (BAND[1] - BAND[0]) / 2)
             row.requires(f"{task}: accuracy after the warm start", band)
@@ -176,9 +176,9 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
             gaps[method].append(gap)
             if method not in (GRPO, TIC, FROZEN, SCORE):
                 claim.reports(f"{task}: {method} - GRPO", gap)
-            rate = float(here.rate.sel(method=method))
+            rate = float(here.rate.sel(algorithm=method))
             claim.reports(f"{task}: rate of {method}", Number(rate))
-            last = here.accuracy.sel(method=method).isel(iteration=-1)
+            last = here.accuracy.sel(algorithm=method).isel(iteration=-1)
             claim.reports(f"{task}: {method}, accuracy at the end", mean(last, confidence=CONFIDENCE))
     for row, method in ((claim, TIC), (comparable, FROZEN), (other, SCORE)):
         told = " and ".join(
@@ -195,9 +195,9 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
     figure.set_size_inches(7, 5.4)
     panels = plotting.panels(figure, 2, 2)
     for above, below, task in zip(panels[:2], panels[2:], TASKS, strict=True):
-        found = curves(data[task], points=40).sel(method=SHOWN)
+        found = curves(data[task], points=40).sel(algorithm=SHOWN)
         found.attrs = {"long_name": "held-out accuracy"}
-        plotting.curves(above, found, over="seed", by="method", x="tokens", band=CONFIDENCE)
+        plotting.curves(above, found, over="seed", by="algorithm", x="tokens", band=CONFIDENCE)
         above.set(xlabel="tokens sampled", title=task)
         if task != next(iter(TASKS)):
             above.get_legend().remove()

@@ -3,7 +3,8 @@
 A claim is a file `a05_binary_pairs.py`: letter and number are the claim's, the letter the paper's (D and E:
 many sources, each named by its claim). The first line of its docstring is the sentence that is judged, as its
 source has it; the rest says where it stands, what the setting is and what would refute it. It may name a
-`PRECISION`, may stand `APART` (it takes minutes: not run unless it, its letter or all is named), and gives `SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`.
+`PRECISION`, and stand `APART`: it takes minutes, and runs only where it, its letter or all is named. It gives
+`SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`.
 """
 
 from __future__ import annotations
