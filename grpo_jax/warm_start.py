@@ -85,7 +85,7 @@ def fit(
     for name, value in (("batch", batch), ("every", every), ("checked", checked), ("most", most)):
         whole(name, value)
     check_fit(policy, task)
-    optimizer = optimizer or OPTIMIZER
+    optimizer = optimizer or _OPTIMIZER
     root, held = jnp.uint32(seed), _begin(policy, optimizer, seed)
     params = held[0]
     train = functools.partial(_train, policy, task, optimizer, batch, long)
@@ -144,12 +144,12 @@ def imitate(
     for name, value in (("steps", steps), ("batch", batch)):
         whole(name, value)
     check_fit(policy, task)
-    optimizer = optimizer or OPTIMIZER
+    optimizer = optimizer or _OPTIMIZER
     held = _begin(policy, optimizer, seed)
     return _starting(policy, _train(policy, task, optimizer, batch, long, held, jnp.uint32(seed), steps))
 
 
-OPTIMIZER = ClippedNorm(inner=AdamW(learning_rate=1e-3), max_norm=1.0)
+_OPTIMIZER = ClippedNorm(inner=AdamW(learning_rate=1e-3), max_norm=1.0)
 
 
 def _begin(policy: Any, optimizer: Optimizer, seed: int) -> Held:
@@ -180,7 +180,7 @@ def _require_teaching(policy: Any, task: Any, long: float | None) -> None:
         raise ValueError(
             f"{type(task).__name__} has no short answers to mix with long ones (no ``short_demonstrations``)"
         )
-    task.short_demonstrations(jnp.zeros(1))
+    jax.eval_shape(task.short_demonstrations, jnp.zeros(1))  # problems may have none, and say so
 
 
 @functools.partial(jax.jit, static_argnums=3)
