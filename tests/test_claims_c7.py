@@ -58,6 +58,13 @@ def test_the_rule_on_networks(data, wanted):
     assert verdicts(c7, data) == wanted
 
 
+@pytest.mark.parametrize("rate", [min(c7.RATES), max(c7.RATES)])
+def test_a_best_rate_at_the_end_of_the_grid_decides_nothing_for_its_method(rate):
+    data = made_up(**everywhere(tic=BETTER))
+    data["scratchpad"].rate.loc[{"algorithm": c7.FROZEN}] = rate
+    assert verdicts(c7, data) == ["reproduced", "not testable here", "reproduced"]
+
+
 def test_the_score_is_a_mean_over_tokens_up_to_the_budget():
     """Lengths of 2 then 4: of 640·8 tokens that the start would sample in ten batches, nine tenths count."""
     at = [0, 5, 10]

@@ -8,7 +8,7 @@ from experiments.claims import f01_long_chains as f1
 from tests.made_up_claims import noisy, verdicts
 
 SEEDS = range(6)
-SHARES = [*f1.RARE, *f1.NEAR, *f1.COMMON]
+SHARES = [*f1.RARE, *f1.COMMON]
 
 
 def numbers(rare, common, shares, **more):

@@ -4,9 +4,12 @@ whereas mere next-token prediction requires extreme statistical or computational
 
 arXiv:2510.11495 (Tsilivis et al., read as an abstract). Parity of ten bits, a quarter of the 1,024 problems
 held out; a transformer of two layers, width 32. Of the demonstrations a share p shows the running parities
-before the answer, the others the answer alone; 200 steps on 64 of them each. Then GRPO on right or wrong:
+before the answer, the others the answer alone; 300 steps on 128 of them each, at a rate that falls from 2e-3
+to 0. Then Dr. GRPO (GRPO without 1/|o|, which would weigh a chain less, and without σ) on right or wrong:
 8 prompts, groups of 8, one step a batch, no penalty. Every seed has weights, demonstrations and draws of its
-own. Accuracy is on held-out problems: greedy, the likeliest token at each step, and sampled.
+own. Accuracy is on held-out problems: greedy, the likeliest token at each step, and sampled. (In a first run,
+200 steps on 64 at a constant rate and 60 iterations of GRPO at 1e-3, our control was open at p = .5 and
+reinforcement got nowhere; a trial on other draws chose what stands here.)
 
 Refuted if, with p = .1 or .2 by itself, the greedy accuracy after next-token prediction is not within .1 of
 chance, .5 (99.9 % over seeds), even after twice as many steps, or is below .9 after reinforcement. "Extreme
@@ -14,8 +17,7 @@ resources" are beyond what is tried here. The abstract's "longer responses" is r
 not grow by 2 tokens or more. A control: with p = .5 and .7 next-token prediction alone reaches .9 greedily.
 Ours: the likeliest answer begins as the chain does and goes on if p > (1 - p)/2, which is p > 1/3; a sampled
 one is right with probability (1 + p)/2. Refuted if greedy answers have more than 2.5 tokens at .1 or .2 or
-fewer than 10 at .5 or .7, or if a sampled accuracy is more than .1 from (1 + p)/2 at one of them. Shares of
-.3 and .4, near the threshold, are reported.
+fewer than 10 at .5 or .7, or if a sampled accuracy is more than .1 from (1 + p)/2 at one of them.
 """
 
 import dataclasses
@@ -27,19 +29,21 @@ import numpy as np
 import xarray as xr
 
 import grpo_jax as gj
-from experiments.harness.numbers import each, mean
+from experiments.harness.numbers import each
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
 from grpo_jax import plotting, warm_start
 from grpo_jax.measures import View
+from grpo_jax.optimizers import Cosine
 from grpo_jax.random import Stream, uniforms
 
-SIZES = sizes(seeds=(2, 8, 16), iterations=(6, 60, 60), steps=(8, 200, 200))
+SIZES = sizes(seeds=(2, 7, 16), iterations=(6, 204, 204), steps=(8, 300, 300))
 
 TASK = gj.Verifiable(problems=gj.Parity(bits=10, chain="optional"), held_out=0.25)
 POLICY = gj.TransformerPolicy(space=TASK.space, prompt_length=TASK.prompt_length, layers=2, width=32, heads=2)
-RARE, NEAR, COMMON = [0.1, 0.2], [0.3, 0.4], [0.5, 0.7]
-RATE, RECORDS, ASKED = 1e-3, 6, 256
+RARE, COMMON = [0.1, 0.2], [0.5, 0.7]
+BATCH, IMITATED, REINFORCED = 128, 2e-3, 3e-4
+RECORDS, ASKED = 6, 256
 CHANCE, NEARLY, RIGHT, LONGER = 0.5, 0.1, 0.9, 2.0
 SHORT, WHOLE = 2.5, 10.0
 """Tokens: an answer alone has two, EOS included, one behind the whole chain eleven."""
@@ -70,10 +74,11 @@ def told(view: View) -> jnp.ndarray:
 
 
 def reinforced(policies: dict[float, Any], size: Any, root: int) -> xr.DataArray:
-    """[share, iteration, number] GRPO from each of the policies, and where it starts."""
+    """[share, iteration, number] Dr. GRPO from each of the policies, and where it starts."""
     config = gj.Config(
-        policy=next(iter(policies.values())), task=TASK, method=gj.Method(penalty=None),
-        optimizer=gj.ClippedNorm(inner=gj.AdamW(learning_rate=RATE, b2=0.95), max_norm=1.0),
+        policy=next(iter(policies.values())), task=TASK,
+        method=dataclasses.replace(gj.methods.dr_grpo, penalty=None),
+        optimizer=gj.ClippedNorm(inner=gj.AdamW(learning_rate=REINFORCED, b2=0.95), max_norm=1.0),
         loop=gj.Loop(prompts=8, group_size=8), expectation=gj.Sampled(),
     )  # fmt: skip
     starts = {str(share): policy for share, policy in policies.items()}
@@ -88,7 +93,13 @@ def reinforced(policies: dict[float, Any], size: Any, root: int) -> xr.DataArray
 
 def taught(shares: list[float], steps: int, root: int) -> tuple[dict[float, Any], xr.DataArray]:
     """Policies after next-token prediction at these shares, and [share, number] what they answer."""
-    policies = {p: warm_start.imitate(POLICY, TASK, steps=steps, long=p, seed=root) for p in shares}
+    falling = gj.AdamW(learning_rate=Cosine(init=IMITATED, steps=float(steps)))
+    told: dict[str, Any] = {
+        "optimizer": gj.ClippedNorm(inner=falling, max_norm=1.0),
+        "batch": BATCH,
+        "seed": root,
+    }
+    policies = {p: warm_start.imitate(POLICY, TASK, steps=steps, long=p, **told) for p in shares}
     found = np.stack([asked(policy.start, root) for policy in policies.values()])
     return policies, xr.DataArray(found, {"share": shares, "number": NUMBERS})
 
@@ -100,10 +111,10 @@ def asked(params: Any, root: Any) -> jnp.ndarray:
 
 
 def simulate(seed: int, size: Any) -> dict[str, xr.Dataset]:
-    """Next-token prediction at every share, at rare ones twice as long, too; and GRPO after it."""
+    """Next-token prediction at every share, at rare ones twice as long, too; and Dr. GRPO after it."""
     once, twice, after = [], [], []
     for root in range(1000 * seed, 1000 * seed + size.seeds):
-        policies, found = taught([*RARE, *NEAR, *COMMON], size.steps, root)
+        policies, found = taught([*RARE, *COMMON], size.steps, root)
         once.append(found)
         twice.append(taught(RARE, 2 * size.steps, root)[1])
         after.append(reinforced({p: policies[p] for p in RARE}, size, root))
@@ -130,8 +141,6 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     after = each(end.sel(number="greedy", drop=True), expected=RIGHT, relation="at least")
     claim.refutes("after reinforcement, greedy accuracy", after)
     claim.reports("after reinforcement, sampled accuracy", each(end.sel(number="sampled", drop=True)))
-    for p in NEAR:
-        claim.reports(f"share {p}, greedy accuracy", mean(once.sel(share=p, number="greedy")))
     low, high = (float(x.sel(number="greedy").mean()) for x in (once.sel(share=RARE), end))
     claim.finds(
         f"Greedy answers go from {low:.2f} to {high:.2f} in {int(curves.iteration[-1])} iterations.",
@@ -162,8 +171,6 @@ def judge_threshold(once: xr.DataArray, claim: Claim) -> None:
     sampled = once.sel(share=[*RARE, *COMMON], number="sampled", drop=True)
     gap = sampled - (1 + sampled.share) / 2
     row.refutes("sampled accuracy - (1 + p)/2", each(gap, expected=0.0, tolerance=NEARLY))
-    for p in NEAR:
-        row.reports(f"share {p}, greedy tokens", mean(length.sel(share=p)))
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
