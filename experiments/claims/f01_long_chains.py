@@ -161,6 +161,8 @@ def judge_threshold(once: xr.DataArray, claim: Claim) -> None:
         "The likeliest answer shows the chain where more than a third of the demonstrations do; a sampled "
         "one is right with probability (1 + p)/2."
     )
+    learnt = each(once.sel(share=COMMON, number="greedy", drop=True), expected=RIGHT, relation="at least")
+    row.requires("chains common, greedy accuracy", learnt)
     length = once.sel(number="greedy length", drop=True)
     row.refutes(
         "greedy tokens, chains rare", each(length.sel(share=RARE), expected=SHORT, relation="at most")
