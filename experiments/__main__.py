@@ -49,7 +49,7 @@ def main(
 
     Args:
       claims: Claims to run, such as A5 B3; a letter such as D means all of its claims, all means every one.
-        Without a name: those of the three papers, A B C.
+        Without a name: those of the three papers, A B C, less those that stand apart (C7).
       size: How much to simulate; quick, or with --check the committed size.
       seed: Seed of every random number; the committed one, else 0.
       out: Folder of the results.

@@ -129,3 +129,26 @@ def test_a_plain_run_takes_the_committed_seed_and_a_check_the_committed_size_too
     assert planned(committed, check=True, size="smoke", seed=0) == ("smoke", 0)
     assert planned(committed, size="full", seed=1) == ("full", 1)
     assert planned({}) == planned({}, check=True) == ("quick", 0)
+
+
+def test_a_claim_that_stands_apart_runs_only_where_it_its_letter_or_all_is_named(tmp_path):
+    for claim in ("A1", "C6", "C7", "D1"):
+        write_claim(tmp_path, claim)
+    network = tmp_path / "c07_noun.py"
+    network.write_text(network.read_text().replace("PRECISION", "APART = True\nPRECISION", 1))
+    found = claims_of.find_scripts(tmp_path)
+
+    def chosen(*names):
+        return [script.id for script in claims_of.choose(found, names)]
+
+    assert chosen() == ["A1", "C6"]
+    assert chosen("c7") == ["C7"]
+    assert chosen("C") == ["C6", "C7"]
+    assert chosen("all") == ["A1", "C6", "C7", "D1"]
+    network.write_text(network.read_text().replace("APART = True", 'APART = "often"', 1))
+    with pytest.raises(Refusal, match="APART is True or False; got 'often'"):
+        claims_of.find_scripts(tmp_path)
+
+
+def test_networks_do_not_run_unasked():
+    assert "C7" not in [script.id for script in claims_of.choose(claims_of.find_scripts(), [])]

@@ -3,8 +3,9 @@
 A claim is a file `a05_binary_pairs.py`: letter and number are the claim's, the letter the paper's (D and E:
 many sources, each named by its claim). The first line of its docstring is the sentence that is judged, as its
 source has it; the rest says where it stands, what the setting is and what would refute it. It may name a
-`PRECISION`, and gives `SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`; it may
-give `table(data)`, rows for the site, each a dict of texts and numbers by the columns' names.
+`PRECISION`, and stand `APART`: it takes minutes, and runs only where it, its letter or all is named. It gives
+`SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`, and may give `table(data)`:
+rows for the site, each a dict of texts and numbers by the columns' names.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Script:
     about: str
     paper: str
     precision: str
+    apart: bool
     path: Path
 
 
@@ -97,7 +99,9 @@ def read_script(path: Path) -> Script:
         raise Refusal(f"{path.name} has no docstring; its first line is the sentence that is judged")
     if "refuted" not in about.lower():
         raise Refusal(f"{path.name} does not say what would refute it")
-    precision = _constant(tree, "PRECISION") or "float32"
+    precision, apart = _constant(tree, "PRECISION", "float32"), _constant(tree, "APART", False)
+    if not isinstance(apart, bool):
+        raise Refusal(f"{path.name}: APART is True or False; got {apart!r}")
     if precision not in ("float32", "float64"):
         raise Refusal(f"{path.name}: PRECISION is float32 or float64; got {precision!r}")
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -106,16 +110,17 @@ def read_script(path: Path) -> Script:
     letter, number = name.groups()
     says = " ".join(sentence.split())
     paper = PAPERS.get(letter.upper(), "")
-    return Script(f"{letter.upper()}{int(number)}", says, about.strip(), paper, precision, path.resolve())
+    id = f"{letter.upper()}{int(number)}"
+    return Script(id, says, about.strip(), paper, precision, apart, path.resolve())
 
 
-def _constant(tree: ast.Module, name: str) -> str | None:
+def _constant(tree: ast.Module, name: str, default: Any) -> Any:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             if name in names:
-                return str(node.value.value)
-    return None
+                return node.value.value
+    return default
 
 
 MAIN = ("A", "B", "C")
@@ -126,8 +131,8 @@ ALL = "ALL"
 def choose(scripts: dict[str, Script], names: Sequence[str]) -> list[Script]:
     """The claims of these names, upper or lower case, in order and once each.
 
-    A name is a claim's, or a letter for all of its claims, or ``all``; without names the letters are those of
-    the three papers.
+    A name is a claim's, or a letter for all of its claims, or ``all``; without names they are those of the
+    three papers, less what stands apart.
     """
     known = {name.upper(): script for name, script in scripts.items()}
     letters = {name[:1] for name in known}
@@ -136,7 +141,8 @@ def choose(scripts: dict[str, Script], names: Sequence[str]) -> list[Script]:
         if name in known:
             wanted.add(name)
         elif name in letters or name == ALL or not names:
-            wanted |= {claim for claim in known if name == ALL or claim[:1] == name}
+            of_name = {claim for claim in known if name == ALL or claim[:1] == name}
+            wanted |= of_name if names else {claim for claim in of_name if not known[claim].apart}
         else:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             hint = f"did you mean {near[0]}?" if near else "there are none here"

@@ -59,6 +59,14 @@ class HasFormat(Protocol):
         """bool [P, N]."""
 
 
+@runtime_checkable
+class HasShortSolution(Protocol):
+    """Problems with right answers that show no work, beside their solutions that do."""
+
+    def short_solution(self, index: Array) -> tuple[Array, Array]:
+        """As ``Problems.solution``. [P, T]."""
+
+
 MOST = 2**31 - 1
 
 
@@ -172,6 +180,19 @@ class Verifiable:
         """Training prompts [P, Q], and tokens and mask [P, T] of a right answer to each."""
         index = self.training_index(uniforms)
         return (self.problems.prompt(index), *self.problems.solution(index))
+
+    def short_demonstrations(self, uniforms: Array) -> tuple[Array, Array, Array]:
+        """As ``demonstrations``, without a chain of thought: [P, Q], [P, T], [P, T].
+
+        ValueError where the problems know no such answers (no ``short_solution``).
+        """
+        if not isinstance(self.problems, HasShortSolution):
+            raise ValueError(
+                f"{type(self.problems).__name__} has no answers without a chain of thought (no "
+                '``short_solution``); Parity(chain="optional") has'
+            )
+        index = self.training_index(uniforms)
+        return (self.problems.prompt(index), *self.problems.short_solution(index))
 
     def solution(self, index: Array) -> tuple[Array, Array]:
         """Tokens and mask [P, T] of right answers to problems [P]."""
