@@ -121,7 +121,7 @@ with interruptible("x"):
         (Interrupted("stopped after part 1 of 2", signal.SIGINT), 130, "stopped after part 1 of 2\n"),
         (Interrupted("stopped after part 1 of 2", signal.SIGTERM), 143, "stopped after part 1 of 2\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
-        (OSError(28, "No space left", "x"), 2, "error: [Errno 28] No space left: 'x'\n"),
+        (OSError(28, "No space left", "x"), 2, "error: x: No space left\n"),
         (Damaged("x is damaged"), 2, "error: x is damaged\n"),
     ],
 )

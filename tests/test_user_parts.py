@@ -104,12 +104,12 @@ def test_a_part_in_the_wrong_slot_is_refused_by_name(slots, says):
         gj.sweep(configured(**slots), **SHORT)
 
 
-FEW = ("grpo", "gspo", "tic_grpo", "dapo_dynamic", "reinforce_plus_plus", "max_rl_successes", "gtpo")
+SLOTS = ("grpo", "gspo", "tic_grpo", "dapo_dynamic", "reinforce_plus_plus", "max_rl_successes", "gtpo")
 """Methods of which every kind of slot is used by one."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in methods.METHODS]
+    "name", [pytest.param(n, marks=[] if n in SLOTS else pytest.mark.slow) for n in methods.METHODS]
 )
 def test_every_method_heeds_multiplicity_and_keeps_runs_apart(name):
     assert respects_multiplicity(methods.METHODS[name])
