@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from docs.generate.answers import Ledger
 from docs.generate.questions import QUESTIONS
 from docs.generate.records import ROOT
@@ -46,13 +48,20 @@ def answers(ledger: Ledger) -> str:
 def survivors(cells: transfer.Cells) -> str:
     """How many sentences survive a network, and which of them fail, in one paragraph."""
     counts = transfer.counts(cells)
+    same = Counter(
+        row["policies"][transfer.CONTROL]["verdict"]
+        for row in cells.values()
+        if transfer.outcome(row) == "transfers"
+    )
+    held = ", ".join(f"{count} {verdict}" for verdict, count in same.most_common())
     lines = [
         "**What survives a network?** The same sentences, said of sequences, on a table (`tree`), an `mlp` "
         "and a small `transformer` from the same starts, and on an MLP with fewer parameters than the table "
         "(`narrow`): `python -m experiments --policy tree mlp transformer narrow` computes "
         "[`transfer.json`](experiments/transfer.json), and `--check` compares with it. Of "
-        f"{len(cells)} sentences {counts['transfers']} transfer, {counts['open']} are open on some policy, "
-        f"and {counts['fails']} have another verdict on some network than on a table:"
+        f"{len(cells)} sentences {counts['transfers']} have one verdict on all of them ({held}), "
+        f"{counts['open']} are open on some policy at this number of starts, and {counts['fails']} have "
+        "another verdict on some network than on a table:"
     ]
     for id in transfer.ordered(cells):
         if transfer.outcome(cells[id]) == "fails":

@@ -16,8 +16,8 @@ judged on others. The score is accuracy (256 answers at each of ten checks), ave
 to a budget of nine tenths of what the start would sample in as many batches; a run that has sampled less
 keeps its last. It is on held-out parities, and on the sums that are trained on: in a trial from 80 sums no
 method gained on others. Methods are paired by seed, which has a start, prompts, draws and checks of its
-own. (In a first run all seeds shared one start and held-out sums were judged; GRPO gained less than its
-check asks.)
+own; its first batches ask what its warm start was shown. (In a first run all seeds shared one start and
+held-out sums were judged; GRPO gained less than its check asks.)
 
 Refuted if on either task TIC-GRPO's score less GRPO's is below -.02 (95 % over seeds). Qualified if on one
 it is not above .02. The abstract's "performance comparable to standard GRPO" without importance sampling is

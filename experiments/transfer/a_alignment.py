@@ -83,16 +83,17 @@ def a4(world: World, claim: Claim) -> None:
     missed = residual(logp, reference)
     number = worst(missed, tolerance=1e-6)
     claim.refutes("(11): left side less π_ref", number)
-    jacobian = world.jacobian(found[0]).reshape(-1, found.shape[1])
-    values = np.linalg.svd(jacobian, compute_uv=False)
-    rank, free = int(np.sum(values > 1e-9 * values[0])), int((ALLOWED.sum(1) - 1).sum()) * logp.shape[1]
-    claim.reports("directions in which the policy can move", Number(float(rank)))
+    rank = int(np.linalg.matrix_rank(world.jacobian(start[0]).reshape(-1, start.shape[1])))
+    free = int((ALLOWED.sum(1) - 1).sum()) * logp.shape[1]
+    left = float(np.abs(hand).max())
+    claim.reports("directions in which the policy can move at its start", Number(float(rank)))
+    claim.reports("the update's projection where training ends", Number(left))
     claim.finds(
         f"The policy can move in {rank} directions, all that a table has.",
         when=rank == free,
     )
     claim.finds(
-        f"It moves in {rank} of a table's {free} directions only: the update vanishes on average over what "
-        f"prefixes share, and (11) is missed by {np.abs(missed).max():.2g} at one of them.",
+        f"It moves in {rank} of a table's {free} directions only. Training runs off to saturated units: "
+        f"where the update's projection is {left:.1g}, (11) is missed by {np.abs(missed).max():.2g}.",
         when=number.holds is False and rank < free,
     )

@@ -76,13 +76,13 @@ def lengths_by_outcome(logp: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def b2(world: World, claim: Claim) -> None:
-    """Under weights of 1/|o| right answers get shorter and wrong ones longer, though no reward reads length.
+    """Under 1/|o| right answers end shorter and wrong ones longer than under constant weights.
 
-    The reward is 1 for a first token, another one for each prompt, and reads nothing else; r − r̄, exact
+    The reward is 1 for a first token, another one for each prompt, and does not read lengths; r − r̄, exact
     updates, SGD and AdamW, at rates that raise J by .01 in the first step. Lengths where J is .9, less those
     under constant weights where J is .9, and then these less those of the start.
 
-    Refuted if right answers get longer or wrong ones shorter (99.9 %): the sign, by which a draft's margin of
+    Refuted if right answers are longer or wrong ones shorter (99.9 %): the sign, by which a draft's margin of
     .1 tokens gave way after a first run of 8 seeds, as it is the claim's for answers of one to six tokens and
     these have two to four. A row of ours, that constant weights leave lengths alone, keeps it: refuted if
     either moves by .1.
@@ -103,7 +103,7 @@ def b2(world: World, claim: Claim) -> None:
         for outcome, sign in (("right", -1), ("wrong", 1)):
             effect = sign * (ends[True][outcome] - ends[False][outcome])
             claim.refutes(
-                f"{name}: tokens by which {outcome} answers get {'longer' if sign > 0 else 'shorter'}",
+                f"{name}: tokens by which {outcome} answers are {'longer' if sign > 0 else 'shorter'}",
                 mean(effect, expected=0.0, relation="at least"),
             )
             drift = ends[False][outcome] - begin[outcome]
@@ -126,8 +126,9 @@ def b3(world: World, claim: Claim) -> None:
     Graded rewards times 1/64, 1 and 64; r − r̄, constant weights, exact updates, ε = 1e-8, 60 steps that
     begin by raising J by .01 at scale 1.
 
-    Refuted if at a factor of 64 either way a trained policy is .005 away in total variation (the claim's own
-    margin), worst prompt, any start. SGD, a control, must be .1 away on average.
+    Refuted if at a factor of 64 either way trained policies are .005 away in total variation (the claim's own
+    margin), worst prompt, mean over starts (99.9 %): by the worst start the verdict turned with the draw of
+    starts, for the table, too. It is told. SGD, a control, must be .1 away on average.
     """
 
     def trained(optimizer: gj.optimizers.Optimizer, scale: float) -> np.ndarray:
@@ -140,7 +141,8 @@ def b3(world: World, claim: Claim) -> None:
     plain = trained(ADAMW, 1.0)
     for told, scale in (("1/64", 1 / 64), ("64", 64.0)):
         moved = variation(trained(ADAMW, scale), plain)
-        claim.refutes(f"AdamW: variation at a scale of {told}", worst(moved, tolerance=0.005))
+        claim.refutes(f"AdamW: variation at a scale of {told}", mean(moved, expected=0.0, tolerance=0.005))
+        claim.reports(f"AdamW: variation at a scale of {told}, worst start", Number(float(moved.max())))
     control = variation(trained(SGD, 1 / 64), trained(SGD, 1.0))
     claim.requires("SGD: variation at 1/64", mean(control, expected=0.1, relation="at least"))
 
@@ -199,19 +201,20 @@ def value(
 
 
 def b5(world: World, claim: Claim) -> None:
-    """The surrogate's value is no meter of progress: over training it does not go with the true return.
+    """The surrogate's value is no meter of progress: over training it does not follow the true return.
 
     Graded rewards, r − r̄, exact updates with SGD and AdamW, 80 steps that begin by raising J by .01: the
     value at θ_old under 1/|o| with k3 at β = .04, which is −β E[R], and under constant weights, which is
     the covariance of advantage and length. Each run's correlation with J over training.
 
-    Refuted if a mean correlation is .5 or more (the claim's own margin, of its row on training: it asks
-    of a value that goes with the reward). That under 1/|o| without a penalty the value is 0 is a check
-    (1e-12). Told: how far the correlations fall below 0.
+    Refuted if a mean correlation is not within .5 of 0 (99.9 %; the rule of the claim's row on training: a
+    value that goes against the reward is a meter, too, read backwards). That under 1/|o| without a penalty
+    the value is 0 is a check (1e-12).
     """
     reference = world.listed(world.start)
     bare = value(reference, GRADED, reference, divided=True, beta=0.0)
     claim.requires("1/|o|, no penalty: value", worst(bare, tolerance=1e-12))
+    seen = []
     for name, optimizer in OPTIMIZERS.items():
 
         def rule(old: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -222,8 +225,10 @@ def b5(world: World, claim: Claim) -> None:
         for told, divided, beta in (("1/|o|, k3", True, 0.04), ("constant", False, 0.0)):
             values = np.stack([value(x, GRADED, reference, divided=divided, beta=beta) for x in path.logp])
             follows = [np.corrcoef(a, b)[0, 1] for a, b in zip(values.T, truth.T, strict=True)]
-            number = mean(follows, expected=0.5, relation="at most")
+            number = mean(follows, expected=0.0, tolerance=0.5)
             claim.refutes(f"{name}, {told}: correlation with J", number)
+            seen.append(f"{number.value:+.2f} ({name}, {told})")
+    claim.finds(f"Its correlation with J over training is {', '.join(seen)}.")
 
 
 def b6(world: World, claim: Claim) -> None:

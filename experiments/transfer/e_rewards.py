@@ -249,8 +249,8 @@ def e5(world: World, claim: Claim) -> None:
     every dose). Marks less λ·|o|/4, λ of .001, .01 and .1; groups of 8, exact updates, 100 steps that would
     begin by raising J by .01 at λ = 0 without σ, SGD and AdamW. J is the chance of a right answer.
 
-    Refuted if at no λ J ends below half of where it started, mean over starts (99.9 %; the claim's own
-    rule), an optimizer by itself. A row of ours, that without σ λ = .01 costs less than a tenth of J at λ
+    Refuted if at one λ J does not end below half of where it started, mean over starts (99.9 %), an optimizer
+    by itself. A row of ours, that without σ λ = .01 costs less than a tenth of J at λ
     = 0: refuted beyond. At λ = 0 J must not fall.
     """
     row = claim.ours("Without σ, a length term of .01 costs less than a tenth of the return.")
@@ -267,10 +267,11 @@ def e5(world: World, claim: Claim) -> None:
         free = left(0.0, False)
         claim.requires(f"{name}, λ = 0: rise", mean(free - begin, expected=0.0, relation="at least"))
         shares = {dose: left(dose, True) / begin for dose in DOSES}
-        lowest = min(shares, key=lambda dose: shares[dose].mean())
-        number = mean(shares[lowest], expected=0.5, relation="at most")
-        claim.refutes(f"{name}: what is left, over the start, at λ = {lowest}", number)
-        claim.finds(f"{name}: at λ = {lowest} {shares[lowest].mean():.2f} of the start is left.")
+        for dose, share in shares.items():
+            number = mean(share, expected=0.5, relation="at most")
+            claim.refutes(f"{name}: what is left, over the start, at λ = {dose}", number)
+        most = max(float(share.mean()) for share in shares.values())
+        claim.finds(f"{name}: at any λ at most {most:.2g} of the start is left.")
         cost = 1 - left(0.01, False) / free
         row.refutes(f"{name}: share lost", mean(cost, expected=0.1, relation="at most"))
 
