@@ -50,6 +50,19 @@ def test_others_are_all_rows_but_one(group):
         np.testing.assert_array_equal(found, 0)
 
 
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_far_from_others_that_are_close_in_single_precision(apart, sign):
+    """Right or wrong alone, beside answers that a small length term keeps apart."""
+    rewards = np.float32(sign) * np.array([1, 0, 1, 2, 3, 4, 5], np.float32) * np.float32([1] + [apart] * 6)
+    with jax.enable_x64(False):
+        found = Others(eps=0.0)(rollout_of(rewards), jnp.asarray(rewards[None]))[0, :, 0]
+        counted = Others(eps=0.0)(rollout_of(rewards, [1, 2, 1, 1, 1, 1, 3]), jnp.asarray(rewards[None]))
+    np.testing.assert_allclose(found, rows(rewards.astype(float), 0.0), rtol=2e-5)
+    whole = rows(np.repeat(rewards.astype(float), [1, 2, 1, 1, 1, 1, 3]), 0.0)[[0, 1, 3, 4, 5, 6, 7]]
+    np.testing.assert_allclose(counted[0, :, 0], whole, rtol=2e-5)
+
+
 def test_a_histogram_counts_every_copy_as_another_row():
     """Rewards .2 (twice), 1 (once), .5 (thrice), and an absent entry that holds NaN."""
     found = Others()(rollout_of([0] * 4, [2, 1, 3, 0]), jnp.array([[0.2, 1.0, 0.5, jnp.nan]]))[0, :, 0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax.numpy as jnp
 
+from grpo_jax.kernels import cumulative
 from grpo_jax.part import number, part
 from grpo_jax.parts.advantages import Advantage
 from grpo_jax.parts.shaping import Sum, WeightedSum
-from grpo_jax.statistics import GROUP_AXES, centred, divide, extent, present, total
+from grpo_jax.statistics import GROUP_AXES, divide, extent, present
 from grpo_jax.types import Array, Coupling, Number, Rollout
 
 
@@ -30,16 +32,37 @@ class Others:
     def __call__(self, rollout: Rollout, rewards: Array) -> Array:
         weight = rollout.multiplicity
         size = jnp.sum(weight, 1, keepdims=True)
-        factor = divide(size, jnp.maximum(size - 1, 0))
         low, high = extent(rewards, weight, GROUP_AXES)
         width = jnp.where(high > low, high - low, 1)
-        unit = centred(rewards, weight, GROUP_AXES) / width
-        # Σ_j (x_j − x̄)² without i, about the mean of the others: less n/(n − 1) of i's own square.
-        squares = total(unit**2, weight, GROUP_AXES) - factor * unit**2
-        variance = divide(jnp.maximum(squares, 0), jnp.maximum(size - 1 - self.ddof, 0))
+        # From the end at which some of the others stand: far from it their spread would drown in rounding.
+        x = present((rewards - jnp.where(rewards == low, high, low)) / width, weight)
+        first = _of_others(lambda end: (rewards - end) / width, rewards, weight, low, high)
+        second = _of_others(lambda end: ((rewards - end) / width) ** 2, rewards, weight, low, high)
+        mean = divide(first, jnp.maximum(size - 1, 0))
+        variance = divide(jnp.maximum(second - first * mean, 0), jnp.maximum(size - 1 - self.ddof, 0))
         scale = jnp.where(_others_tie(rewards, weight, size, low, high), 0, width * jnp.sqrt(variance))
-        advantage = unit * width * factor / jnp.where(scale > 0, scale + self.eps, 1)
-        return present(advantage, weight)[:, :, None]
+        away = jnp.where(low < high, width * (x - mean), 0)
+        return present(away / jnp.where(scale > 0, scale + self.eps, 1), weight)[:, :, None]
+
+
+def _of_others(
+    value: Callable[[Array], Array], rewards: Array, weight: Array, low: Array, high: Array
+) -> Array:
+    """[P, N] Σ of ``value(end)`` over all draws but one of each entry's own, by running sums from both sides.
+
+    ``end`` is the high one for entries at the low one, and the low one for all others. Nothing is taken away
+    from a sum: of an entry far from the others nothing else would be left.
+    """
+
+    def others(end: Array) -> Array:
+        z = present(value(end), weight)
+        parts = weight * z
+        before = jnp.concatenate([jnp.zeros_like(parts[:, :1]), cumulative(parts, 1)[:, :-1]], 1)
+        after = jnp.concatenate([jnp.zeros_like(parts[:, :1]), cumulative(parts[:, ::-1], 1)[:, :-1]], 1)
+        # One draw of fractions is one only to rounding, so the bound lies halfway to two.
+        return before + after[:, ::-1] + jnp.where(weight < 1.5, 0, weight - 1) * z
+
+    return jnp.where(rewards == low, others(high), others(low))
 
 
 def _others_tie(rewards: Array, weight: Array, size: Array, low: Array, high: Array) -> Array:
