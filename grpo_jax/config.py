@@ -133,6 +133,11 @@ class Loop:
     refresh_every: int = static(1, low=1)
     refill: Refill | None = None
 
+    @property
+    def one_step(self) -> bool:
+        """Whether each batch has a single step, from the θ_old that sampled it."""
+        return self.refresh_every == self.inner_steps == self.minibatches == 1
+
 
 @part
 class Config:

@@ -21,6 +21,7 @@ from grpo_jax.parts.gains import Clip, Gain
 from grpo_jax.parts.penalties import PenaltyTerm
 from grpo_jax.parts.ratios import Ratio, Token
 from grpo_jax.parts.reductions import PerSequence, Reduction
+from grpo_jax.parts.sampler import AtTheta
 from grpo_jax.parts.shaping import Shaping, Sum
 from grpo_jax.types import Array, CorrectsSampler, Evaluation, Rollout, fits
 
@@ -73,13 +74,22 @@ def check_slots(method: Method) -> None:
             raise TypeError(f"method.{name} is {held!r}; its slot calls a part with ({takes})") from error
 
 
-def idle_corrections(method: Method) -> list[str]:
+def idle_corrections(method: Method, *, one_step: bool) -> list[str]:
     """Names of the parts that read who sampled (``rollout.sampling_logp``).
 
-    Where the old policy samples, π_old/π_sampling is exactly 1, so that they correct nothing.
+    Where the old policy samples, π_old/π_sampling is exactly 1, so that they correct nothing; of those
+    ``AtTheta`` this holds only if θ takes one step from θ_old (``one_step``).
     """
+    read = subparts(method)
+    moves = (
+        []
+        if one_step
+        else [p for outer in subparts(method) if isinstance(outer, AtTheta) for p in subparts(outer)]
+    )
     found = (
-        type(p).__name__ for p in subparts(method) if isinstance(p, CorrectsSampler) and p.corrects_sampler
+        type(p).__name__
+        for p in read
+        if isinstance(p, CorrectsSampler) and p.corrects_sampler and all(p is not other for other in moves)
     )
     return list(dict.fromkeys(found))
 

@@ -100,10 +100,11 @@ def ready(config: Config, state: TrainState) -> Config:
 
 def warn_of_idle_corrections(config: Config, *, stacklevel: int = 3) -> None:
     """UserWarning for parts that correct for a sampler apart from π_old, which training does not have."""
-    idle = idle_corrections(config.method)
+    idle = idle_corrections(config.method, one_step=config.loop.one_step)
     if idle and (config.behavior is None or not config.behavior.apart(config.policy)):
+        verb = "corrects" if len(idle) == 1 else "correct"
         warnings.warn(
-            f"{', '.join(idle)} corrects nothing here: the old policy samples, so that its ratio to the "
+            f"{', '.join(idle)} {verb} nothing here: the old policy samples, so that its ratio to the "
             "sampler is exactly 1",
             stacklevel=stacklevel,
         )
@@ -385,9 +386,7 @@ def starts_fresh(config: Config) -> bool:
 
     A table gains nothing by it, and its program stays as it is, to the bit.
     """
-    loop = config.loop
-    once = loop.refresh_every == loop.inner_steps == loop.minibatches == 1
-    return once and not config.policy.trailing and config.behavior is None
+    return config.loop.one_step and not config.policy.trailing and config.behavior is None
 
 
 def _fresh(config: Config, state: TrainState) -> bool:

@@ -1,10 +1,13 @@
 """Parts that NeMo-RL and open-instruct need, recomputed by hand, where their recorded cases do not reach."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax import presets
 from grpo_jax.parts.advantages import Normalized
 from grpo_jax.parts.others import Apart, Others
 from grpo_jax.parts.penalties import K1, K2, K3, BoundedRatioWeight, ClampedInput, Likelihood, Penalty
@@ -209,3 +212,10 @@ def test_a_correction_at_theta_reads_no_old_policy():
     at = Evaluation(rollout._replace(old_logp=jnp.full((1, 2, 3), jnp.nan)), logp, logp, jnp.ones((1, 2, 1)))
     wanted = np.minimum(np.exp(np.asarray(logp - rollout.sampling_logp)), 1.3)
     np.testing.assert_allclose(AtTheta(inner=SamplerMismatch(high=1.3))(at), wanted, rtol=1e-12)
+
+
+def test_a_filter_that_would_tie_on_other_rewards_is_not_modelled():
+    with pytest.raises(presets.NotModelled, match="give filter_zero_std_samples=False"):
+        presets.open_instruct(non_stop_penalty=True)
+    kept = presets.open_instruct(non_stop_penalty=True, filter_zero_std_samples=False)
+    assert kept.shaping == dataclasses.replace(kept.shaping, scale=0.0)

@@ -142,9 +142,19 @@ def test_a_jitted_step_is_traced_once_whatever_its_numbers():
 def test_corrections_of_a_sampler_that_is_not_apart_are_said_to_be_idle(preset):
     config = configured(method=presets.trl(**preset))
     state = train.init(config, 0)
-    said = pytest.warns(UserWarning, match="SamplerM.* corrects nothing here")
+    said = pytest.warns(UserWarning, match="SamplerM.* corrects? nothing here")
     with said if preset else contextlib.nullcontext():
         train.run(config, state, iterations=1, record=["reward"])
+
+
+def test_a_correction_at_theta_is_idle_in_the_first_step_only():
+    at_theta, at_old = presets.open_instruct(beta=0.0), presets.trl(use_vllm=True)
+    once, twice = Loop(group_size=6), Loop(group_size=6, inner_steps=2)
+    with pytest.warns(UserWarning, match="SamplerMismatch corrects nothing here"):
+        train.warn_of_idle_corrections(configured(method=at_theta, loop=once))
+    train.warn_of_idle_corrections(configured(method=at_theta, loop=twice))
+    with pytest.warns(UserWarning, match="SamplerMask corrects nothing here"):
+        train.warn_of_idle_corrections(configured(method=at_old, loop=twice))
 
 
 TRACES = []

@@ -210,6 +210,11 @@ def reduction(o: Options) -> Reduction:
         found = Divided(inner=TokenSum(), by=_denominator(o.loss_denominator))
     if o.mask_truncated_completions:
         found = MaskTruncated(inner=found)
+    if o.filter_zero_std_samples and o.non_stop_penalty:
+        raise NotModelled(
+            "open_instruct: filter_zero_std_samples=True drops groups that tie after non_stop_penalty; "
+            "here it would drop those that tie before it; give filter_zero_std_samples=False"
+        )
     return Informative(inner=found) if o.filter_zero_std_samples else found
 
 
