@@ -234,7 +234,7 @@ def check_slots(config: Config) -> None:
     surrogate.check_slots(config.method)
     for slot, needed in _SLOTS.items():
         value = getattr(config, slot)
-        lacking = [name for name in needed if not hasattr(value, name)]
+        lacking = [name for name in needed if not (hasattr(type(value), name) or hasattr(value, name))]
         if value is not None and (isinstance(value, type) or lacking):
             hint = {"optimizer": "; optimizers.Custom wraps an Optax transformation"}.get(slot, "")
             what = "a class, not an instance" if isinstance(value, type) else f"without {', '.join(lacking)}"

@@ -168,6 +168,8 @@ def _check_field(owner: str, field: dataclasses.Field, value: Any) -> None:
     low = field.metadata.get("low")
     if low is not None and not (value is None and takes_none(field)):
         whole(name, value, low)
+        if value >= 2**31:
+            raise ValueError(f"{name} is {value}; it must be below 2^31")
     elif field.metadata.get("static"):
         _check_hashable(name, value)
     bound = field.metadata.get("bound")

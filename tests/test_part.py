@@ -27,6 +27,7 @@ from grpo_jax.part import (
 )  # fmt: skip
 from grpo_jax.policies import ActionPolicy
 from grpo_jax.surrogate import Method
+from grpo_jax.sweeps import sweep
 from grpo_jax.tasks import Questions
 from grpo_jax.types import Coupling, coupling
 
@@ -247,3 +248,15 @@ def test_subparts_lists_everything_below():
     kinds = [type(p).__name__ for p in subparts(methods.grpo)]
     assert kinds[0] == "Method"
     assert {"Normalized", "GroupMean", "Clip", "Penalty", "K3"} <= set(kinds)
+
+
+def test_counts_stay_below_what_a_whole_number_of_32_bits_holds():
+    """JAX would overflow at the first trace."""
+    for name in ("inner_steps", "group_size", "refresh_every"):
+        with pytest.raises(ValueError, match=rf"Loop.{name} is 2147483648; it must be below 2\^31"):
+            Loop(**{name: 2**31})
+    with pytest.raises(TypeError, match=r"policy\.decoding is ''"):
+        sweep(
+            Config(policy=ActionPolicy(logits=0, decoding=""), task=Questions(table=[[1.0, 0.0]])),
+            iterations=1,
+        )

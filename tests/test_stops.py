@@ -138,7 +138,8 @@ def test_a_disk_that_fills_up_and_one_that_cannot_be_written(small_disk, whole, 
     status, _, said = ended(command(*SWEEP, "--out", folder, before=FILLING))
     assert status == 2
     told = said.splitlines()[-1]
-    assert told.startswith("error: [Errno 28] No space left on device; finished parts stay (3), and the same")
+    assert told.startswith("error: ")
+    assert "No space left on device; finished parts stay (3), and the same" in told
     assert "Traceback" not in said
     assert len(parts(folder)) == 3
     status, _, said = ended(command(*SWEEP, "--out", folder))  # no room is made
