@@ -64,7 +64,8 @@ def test_the_table_that_a_claim_gives_is_kept_beside_its_figure(scripts, tmp_pat
     (tmp_path / "docs").mkdir()
     with (scripts / "a02_noun.py").open("a", encoding="utf-8") as script:
         script.write(
-            "\n\ndef table(data):\n    return [{'what': 'greatest < 1 σ', 'x': float(data.x.max())}]\n"
+            "\n\nfrom numpy import tile as table  # no rows for the site\n"
+            "\n\ndef site_table(data):\n    return [{'what': 'greatest < 1 σ', 'x': float(data.x.max())}]\n"
         )
     out = tmp_path / "out"
     assert cli("A2", "--scripts", scripts, "--out", out, "--update-ledger") == 0

@@ -230,7 +230,7 @@ def leading(numbers: dict[str, Number]) -> Number:
     return replace(numbers[name], at=name)
 
 
-def table(data: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
+def site_table(data: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
     """The map's numbers: every correction under every kind of mismatch, rewards with 99.9 % intervals.
 
     ``lost`` is J without mismatch and correction less J here, ``won`` J here less J without a correction.

@@ -56,7 +56,7 @@ def run_claim(job: dict[str, Any]) -> None:
     record = {key: job[key] for key in ("claim", "about", "paper", "size", "seed")} | {"rows": rows}
     record |= {"seconds": round(time.perf_counter() - start, 3), "device": device()}
     record |= {"versions": versions(), "commit": commit(), "source": source()}
-    record |= {"table": script.table(data)} if hasattr(script, "table") else {}
+    record |= {"table": script.site_table(data)} if hasattr(script, "site_table") else {}
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "record.json").write_text(text + "\n", encoding="utf-8")
 

@@ -4,8 +4,8 @@ A claim is a file `a05_binary_pairs.py`: letter and number are the claim's, the 
 many sources, each named by its claim). The first line of its docstring is the sentence that is judged, as its
 source has it; the rest says where it stands, what the setting is and what would refute it. It may name a
 `PRECISION`, and stand `APART`: it takes minutes, and runs only where it, its letter or all is named. It gives
-`SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`, and may give `table(data)`:
-rows for the site, each a dict of texts and numbers by the columns' names.
+`SIZES`, `simulate(seed, size)`, `check(data, claim)` and `draw(figure, data)`, and may give
+`site_table(data)`: rows for the site, each a dict of texts and numbers by the columns' names.
 """
 
 from __future__ import annotations
