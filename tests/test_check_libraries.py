@@ -260,6 +260,16 @@ def test_nemo_rl_s_files_are_the_preset_s():
     assert found.ignored == ("grpo.val_period",)
 
 
+def test_what_nemo_rl_sets_to_null_is_switched_off_and_what_is_absent_has_its_default():
+    given = {"reference_policy_kl_penalty": 0.02}
+    assert setting(NEMO).method.penalty == presets.nemo_rl(**given).penalty
+    assert setting(NEMO).at.optimizer.max_norm == 1
+    for name in ("kl_input_clamp_value", "kl_output_clamp_value"):
+        found = setting(f"{NEMO}loss_fn.{name}: null").method
+        assert found == presets.nemo_rl(**given, **{name: None}) != presets.nemo_rl(**given)
+    assert not isinstance(setting(NEMO + "policy.max_grad_norm: null").at.optimizer, gj.ClippedNorm)
+
+
 def test_nemo_rl_s_estimator_has_its_own_switches():
     text = (
         NEMO
@@ -331,11 +341,28 @@ def test_open_instruct_s_flags_are_the_preset_s():
     assert found.method == presets.open_instruct(verification_reward=10, **given)
     assert found.decoding.top_p == 0.9
     assert found.at.lag == 8
-    assert found.at.optimizer == gj.AdamW(learning_rate=2e-5)
-    assert setting(OPEN + "--max_grad_norm 1.0 --active_sampling").at.optimizer.max_norm == 1
+    assert found.at.optimizer == gj.ClippedNorm(inner=gj.AdamW(learning_rate=2e-5), max_norm=1.0)
+    assert setting(OPEN + "--max_grad_norm 0.5 --active_sampling").at.optimizer.max_norm == 0.5
+    assert setting(OPEN + "--max_grad_norm 0").at.optimizer == gj.AdamW(learning_rate=2e-5)
     assert setting(OPEN + "--active_sampling True").at.refill == gj.Refill(tries=10, other=True)
     constant = setting(OPEN + "--loss_denominator 80.0").method.reduction.inner
     assert constant.by == 80
+
+
+def test_open_instruct_s_learning_rate_falls_unless_it_is_told_not_to():
+    assert "falls to 0" in setting(OPEN).not_modelled["lr_scheduler_type"]
+    assert setting(OPEN + "--lr_scheduler_type constant").not_modelled == {}
+    assert set(setting(OPEN + "--lr_scheduler_type cosine").not_modelled) == {"lr_scheduler_type"}
+
+
+@pytest.mark.parametrize(
+    "flag", ["set_weight_decay_on_bias_and_norm", "no_set_weight_decay_on_bias_and_norm"]
+)
+def test_open_instruct_may_ignore_its_weight_decay(flag):
+    acts, idle = ("False", "True") if flag.startswith("set") else ("True", "False")
+    text = f"{OPEN} --lr_scheduler_type constant --{flag}"
+    assert "weight_decay is ignored" in setting(f"{text} {acts}").not_modelled[flag]
+    assert setting(f"{text} {idle}").not_modelled == {}
 
 
 def test_open_instruct_s_earlier_names():
