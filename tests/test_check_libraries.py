@@ -303,36 +303,6 @@ def test_nemo_rl_s_shaping_takes_what_its_own_file_sets():
     assert off == presets.nemo_rl().shaping
 
 
-def test_files_lie_under_each_other_as_nemo_rl_s_launcher_lays_them(tmp_path):
-    (tmp_path / "base.yaml").write_text(
-        "grpo: {num_generations_per_prompt: 4, normalize_rewards: true,\n"
-        " adv_estimator: {normalize_rewards: '${grpo.normalize_rewards}'}}\n"
-        "policy: {max_total_sequence_length: 100,\n"
-        " generation: {max_new_tokens: '${policy.max_total_sequence_length}'}}\n"
-        "loss_fn: {ratio_clip_max: 0.3, ratio_clip_min: 0.1}\n"
-    )
-    (tmp_path / "sub").mkdir()
-    child = tmp_path / "sub" / "child.yaml"
-    child.write_text(
-        "defaults: ../base.yaml\npolicy.max_total_sequence_length: 50\ngrpo: {num_prompts_per_step: 7}\n"
-        "loss_fn: {_override_: true, ratio_clip_max: 0.5}\n"
-    )
-    found = check_file(child, ["grpo.normalize_rewards=false"]).setting
-    assert (found.at.group_size, found.at.prompts, found.at.tokens) == (4, 7, 50)
-    assert found.method == presets.nemo_rl(ratio_clip_max=0.5, normalize_rewards=False)
-    assert not found.assumed
-    child.write_text("defaults: [../base.yaml, gone.yaml]\nloss_fn: {ratio_clip_max: 0.5}\n")
-    missing = check_file(child).setting
-    assert missing.method == presets.nemo_rl(ratio_clip_max=0.5, ratio_clip_min=0.1)
-    assert any("gone.yaml" in line and "not beside the file" in line for line in missing.assumed)
-    child.write_text("defaults: ../base.yaml\nloss_fn.ratio_clip_max: 0.5\nloss_fn: {ratio_clip_max: 0.4}\n")
-    with pytest.raises(ValueError, match="loss_fn is given twice"):
-        check_file(child)
-    child.write_text("defaults: child.yaml\nloss_fn: {ratio_clip_max: 0.5}\n")
-    with pytest.raises(ValueError, match="more than 10 files lie under each other"):
-        check_file(child)
-
-
 def test_open_instruct_s_flags_are_the_preset_s():
     found = setting(
         OPEN + "--num_mini_batches 4 --clip_higher 0.3 --vllm_top_p 0.9 --no_filter_zero_std_samples"
