@@ -362,8 +362,11 @@ def test_every_option_of_a_table_is_one_of_the_presets():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (OPENRLHF + "--reward_clip_range 5", "openrlhf: reward_clip_range is 5; it has no meaning there"),
-        ("num_generations: 8\nreward_weights: 3", "trl: reward_weights is 3; it has no meaning there"),
+        (
+            OPENRLHF + "--reward_clip_range 5",
+            r"openrlhf: reward_clip_range=5; it must be two numbers, as \(0, 1\)",
+        ),
+        ("num_generations: 8\nreward_weights: 3", "trl: reward_weights=3; it must be a list of numbers"),
         ("num_generations: 8\nloss_type: [grpo]", "trl: loss_type is .*one value"),
         (VERL + "actor_rollout_ref.actor.kl_loss_type: 3\n", "verl: kl_loss_type is 3; it has no meaning"),
         (
