@@ -234,9 +234,8 @@ def test_outputs_that_nobody_lists_are_of_mixed_ages_too():
     lengths = np.asarray(batch.rollout.mask).sum(2)[0]
     for a in range(4):
         q = np.exp(LOGP[a])
-        mean = (lengths[age == a]).mean()
         spread = np.sqrt(q @ LENGTHS**2 - (q @ LENGTHS) ** 2)
-        assert abs(mean - q @ LENGTHS) < 5 * spread / np.sqrt((age == a).sum())
+        assert abs(lengths[age == a].mean() - q @ LENGTHS) < 5 * spread / np.sqrt((age == a).sum())
 
 
 def test_what_is_recorded_of_ages_is_the_law_s():
@@ -277,9 +276,8 @@ def test_the_proximal_policy_may_be_older_than_the_trainer_s():
     behavior = gj.Behavior(age=gj.Age(lag=1, depth=3), proximal=prox)
     config = dataclasses.replace(problem(gj.Age(lag=1, depth=3)), behavior=behavior)
     rollout = config.expectation.collect(config, started(config)).rollout
-    np.testing.assert_allclose(
-        np.asarray(rollout.old_logp).sum(2)[0], 0.75 * LOGP[2] + 0.25 * LOGP[1], atol=1e-12
-    )
+    old = np.asarray(rollout.old_logp).sum(2)[0]
+    np.testing.assert_allclose(old, 0.75 * LOGP[2] + 0.25 * LOGP[1], atol=1e-12)
     np.testing.assert_allclose(np.asarray(rollout.sampling_logp).sum(2)[0], LOGP[1], atol=1e-12)
 
 
@@ -317,9 +315,8 @@ def test_ages_are_judged_with_the_lengths_of_the_outputs():
     )
     with pytest.raises(ValueError, match="needs outputs that can be listed"):
         gj.config.check_behavior(unlisted)
-    with pytest.raises(
-        ValueError, match="the proximal policy is 2 iterations old, older than the 0 policies"
-    ):
+    said = "the proximal policy is 2 iterations old, older than the 0 policies"
+    with pytest.raises(ValueError, match=said):
         gj.Behavior(proximal=gj.Proximal(lag=2))
 
 
@@ -354,9 +351,8 @@ def test_what_is_recorded_of_the_sampler_is_of_the_trainer_s_policy_whatever_the
 
 def test_a_queue_deeper_than_the_run_is_refused():
     config = problem(gj.Age(lag=1, depth=3))
-    with pytest.raises(
-        ValueError, match="3 policies deep, but in a run of 3 iterations none is older than 2"
-    ):
+    said = "3 policies deep, but in a run of 3 iterations none is older than 2"
+    with pytest.raises(ValueError, match=said):
         gj.sweep(config, iterations=3)
     gj.sweep(config, iterations=4, progress=False, record=["age"])
 

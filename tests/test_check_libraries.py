@@ -260,6 +260,16 @@ def test_nemo_rl_s_files_are_the_preset_s():
     assert found.ignored == ("grpo.val_period",)
 
 
+def test_what_nemo_rl_sets_to_null_is_switched_off_and_what_is_absent_has_its_default():
+    given = {"reference_policy_kl_penalty": 0.02}
+    assert setting(NEMO).method.penalty == presets.nemo_rl(**given).penalty
+    assert setting(NEMO).at.optimizer.max_norm == 1
+    for name in ("kl_input_clamp_value", "kl_output_clamp_value"):
+        found = setting(f"{NEMO}loss_fn.{name}: null").method
+        assert found == presets.nemo_rl(**given, **{name: None}) != presets.nemo_rl(**given)
+    assert not isinstance(setting(NEMO + "policy.max_grad_norm: null").at.optimizer, gj.ClippedNorm)
+
+
 def test_nemo_rl_s_estimator_has_its_own_switches():
     text = (
         NEMO
@@ -293,36 +303,6 @@ def test_nemo_rl_s_shaping_takes_what_its_own_file_sets():
     assert off == presets.nemo_rl().shaping
 
 
-def test_files_lie_under_each_other_as_nemo_rl_s_launcher_lays_them(tmp_path):
-    (tmp_path / "base.yaml").write_text(
-        "grpo: {num_generations_per_prompt: 4, normalize_rewards: true,\n"
-        " adv_estimator: {normalize_rewards: '${grpo.normalize_rewards}'}}\n"
-        "policy: {max_total_sequence_length: 100,\n"
-        " generation: {max_new_tokens: '${policy.max_total_sequence_length}'}}\n"
-        "loss_fn: {ratio_clip_max: 0.3, ratio_clip_min: 0.1}\n"
-    )
-    (tmp_path / "sub").mkdir()
-    child = tmp_path / "sub" / "child.yaml"
-    child.write_text(
-        "defaults: ../base.yaml\npolicy.max_total_sequence_length: 50\ngrpo: {num_prompts_per_step: 7}\n"
-        "loss_fn: {_override_: true, ratio_clip_max: 0.5}\n"
-    )
-    found = check_file(child, ["grpo.normalize_rewards=false"]).setting
-    assert (found.at.group_size, found.at.prompts, found.at.tokens) == (4, 7, 50)
-    assert found.method == presets.nemo_rl(ratio_clip_max=0.5, normalize_rewards=False)
-    assert not found.assumed
-    child.write_text("defaults: [../base.yaml, gone.yaml]\nloss_fn: {ratio_clip_max: 0.5}\n")
-    missing = check_file(child).setting
-    assert missing.method == presets.nemo_rl(ratio_clip_max=0.5, ratio_clip_min=0.1)
-    assert any("gone.yaml" in line and "not beside the file" in line for line in missing.assumed)
-    child.write_text("defaults: ../base.yaml\nloss_fn.ratio_clip_max: 0.5\nloss_fn: {ratio_clip_max: 0.4}\n")
-    with pytest.raises(ValueError, match="loss_fn is given twice"):
-        check_file(child)
-    child.write_text("defaults: child.yaml\nloss_fn: {ratio_clip_max: 0.5}\n")
-    with pytest.raises(ValueError, match="more than 10 files lie under each other"):
-        check_file(child)
-
-
 def test_open_instruct_s_flags_are_the_preset_s():
     found = setting(
         OPEN + "--num_mini_batches 4 --clip_higher 0.3 --vllm_top_p 0.9 --no_filter_zero_std_samples"
@@ -331,11 +311,28 @@ def test_open_instruct_s_flags_are_the_preset_s():
     assert found.method == presets.open_instruct(verification_reward=10, **given)
     assert found.decoding.top_p == 0.9
     assert found.at.lag == 8
-    assert found.at.optimizer == gj.AdamW(learning_rate=2e-5)
-    assert setting(OPEN + "--max_grad_norm 1.0 --active_sampling").at.optimizer.max_norm == 1
+    assert found.at.optimizer == gj.ClippedNorm(inner=gj.AdamW(learning_rate=2e-5), max_norm=1.0)
+    assert setting(OPEN + "--max_grad_norm 0.5 --active_sampling").at.optimizer.max_norm == 0.5
+    assert setting(OPEN + "--max_grad_norm 0").at.optimizer == gj.AdamW(learning_rate=2e-5)
     assert setting(OPEN + "--active_sampling True").at.refill == gj.Refill(tries=10, other=True)
     constant = setting(OPEN + "--loss_denominator 80.0").method.reduction.inner
     assert constant.by == 80
+
+
+def test_open_instruct_s_learning_rate_falls_unless_it_is_told_not_to():
+    assert "falls to 0" in setting(OPEN).not_modelled["lr_scheduler_type"]
+    assert setting(OPEN + "--lr_scheduler_type constant").not_modelled == {}
+    assert set(setting(OPEN + "--lr_scheduler_type cosine").not_modelled) == {"lr_scheduler_type"}
+
+
+@pytest.mark.parametrize(
+    "flag", ["set_weight_decay_on_bias_and_norm", "no_set_weight_decay_on_bias_and_norm"]
+)
+def test_open_instruct_may_ignore_its_weight_decay(flag):
+    acts, idle = ("False", "True") if flag.startswith("set") else ("True", "False")
+    text = f"{OPEN} --lr_scheduler_type constant --{flag}"
+    assert "weight_decay is ignored" in setting(f"{text} {acts}").not_modelled[flag]
+    assert setting(f"{text} {idle}").not_modelled == {}
 
 
 def test_open_instruct_s_earlier_names():
@@ -365,8 +362,11 @@ def test_every_option_of_a_table_is_one_of_the_presets():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (OPENRLHF + "--reward_clip_range 5", "openrlhf: reward_clip_range is 5; it has no meaning there"),
-        ("num_generations: 8\nreward_weights: 3", "trl: reward_weights is 3; it has no meaning there"),
+        (
+            OPENRLHF + "--reward_clip_range 5",
+            r"openrlhf: reward_clip_range=5; it must be two numbers, as \(0, 1\)",
+        ),
+        ("num_generations: 8\nreward_weights: 3", "trl: reward_weights=3; it must be a list of numbers"),
         ("num_generations: 8\nloss_type: [grpo]", "trl: loss_type is .*one value"),
         (VERL + "actor_rollout_ref.actor.kl_loss_type: 3\n", "verl: kl_loss_type is 3; it has no meaning"),
         (

@@ -184,6 +184,16 @@ def test_an_option_given_twice_is_refused_in_every_kind_of_file(text):
         parsed(text)
 
 
+def test_what_is_merged_into_what_is_merged_is_not_given_twice():
+    """PyYAML writes a merge into the mapping in place, so that ``b`` then holds ``lr`` twice."""
+    text = "x: &a {lr: 1, eps: 2}\npolicy: {inner: {opt: &b {<<: *a, lr: 3}}}\nother: {<<: *b}\n"
+    values = parsed(text).values
+    assert values["policy.inner.opt.lr"] == values["other.lr"] == 3
+    assert values["other.eps"] == 2
+    with pytest.raises(ValueError, match="line 2: lr is given twice"):
+        parsed("x: &a {lr: 1}\nopt: {<<: *a, lr: 3, lr: 4}\n")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_files_as_other_systems_write_them(tmp_path, encoding, end):

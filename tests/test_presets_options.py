@@ -63,6 +63,7 @@ TRUNCATED = {
     "truncated_importance_sampling_ratio": 2.0,
     "truncated_importance_sampling_ratio_min": 0.5,
 }
+CROSSED = TRUNCATED | {"truncated_importance_sampling_ratio_min": 3.0}
 ENGINE = {"temperature": 0.7, "top_p": 0.9, "top_k": 5}
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "rloo", "gmpo")
 VLLM = {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate"}
@@ -198,6 +199,48 @@ def test_a_default_may_be_written_and_numbers_may_be_what_they_would_be_anyway()
         ("open_instruct", {"rho_mask_tv_divergence": True}, "changes nothing without a bound"),
         ("open_instruct", {"kl_estimator": 4}, "kl_estimator=4"),
         ("open_instruct", {"clip_high": 0.3}, "did you mean clip_higher"),
+        (
+            "open_instruct",
+            {"rho_mask_lower_bound": 1.0},
+            "rho_mask_lower_bound=1.0; allowed is 0, for none, or",
+        ),
+        ("open_instruct", {"rho_clamp_lower_bound": 1.5}, "rho_clamp_lower_bound=1.5; allowed is 0"),
+        ("open_instruct", {"rho_mask_upper_bound": 1.0}, "rho_mask_upper_bound=1.0; allowed .* above 1"),
+        ("open_instruct", {"rho_clamp_upper_bound": 0.5}, "rho_clamp_upper_bound=0.5; allowed .* above 1"),
+        ("open_instruct", {"rho_clamp_upper_bound": np.array([2.0, 0.5])}, "rho_clamp_upper_bound=array"),
+        (
+            "open_instruct",
+            {"kl_estimator": True},
+            "kl_estimator=True; it must be a number, and no truth value",
+        ),
+        *(
+            (
+                "nemo_rl",
+                CROSSED | {"truncated_importance_sampling_type": kind},
+                "ratio_min=3.0; it must be at most truncated_importance_sampling_ratio=2.0",
+            )
+            for kind in ("tis", "icepop", "seq-mask-tis")
+        ),
+        *(
+            (
+                "nemo_rl",
+                {"reward_shaping": {"enabled": True, "stop_properly_penalty_coef": coef}},
+                rf"stop_properly_penalty_coef is {coef}; allowed is \[0, 1\]",
+            )
+            for coef in (-0.5, 1.5)
+        ),
+        ("nemo_rl", {"reward_scaling": {"enabled": "yes"}}, "enabled='yes'; it must be True or False"),
+        ("nemo_rl", {"reward_scaling": {"enabled": True, "source_max": "x"}}, "source_max='x'; .* a number"),
+        ("nemo_rl", {"reward_shaping": True}, "reward_shaping=True; it must be options by name"),
+        ("nemo_rl", {"reward_shaping": {1: 2}}, "it must be options by name"),
+        (
+            "nemo_rl",
+            {"adv_estimator": "gdpo", "reward_weights": 2.0},
+            "reward_weights=2.0; .*a list of numbers",
+        ),
+        ("nemo_rl", {"adv_estimator": "gdpo", "reward_weights": "1,2"}, "reward_weights='1,2'; .*a list of"),
+        ("nemo_rl", {"adv_estimator": "gdpo", "reward_weights": [1, "2"]}, "it must be a list of numbers"),
+        ("trl", {"reward_clip_range": (0.0, 1.0, 2.0)}, "it must be two numbers"),
     ],
 )
 def test_what_a_library_refuses_or_no_part_computes_is_said(library, given, said):

@@ -119,29 +119,18 @@ def parsed(text: str, suffix: str = "") -> Source:
     return _yaml(text)
 
 
-class Unambiguous(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that is given twice instead of taking the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML has it; ConstructorError for a key given twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else ""
-            if name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
     """Nodes of a tree with its aliases written out, counted before anything is made of them.
 
     A few lines of aliases can stand for more than a memory holds, and one that holds itself for no end.
+    PyYAML takes the last of a key's values and merges in place: keys given twice can only be seen here.
     """
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
         known[id(node)] = 0
+        if isinstance(node, yaml.MappingNode):
+            _once_each(node)
         parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
     if not known[id(node)]:  # still being counted
@@ -151,12 +140,22 @@ def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
+def _once_each(node: yaml.MappingNode) -> None:
+    """ConstructorError for a key given twice."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""
+        if name in seen and name != "<<":
+            raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
+        seen.add(name)
+
+
 def _yaml(text: str) -> Source:
     return _flat(_tree(text), "the YAML")
 
 
 def _tree(text: str) -> Any:
-    loader = Unambiguous(text)  # a safe loader: no tag makes an object
+    loader = yaml.SafeLoader(text)  # a safe loader: no tag makes an object
     try:
         node = loader.get_single_node()
         if node is None:

@@ -100,6 +100,11 @@ class Given:
                 self.assumed.append(f"{name} ({self.unread[name]}): {shown(default)}")
         return default
 
+    def null(self, name: str) -> bool:
+        """Whether the file sets this name to null, which for some options is a value and no silence."""
+        self.asked.add(name)
+        return name in self.values and self.values[name] is None
+
     def count(self, *names: str, default: int, low: int = 1) -> int:
         """A whole number; ValueError for anything else, named as the file names it."""
         found = self.get(*names, default=default)

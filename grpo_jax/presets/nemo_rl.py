@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from grpo_jax.bounds import check_bound, is_concrete
 from grpo_jax.parts.advantages import (
     Advantage,
     GroupMean,
@@ -145,6 +148,8 @@ def _shaped(given: Shaped, inner: Shaping) -> Shaping:
     """As the library has it, the share of cut-off answers goes before the overlong penalty."""
     coef = given.stop_properly_penalty_coef
     if coef is not None:
+        if is_concrete(coef):
+            check_bound("nemo_rl.reward_shaping: stop_properly_penalty_coef", coef, low=0.0, high=1.0)
         return TruncatedReward(inner=inner, scale=coef)
     limit, buffer = given.max_response_length, given.overlong_buffer_length
     if limit is None or buffer is None or given.overlong_buffer_penalty is None:
@@ -254,6 +259,11 @@ def _bounded(o: Options, kind: str, unit: Ratio) -> Correction:
     if high is None or (kind != "tis" and low is None):
         name = "truncated_importance_sampling_ratio" + ("_min" if high is not None else "")
         raise ValueError(f"nemo_rl: truncated_importance_sampling_type={kind!r} needs {name}")
+    if is_concrete(low) and is_concrete(high) and np.any(np.asarray(low) > np.asarray(high)):
+        raise ValueError(
+            f"nemo_rl: truncated_importance_sampling_ratio_min={low!r}; it must be at most "
+            f"truncated_importance_sampling_ratio={high!r}"
+        )
     if kind == "seq-mask-tis" and o.sequence_level_importance_ratios:
         raise ValueError(
             "nemo_rl: seq-mask-tis and sequence_level_importance_ratios exclude each other, as in the library"

@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from grpo_jax.bounds import is_concrete
 from grpo_jax.parts.advantages import Advantage, GroupMean, GroupSpread, Normalized
 from grpo_jax.parts.corrections import Correction
 from grpo_jax.parts.gains import Clip, Gain, TruncatedScore
@@ -167,6 +170,7 @@ def corrections(o: Options) -> tuple[Correction, ...]:
         return ()
     if o.use_vllm_logprobs:
         raise ValueError("open_instruct: use_vllm_logprobs needs use_rho_correction=False, as in the library")
+    _check_bounds(o)
     token = Token(clamp=10.0)
     unit: Ratio = SequenceMean() if o.rho_mask_sequence_level else token
     found: Correction = SamplerMismatch(
@@ -181,6 +185,18 @@ def corrections(o: Options) -> tuple[Correction, ...]:
     elif o.rho_mask_tv_divergence:
         raise NotModelled("open_instruct: rho_mask_tv_divergence=True changes nothing without a bound")
     return (AtTheta(inner=found) if _on_policy(o) else found,)
+
+
+def _check_bounds(o: Options) -> None:
+    """ValueError for bounds of ρ that the library refuses; those that are traced are not looked at."""
+    for name in ("rho_clamp_lower_bound", "rho_mask_lower_bound"):
+        value = getattr(o, name)
+        if is_concrete(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 1)):
+            raise ValueError(f"open_instruct: {name}={value!r}; allowed is 0, for none, or between 0 and 1")
+    for name in ("rho_clamp_upper_bound", "rho_mask_upper_bound"):
+        value = getattr(o, name)
+        if is_concrete(value) and not np.all((np.asarray(value) == 0) | (np.asarray(value) > 1)):
+            raise ValueError(f"open_instruct: {name}={value!r}; allowed is 0, for none, or above 1")
 
 
 def _off(bound: Number) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from grpo_jax.bounds import may_be_number
 from grpo_jax.part import nearest
 from grpo_jax.surrogate import Method
 
@@ -76,6 +77,30 @@ SAMPLING = frozenset(("temperature", "top_p", "top_k", "min_p", "repetition_pena
 SAMPLER = "; it belongs to the sampler, and this library's is not modelled with it (presets.sampling)"
 
 
+def _numbers(value: Any) -> bool:
+    """Whether it is a list of numbers, or an array; text is none, though it is a sequence."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return value.ndim > 0
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return is_list and all(may_be_number(item, 0) for item in value)
+
+
+KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        "bool": (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
+        "int": (lambda value: not isinstance(value, bool), "a number, and no truth value"),
+        "float": (lambda value: may_be_number(value, 0), "a number"),
+        "Mapping[str, Any]": (
+            lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+            "options by name, as {'name': value}",
+        ),
+        "Sequence[float]": (_numbers, "a list of numbers, as [1.0, 2.0]"),
+        "tuple[float, float]": (lambda value: _numbers(value) and len(value) == 2, "two numbers, as (0, 1)"),
+    }
+)
+"""Annotation -> (whether a value is of that kind, what is), for those that no part checks."""
+
+
 def signature(kind: type) -> inspect.Signature:
     """What a function of these options takes, so that editors complete them and ``help`` lists them."""
     given = [
@@ -104,10 +129,15 @@ def read(library: str, kind: type[O], options: Mapping[str, Any], not_modelled: 
       kind: dataclass of the options that are modelled, with the library's defaults.
       options: what the caller wrote.
       not_modelled: option -> the one value of it (the default) that changes nothing.
+
+    Raises:
+      NotModelled: for an option or a value of it that no part computes, with the nearest right name.
+      ValueError: for an option of the optimizer or the loop, and for a value of another kind.
     """
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name, value in options.items():
         if name in known:
+            _check_kind(f"{library}: {name}", known[name], value)
             continue
         if name in not_modelled:
             if value != not_modelled[name]:
@@ -123,6 +153,15 @@ def read(library: str, kind: type[O], options: Mapping[str, Any], not_modelled: 
             hint = near if near.startswith("did you mean") else nearest(name, known)
             raise NotModelled(f"{library}: {name} is not modelled; {hint}")
     return kind(**{name: value for name, value in options.items() if name in known})
+
+
+def _check_kind(name: str, annotation: str, value: Any) -> None:
+    kind = annotation.removesuffix(" | None")
+    if kind not in KINDS or (value is None and kind != annotation):
+        return
+    fits, wanted = KINDS[kind]
+    if not fits(value):
+        raise ValueError(f"{name}={value!r}; it must be {wanted}")
 
 
 class _Watched:

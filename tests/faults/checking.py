@@ -29,13 +29,13 @@ CHECK = (
         "check/inheritance.py",
         "return laid(base, nested(own))",
         "return laid(nested(own), base)",
-        "test_check_libraries",
+        "test_check_inheritance",
     ),
     Fault(
         "YAML makes objects",
         "check/reading.py",
-        "class Unambiguous(yaml.SafeLoader):",
-        "class Unambiguous(yaml.UnsafeLoader):",
+        "yaml.SafeLoader(text)",
+        "yaml.UnsafeLoader(text)",
         "test_check_reading",
     ),
     Fault(

@@ -33,6 +33,8 @@ IN_LOSS = (
     "truncated_importance_sampling_ratio_min",
     "positive_example_nll_weight",
 )
+UNBOUNDED = ("kl_input_clamp_value", "kl_output_clamp_value")
+"""Bounds of the loss that null takes away; where they are absent their defaults act."""
 OF_GROUPS = ("overlong_filtering", "seq_logprob_error_threshold", "advantage_clip_low", "advantage_clip_high")
 OF_ESTIMATOR = ("minus_baseline", "reward_weights", "normalize_advantages")
 SHAPED_BY_DEFAULT = {"overlong_buffer_length": 128, "overlong_buffer_penalty": 1}
@@ -89,7 +91,8 @@ def options(given: Given) -> dict[str, Any]:
         given.assumed.append(
             f"{parents} is not beside the file, so that what it sets is as in grpo_math_1B.yaml"
         )
-    return {name: value for name, value in found.items() if value is not None}
+    off = {name for name in UNBOUNDED if given.null(f"{LOSS}{name}")}
+    return {name: value for name, value in found.items() if value is not None or name in off}
 
 
 def _schedule(given: Given) -> None:
@@ -140,7 +143,7 @@ def circumstances(given: Given) -> Circumstances:
 
 def _optimizer(given: Given) -> Any:
     """AdamW as the trainer that is enabled has it: Megatron's, or PyTorch's."""
-    norm = given.number("policy.max_grad_norm", default=1.0)
+    norm = given.number("policy.max_grad_norm", default=0.0 if given.null("policy.max_grad_norm") else 1.0)
     if given.flag(f"{MEGATRON}enabled"):
         own = f"{MEGATRON}optimizer."
         return adamw(

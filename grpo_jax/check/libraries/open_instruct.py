@@ -21,6 +21,11 @@ ACTS: dict[str, tuple[Any, str]] = {
     "alpha": (None, "how far the reference follows, where it does"),
     "warmup_ratio": (0, "the learning rate rises at first"),
     "lr_scheduler_type": ("constant", "the learning rate changes over training"),
+    "set_weight_decay_on_bias_and_norm": (
+        True,
+        "where false, weight_decay is ignored: AdamW's own 0.01 acts",
+    ),
+    "no_set_weight_decay_on_bias_and_norm": (False, "weight_decay is ignored: AdamW's own 0.01 acts"),
     "no_resampling_pass_rate": (None, "prompts that are solved are not drawn again"),
     "apply_verifiable_reward": (True, "another reward"),
     "additive_format_reward": (False, "a second reward is added"),
@@ -61,6 +66,8 @@ def options(given: Given) -> dict[str, Any]:
 
 def circumstances(given: Given) -> Circumstances:
     """Steps on a batch: ``num_mini_batches * num_epochs``; answers may be ``async_steps`` batches old."""
+    if given.get("lr_scheduler_type") is None:
+        given.left["lr_scheduler_type"] = "linear unless set: the learning rate falls to 0 over training"
     refill = None
     if given.flag("active_sampling"):
         given.assumed.append("active_sampling without a limit: 10 draws at most")
@@ -74,7 +81,7 @@ def circumstances(given: Given) -> Circumstances:
         optimizer=adamw(
             rate=given.number("learning_rate", default=2e-5),
             decay=given.number("weight_decay", default=0.0),
-            norm=given.number("max_grad_norm", default=0.0),
+            norm=given.number("max_grad_norm", default=1.0),
         ),
         lag=given.count("async_steps", default=8),
         refill=refill,
