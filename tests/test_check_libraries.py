@@ -342,8 +342,10 @@ def test_open_instruct_s_earlier_names():
     assert capped == presets.open_instruct(rho_clamp_upper_bound=3.0, **plain)
     off = setting(OPEN + "--truncated_importance_sampling_ratio_cap 0").method
     assert off == presets.open_instruct(use_rho_correction=False, **plain)
-    stop = setting(OPEN + "--non_stop_penalty True --non_stop_penalty_value -2").method.shaping
+    stopping = OPEN + "--non_stop_penalty True --non_stop_penalty_value -2 "
+    stop = setting(stopping + "--no_filter_zero_std_samples").method.shaping
     assert (stop.scale, stop.value, stop.inner.scale) == (0, -2, 10)
+    assert "filter_zero_std_samples" in setting(stopping).not_modelled["non_stop_penalty"]
 
 
 def test_every_option_of_a_table_is_one_of_the_presets():

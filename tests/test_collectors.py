@@ -100,15 +100,16 @@ SAMPLER = {
 
 def test_corrections_for_a_sampler_are_named_where_the_old_policy_samples():
     for name, changes in SAMPLER.items():
-        assert idle_corrections(dataclasses.replace(methods.grpo, **changes)) == [name]
+        assert idle_corrections(dataclasses.replace(methods.grpo, **changes), one_step=True) == [name]
     inside = dataclasses.replace(methods.vespo, gain=Vespo(sampler=SamplerMismatch()))
-    assert idle_corrections(inside) == ["SamplerMismatch"]
+    assert idle_corrections(inside, one_step=True) == ["SamplerMismatch"]
     wrapped = dataclasses.replace(methods.grpo, corrections=(SequenceGeometricMean(), SamplerMask()))
-    assert idle_corrections(wrapped) == ["SamplerMismatch", "SamplerMask"]
-    assert not [name for name, method in METHODS.items() if idle_corrections(method)]
-    corrects = {name: idle_corrections(make()) for name, make in PRESETS.items() if idle_corrections(make())}
+    assert idle_corrections(wrapped, one_step=True) == ["SamplerMismatch", "SamplerMask"]
+    assert not [name for name, method in METHODS.items() if idle_corrections(method, one_step=True)]
+    idle = {name: idle_corrections(make(), one_step=True) for name, make in PRESETS.items()}
+    corrects = {name: parts for name, parts in idle.items() if parts}
     assert corrects == {"open_instruct": ["SamplerMismatch"]}, "the one library that corrects by default"
-    assert idle_corrections(PRESETS["trl"](use_vllm=True)) == ["SamplerMask"]
+    assert idle_corrections(PRESETS["trl"](use_vllm=True), one_step=True) == ["SamplerMask"]
 
 
 @pytest.mark.parametrize("name", ["SamplerMismatch", "SamplerMask", "OffPolicyMask"])

@@ -37,8 +37,8 @@ ADVANTAGES = (
     Fault(
         "the others' spread counts the row itself",
         "parts/others.py",
-        "- factor * unit**2",
-        "- 0 * unit**2",
+        "jnp.where(weight < 1.5, 0, weight - 1) * z",
+        "jnp.where(weight < 1.5, 0, weight) * z",
         "test_parts_others",
     ),
     Fault(
