@@ -234,6 +234,7 @@ def check_slots(config: Config) -> None:
     surrogate.check_slots(config.method)
     for slot, needed in _SLOTS.items():
         value = getattr(config, slot)
+        # The class is asked first: a property of a part that is wrong otherwise may fail.
         lacking = [name for name in needed if not (hasattr(type(value), name) or hasattr(value, name))]
         if value is not None and (isinstance(value, type) or lacking):
             hint = {"optimizer": "; optimizers.Custom wraps an Optax transformation"}.get(slot, "")

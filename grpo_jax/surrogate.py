@@ -80,18 +80,10 @@ def idle_corrections(method: Method, *, one_step: bool) -> list[str]:
     Where the old policy samples, π_old/π_sampling is exactly 1, so that they correct nothing; of those
     ``AtTheta`` this holds only if θ takes one step from θ_old (``one_step``).
     """
-    read = subparts(method)
-    moves = (
-        []
-        if one_step
-        else [p for outer in subparts(method) if isinstance(outer, AtTheta) for p in subparts(outer)]
-    )
-    found = (
-        type(p).__name__
-        for p in read
-        if isinstance(p, CorrectsSampler) and p.corrects_sampler and all(p is not other for other in moves)
-    )
-    return list(dict.fromkeys(found))
+    at_theta = [id(p) for held in subparts(method) if isinstance(held, AtTheta) for p in subparts(held)]
+    read = [p for p in subparts(method) if isinstance(p, CorrectsSampler) and p.corrects_sampler]
+    idle = [p for p in read if one_step or id(p) not in at_theta]
+    return list(dict.fromkeys(type(p).__name__ for p in idle))
 
 
 def _fitting(slot: str, value: Array, rollout: Rollout, axes: str) -> Array:

@@ -240,3 +240,4 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         rows = {name: ahead(data[task], name) for name in METHODS if name != GRPO}
         plotting.intervals(below, rows, expected=0.0, margin=MARGIN)
         below.set(xlabel="mean accuracy, less GRPO's")
+        below.locator_params(axis="x", nbins=5)

@@ -176,7 +176,9 @@ def judge_threshold(once: xr.DataArray, claim: Claim) -> None:
 
 
 def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
-    """Accuracy by share after next-token prediction; accuracy and length through reinforcement."""
+    """Accuracy by share after next-token prediction; every seed's accuracy and length through reinforcement,
+    as they end at one of two places.
+    """
     figure.set_size_inches(7, 2.6)
     left, middle, right = plotting.panels(figure, 1, 3)
     once, curves = data["imitated"].once, data["reinforced"].told
@@ -190,9 +192,12 @@ def draw(figure: Any, data: dict[str, xr.Dataset]) -> None:
         (middle, "greedy", "held-out accuracy, greedy"), (right, "sampled length", "tokens, sampled")
     ):  # fmt: skip
         values = curves.sel(number=number, drop=True)
-        values.attrs = {"long_name": name}
-        plotting.curves(axes, values, over="seed", by="share", x="iteration")
+        for color, share in zip(plotting.COLORS, values.share.values, strict=False):
+            for place in range(values.sizes["seed"]):
+                one = values.sel(share=share).isel(seed=place)
+                axes.plot(one.iteration, one, color=color, lw=0.9, label=f"{share:g}" if place == 0 else None)
+        axes.set(xlabel="iteration", ylabel=name)
     middle.set(ylim=(0.4, 1.02))
-    middle.set_title("Then reinforcement")
-    right.set_title("Answers grow longer")
-    right.get_legend().remove()
+    middle.set_title("Then reinforcement, each seed")
+    middle.legend(title="share")
+    right.set_title("Length, each seed")

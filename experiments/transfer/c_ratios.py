@@ -72,7 +72,7 @@ def c1(world: World, claim: Claim) -> None:
     Refuted if for less than half of the starts (99.9 %) it is nearer to ∇J(θ_old) than to ∇J(θ), each
     direction by itself. The library's surrogate must put the enumerated weights on ∇log π (1e-10).
     """
-    shares, times = [], 8 if world.patience == 1 else 1
+    shares, times = [], 8 if world.patience == 1 else 1  # a smoke run has its own starts alone
     drawn = [replace(world, root=times * world.root + i) for i in range(times)]
     for name in ("random", "ascent"):
         nearer = np.concatenate([nearer_to_old(own, name) for own in drawn])
