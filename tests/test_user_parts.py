@@ -16,6 +16,7 @@ from grpo_jax.collectors import choose
 from grpo_jax.part import describe
 from grpo_jax.records import recording
 from grpo_jax.user_parts import keeps_runs_apart, respects_multiplicity
+from grpo_jax.user_parts import methods as user_methods
 from grpo_jax.user_parts.methods import points
 
 FEW = 12
@@ -130,6 +131,19 @@ def test_a_trial_is_a_program_and_not_one_for_each_operation(caplog):
         assert keeps_runs_apart(method)
     compiled = [r for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
     assert 0 < len(compiled) <= FEW
+
+
+def test_ever_new_classes_of_parts_leave_few_programs_behind(monkeypatch):
+    monkeypatch.setattr(user_methods, "HELD", 2)
+    for weight in (1.0, 2.0, 3.0):
+
+        @gj.part
+        class Own:
+            def __call__(self, rollout, weight=weight):
+                return weight * jnp.sum(rollout.rewards, 2)
+
+        assert keeps_runs_apart(dataclasses.replace(methods.grpo, shaping=Own()))
+        assert user_methods._program._cache_size() <= 2
 
 
 def test_a_mean_over_the_last_axis_is_refused():

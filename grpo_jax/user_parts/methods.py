@@ -7,7 +7,6 @@ not tried, which costs nothing.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -41,6 +40,8 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 """Compiler options for a program that runs once."""
 POINTS = 64
 """The most settings of a sweep that are tried."""
+HELD = 64
+"""Trials whose compiled programs are kept: a process that makes ever new classes of parts does not grow."""
 
 
 def points(swept: Swept, prefix: str) -> dict[str, np.ndarray]:
@@ -108,7 +109,6 @@ def _group(entries: Array, multiplicity: Array, factor: Array) -> tuple[Rollout,
     return rollout, each(LOGP)
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
 def _terms(
     method: Method, picked: Mapping[str, Array], factors: Array, entries: Array, multiplicity: Array
 ) -> tuple[Array, Array]:
@@ -130,6 +130,10 @@ def _terms(
     return samples, both(picked, factors, entries, multiplicity)
 
 
+_program: Any = jax.jit(_terms, compiler_options=QUICK)
+"""``_terms``, compiled once for methods that differ in numbers alone."""
+
+
 def trial(method: Method, swept: Swept = ()) -> Trial | None:
     """Try a method at the numbers it will have; None where nothing can be said.
 
@@ -148,7 +152,9 @@ def trial(method: Method, swept: Swept = ()) -> Trial | None:
     groups = np.stack([SAMPLES, OUTPUTS]), np.stack([np.ones(SAMPLES.shape), COUNTS])
     with jax.ensure_compile_time_eval():
         try:
-            found = _terms(method, picked, factors, *groups)
+            if _program._cache_size() >= HELD:
+                _program.clear_cache()
+            found = _program(method, picked, factors, *groups)
             together, (alone, counted) = map(np.asarray, found)
         except NotImplementedError:  # a call back to Python, which cannot be spread over runs
             return None
