@@ -46,16 +46,16 @@ def f2_data(*, falls=0.05, marginal=0.2, constant=0.05, alone=0.0, lift=0.3, lat
 
 
 def f3_data(*, few=1.0, half=0.5, sgd=0.6, start=0.35, top=0.1, best=2, placebo=0.0):
-    labels = {"optimizer": list(f3.RATES), "storage": f3.STORAGES, "step": range(5), "seed": range(11)}
+    labels = {"optimizer": list(f3.RATES), "storage": f3.STORAGES, "seed": range(8)}
     changed = noisy(1.0, **labels) - 1e-6
     changed.loc[{"optimizer": "SGD", "storage": "float32"}] *= few
     changed.loc[{"optimizer": "SGD", "storage": "bfloat16"}] *= half
-    changed.loc[{"step": 0}] = placebo
-    accuracy = noisy(0.4, **labels)
-    accuracy.loc[{"step": best}] = 0.6
-    accuracy.loc[{"step": best, "optimizer": "SGD"}] = sgd
+    accuracy = noisy(0.6, **labels)
+    accuracy.loc[{"optimizer": "SGD"}] = sgd
     found = {"accuracy": accuracy, "changed": changed, "visible": changed, "top": noisy(top, **labels)}
-    return xr.Dataset(found).assign(start=start)
+    found["best"] = xr.full_like(accuracy.isel(seed=0, drop=True), best, int)
+    tried = xr.Dataset({"changed": ("step", [placebo, 1.0])})
+    return {"rates": tried, "judged": xr.Dataset(found).assign(start=start)}
 
 
 YES, NO, IF, OPEN = "reproduced", "refuted", "qualified", "not testable here"
@@ -95,6 +95,15 @@ def test_what_f2_says_falls_when_it_should(changed, want):
 )
 def test_what_f3_says_falls_when_it_should(changed, want):
     assert verdicts(f3, f3_data(**changed)) == want
+
+
+@pytest.mark.parametrize(("runs", "want"), [(40, YES), (8, OPEN)])
+def test_a_run_that_starts_above_a_range_is_left_out_of_it(runs, want):
+    """One of them; of 40 that is less than one in twenty."""
+    data = f2_data()
+    seeds = {"groups": data["groups"].isel(seed=[k % 8 for k in range(runs)]).assign_coords(seed=range(runs))}
+    seeds["groups"].loc[{"seed": 0, "success": next(iter(f2.BINS))}] = np.nan
+    assert verdicts(f2, data | seeds)[-1] == want
 
 
 def test_groups_are_split_as_summed_one_by_one():

@@ -6,7 +6,6 @@ from docs.generate.answers import Question, Row, formula, several
 from grpo_jax.presets.consequences import fold
 
 TOGETHER = "What several claims say together"
-UNDECIDED = "not testable here"
 THREE = r"(?P<sgd>[-+]\d\.\d+), (?P<equal>[-+]\d\.\d+), (?P<adamw>[-+]\d\.\d+)"
 
 
@@ -173,12 +172,15 @@ LONGER = (
     Question(
         TOGETHER,
         "Do losers pull winners down, do few parameters move?",
-        "Both papers' sentences are undecided at the quick size (F2, F3). On a small transformer a share "
-        "of {moved_float32} of the parameters moves under SGD in float32, and {moved_bfloat16} in "
-        "bfloat16: what stays in place, rounding leaves (F3.2).",
+        "Losers, sometimes: in groups of {losers_group} {losers_fall} of the right answers fall on a small "
+        "transformer, {blamed_alone} of them by the winners' part alone (F2, F2.1). Few parameters, no: "
+        "under SGD a share of {moved_float32} moves in float32 and of {moved_bfloat16} in bfloat16; what "
+        "stays in place, rounding leaves (F3, F3.2).",
         several(
-            losers=verdict("F2", UNDECIDED),
-            few=verdict("F3", UNDECIDED),
+            losers=Row("F2", r"In groups of (?P<group>\d+) .* kinds (?P<fall>[\d.]+%) of the right"),
+            blamed=Row("F2.1", r"transformer (?P<alone>\d+%) of those"),
+            marginal=verdict("F2"),
+            few=verdict("F3", "refuted"),
             moved=Row(
                 "F3",
                 r"bfloat16, SGD: share changed is (?P<bfloat16>[\d.]+) in.*"

@@ -9,7 +9,9 @@ to 0. Then Dr. GRPO (GRPO without 1/|o|, which would weigh a chain less, and wit
 8 prompts, groups of 8, one step a batch, no penalty. Every seed has weights, demonstrations and draws of its
 own. Accuracy is on held-out problems: greedy, the likeliest token at each step, and sampled. (In a first run,
 200 steps on 64 at a constant rate and 60 iterations of GRPO at 1e-3, our control was open at p = .5 and
-reinforcement got nowhere; a trial on other draws chose what stands here.)
+reinforcement got nowhere. In a second one, seven seeds and 204 iterations at 3e-4, each seed ended near .5 or
+near 1, and no mean was decided: at that rate some give the chain up again. Trials on other draws chose what
+stands here, where seeds still end at either place: how many do is said.)
 
 Refuted if, with p = .1 or .2 by itself, the greedy accuracy after next-token prediction is not within .1 of
 chance, .5 (99.9 % over seeds), even after twice as many steps, or is below .9 after reinforcement. "Extreme
@@ -37,12 +39,12 @@ from grpo_jax.measures import View
 from grpo_jax.optimizers import Cosine
 from grpo_jax.random import Stream, uniforms
 
-SIZES = sizes(seeds=(2, 7, 16), iterations=(6, 204, 204), steps=(8, 300, 300))
+SIZES = sizes(seeds=(2, 16, 40), iterations=(6, 720, 720), steps=(8, 300, 300))
 
 TASK = gj.Verifiable(problems=gj.Parity(bits=10, chain="optional"), held_out=0.25)
 POLICY = gj.TransformerPolicy(space=TASK.space, prompt_length=TASK.prompt_length, layers=2, width=32, heads=2)
 RARE, COMMON = [0.1, 0.2], [0.5, 0.7]
-BATCH, IMITATED, REINFORCED = 128, 2e-3, 3e-4
+BATCH, IMITATED, REINFORCED = 128, 2e-3, 1e-4
 RECORDS, ASKED = 6, 256
 CHANCE, NEARLY, RIGHT, LONGER = 0.5, 0.1, 0.9, 2.0
 SHORT, WHOLE = 2.5, 10.0
@@ -141,10 +143,11 @@ def check(data: dict[str, xr.Dataset], claim: Claim) -> None:
     after = each(end.sel(number="greedy", drop=True), expected=RIGHT, relation="at least")
     claim.refutes("after reinforcement, greedy accuracy", after)
     claim.reports("after reinforcement, sampled accuracy", each(end.sel(number="sampled", drop=True)))
-    low, high = (float(x.sel(number="greedy").mean()) for x in (once.sel(share=RARE), end))
+    learnt = (end.sel(number="greedy", drop=True) >= RIGHT).sum("seed")
+    told = " and ".join(f"{int(learnt.sel(share=p))} at p = {p:g}" for p in RARE)
     claim.finds(
-        f"Greedy answers go from {low:.2f} to {high:.2f} in {int(curves.iteration[-1])} iterations.",
-        when=list(after.values()),
+        f"Of {end.sizes['seed']} seeds {told} reach {RIGHT:g} greedily, in {int(curves.iteration[-1])} "
+        "iterations."
     )
     row = claim.also(
         '(2510.11495, abstract.) "Reinforcement learning leverages increased test-time computation, '
