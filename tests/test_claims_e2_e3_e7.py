@@ -3,6 +3,7 @@
 import functools
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from experiments.claims import e02_normalisation as e2
 from experiments.claims import e03_successes as e3
 from experiments.claims import e07_means as e7
 from experiments.formulas import denominators, difficulty
-from experiments.problems import difficulties, prompt_lengths
+from experiments.problems import competing, difficulties, max_rl, prompt_lengths, token_means, weighings
 from grpo_jax import presets
+from grpo_jax.methods import SHIFT
 from grpo_jax.parts.reductions import MicroBatches, PerSequence, PerToken
+from grpo_jax.tasks import Bernoulli
 from tests.made_up_claims import noisy, verdicts
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -62,11 +65,11 @@ def test_a_batch_s_deviation_is_that_of_all_its_rewards():
 
 def test_weighings_by_number_are_the_library_s_advantages():
     right = jnp.asarray(RNG.integers(0, 2, (6, 5)).astype(float)).at[0].set(0.0).at[1].set(1.0)
-    rollout = e7.batch(np.full((6, 5), 2), right)
-    for name, numbers in e3.NUMBERS.items():
+    rollout = token_means.batch(np.full((6, 5), 2), right)
+    for name, numbers in max_rl.NUMBERS.items():
         centre, spread, level = numbers
         mine = difficulties.Weighing(centre=centre, spread=spread, level=level)(rollout, right)
-        advantage, rule = e3.RULES[name]
+        advantage, rule = max_rl.LIBRARY[name], max_rl.RULES[name]
         np.testing.assert_allclose(mine, advantage(rollout, right), atol=1e-12)
         np.testing.assert_allclose(mine[:, :, 0], [rule(np.asarray(row)) for row in right], atol=1e-12)
 
@@ -77,10 +80,10 @@ def test_prompts_start_at_their_rates_and_a_blind_policy_sees_none():
         for row in difficulties.logits(difficulties.PROMPTS)
     ]
     np.testing.assert_allclose(chance, difficulties.PROMPTS)
-    policy = difficulties.Blind(inner=gj.ActionPolicy.from_probabilities(e3.START), contexts=4)
+    policy = competing.Blind(inner=gj.ActionPolicy.from_probabilities(competing.START), contexts=4)
     params = policy.init(jax.random.key(0))
     logp = policy.score_support(params, jnp.arange(4)).logp
-    np.testing.assert_allclose(np.exp(logp[:, :, 0]), np.tile(e3.START, (4, 1)), rtol=1e-12)
+    np.testing.assert_allclose(np.exp(logp[:, :, 0]), np.tile(competing.START, (4, 1)), rtol=1e-12)
 
 
 @functools.cache
@@ -108,7 +111,6 @@ def e2_data(*, gap=0.0, limit=1.0, bend=None, steep=None, moved=0.0, alike=0.0):
         "identities": xr.Dataset({"gap": xr.DataArray([gap], {"rule": ["paper"]})}),
         "weights": data,
         "sampled": rate.to_dataset(name="rate"),
-        "exact": rate.isel(seed=0, drop=True).to_dataset(name="rate"),
     }
 
 
@@ -133,6 +135,18 @@ def test_e2_s_own_weights_are_checked_before_they_judge():
     assert verdicts(e2, e2_data(steep=[8, 16, 64]))[:3] == ["not testable here", "reproduced", "refuted"]
 
 
+def test_gaps_to_sums_are_those_of_a_wrong_rule():
+    """r − r̄ weighs every prompt by 1 − 1/G; twice the weight misses as much as the update is long."""
+    told = {"group_size": 3, "seed": 0}
+    assert weighings.gap_to_groups(SHIFT, difficulty.centred, **told) < 1e-12
+    assert weighings.gap_to_groups(SHIFT, difficulty.over_mean, **told) > 0.01
+    assert weighings.gap_to_weight(SHIFT, lambda p: 2 / 3, **told) < 1e-12
+    once, twice = (weighings.gap_to_weight(SHIFT, lambda p, w=w: w, **told) for w in (0.0, 4 / 3))
+    assert once == pytest.approx(twice)
+    half = weighings.gap_to_weight(SHIFT, lambda p: 1 / 3, flips=0.25, noise=Bernoulli(), **told)
+    assert half < 1e-12  # a verifier that errs in a quarter either way halves every slope
+
+
 def test_the_greatest_fold_by_hand():
     """At G = 4 and one half, K = 1, 2, 3 in 4, 6, 4 of 16: √3/((8√3 + 6·2)/16)."""
     assert difficulty.greatest_fold(4) == pytest.approx(np.sqrt(3) * 16 / (8 * np.sqrt(3) + 12))
@@ -143,15 +157,12 @@ def e3_data(
     *, gap=0.0, own=0.0, limit=1.0, ahead=0.05, level=0.05, off=0.0, kept=0.2, lost=0.0, pairs=0.0, solved=0.0
 ):
     rules = list(e3.RULES)
-    gaps = xr.DataArray(
-        np.zeros((2, 2, 4)), {"against": ["all groups", "∇J"], "group_size": [4, 8], "rule": rules}
-    )
-    gaps.loc[{"against": "all groups"}] = gap
-    gaps.loc[{"against": "∇J", "rule": e3.SUCCESSES}] = own
-    weight = e3.weights()
+    groups = xr.DataArray(np.full(4, gap), {"rule": rules})
+    objective = xr.DataArray(np.full((2, 2), [own, 0.0]), {"group_size": [4, 8], "rule": list(e3.OWN)})
+    weight = weighings.table(e3.RULES, [*e3.GROUPS, 64, 1024], e3.RATES)
     weight = weight * xr.where(weight.group_size == 1024, limit, 1.0)
-    rate = noisy(0.5, rule=rules, group_size=[e3.PAIRS, *e3.GROUPS], learning_rate=e3.LEARNING, seed=SEEDS,
-                 iteration=[0, 1, 2], prompt=difficulties.PROMPTS)  # fmt: skip
+    rate = noisy(0.5, rule=rules, group_size=[e3.PAIRS, *e3.GROUPS], learning_rate=max_rl.LEARNING,
+                 seed=SEEDS, iteration=[0, 1, 2], prompt=difficulties.PROMPTS)  # fmt: skip
     equal = rate.sel(group_size=e3.GROUPS).copy()
     for name in e3.OWN:
         rate.loc[{"rule": name}] += ahead
@@ -163,14 +174,13 @@ def e3_data(
         ends.loc[last] += (kept if name in e3.OWN else lost) - 0.7
     exact = ends.isel(seed=0, drop=True)
     share = exact.isel(iteration=-1, prompt=-1, drop=True) + solved
-    signal = noisy(0.3, rule=rules, prompt=e3.SEEN)
+    signal = noisy(0.3, rule=rules, prompt=max_rl.SEEN)
     return {
-        "identities": xr.Dataset({"gap": gaps}),
+        "identities": xr.Dataset({"groups": groups, "objective": objective}),
         "weights": xr.Dataset({"weight": weight, "signal": signal}),
         "sampled": rate.to_dataset(name="rate"),
         "matched": xr.Dataset({"rate": equal, "off": equal.isel(iteration=0, seed=0, prompt=0) * 0 + off}),
-        "competing": xr.Dataset({"exact": exact, "sampled": ends}),
-        "predicted": xr.Dataset({"share": share}),
+        "competing": xr.Dataset({"exact": exact, "sampled": ends, "resting": share}),
     }
 
 
@@ -197,29 +207,40 @@ def test_what_e3_says_falls_when_it_should(changed, want):
 
 def test_where_three_prompts_against_one_come_to_rest():
     """w = 1/p rests at a quarter; a weight that is the same at p and 1 − p nowhere inside."""
+    likelihood = difficulty.over_mean
+    inside, less = (competing.resting_share(r) for r in (likelihood, partial(likelihood, centre=True)))
+    assert inside == pytest.approx(0.25, abs=0.04)  # 1/p up to eight terms
+    assert competing.resting_share(difficulty.divided) == 0.0
+    assert less < inside
 
-    def likelihood(rewards):
-        return difficulty.over_mean(rewards)
 
-    assert e3.share(likelihood) == pytest.approx(0.25, abs=0.04)  # 1/p up to eight terms
-    assert e3.share(difficulty.divided) == 0.0
-    assert e3.share(partial(difficulty.over_mean, centre=True)) < e3.share(likelihood)
+def test_effective_rates_are_equal_at_every_step_and_prompts_start_where_they_should():
+    """r − r̄ weighs every prompt alike all along, so that its rates are equal from the first pass on."""
+    size = SimpleNamespace(seeds=2, iterations=5)
+    found = max_rl.at_equal_rates(0, size, 8)
+    assert found.rate.isel(iteration=0).dims == ("rule", "learning_rate", "seed", "prompt")
+    np.testing.assert_allclose(found.rate.isel(iteration=0) - found.prompt, 0, atol=1e-9)
+    np.testing.assert_allclose(found.off.sel(rule=max_rl.PLAIN), 0, atol=1e-9)
+    assert list(found.rule.values) == list(max_rl.RULES)
+    four = competing.trained(0, size, exact=True).isel(iteration=0, seed=0)
+    np.testing.assert_allclose(four - xr.DataArray([0.3, 0.3, 0.3, 0.1], dims="prompt"), 0, atol=1e-9)
 
 
 def test_micro_batches_are_divided_by_their_own_tokens():
     lengths = RNG.integers(1, 7, (6, 4))
-    weight = np.asarray(MicroBatches(count=3)(e7.batch(lengths)))
+    batch = token_means.batch(lengths)
+    weight = np.asarray(MicroBatches(count=3)(batch))
     for p, i, t in np.ndindex(weight.shape):
         part = lengths[p // 2 * 2 : p // 2 * 2 + 2]
         assert weight[p, i, t] == pytest.approx((t < lengths[p, i]) / (3 * part.sum()))
-    whole = np.asarray(PerToken()(e7.batch(lengths)))
-    np.testing.assert_allclose(MicroBatches(count=1)(e7.batch(lengths)), whole)
+    whole = np.asarray(PerToken()(batch))
+    np.testing.assert_allclose(MicroBatches(count=1)(batch), whole)
     ranks = MicroBatches(inner=MicroBatches(count=3), count=2)
-    np.testing.assert_allclose(ranks(e7.batch(lengths)), MicroBatches(count=6)(e7.batch(lengths)))
-    alike = MicroBatches(inner=PerSequence(), count=3)(e7.batch(lengths))
-    np.testing.assert_allclose(alike, PerSequence()(e7.batch(lengths)))
+    np.testing.assert_allclose(ranks(batch), MicroBatches(count=6)(batch))
+    alike = MicroBatches(inner=PerSequence(), count=3)(batch)
+    np.testing.assert_allclose(alike, PerSequence()(batch))
     with pytest.raises(ValueError, match="4 micro-batches do not divide 6 prompts"):
-        MicroBatches(count=4)(e7.batch(lengths))
+        MicroBatches(count=4)(batch)
 
 
 def test_trl_s_bnpo_divides_micro_batches_and_its_dapo_does_not():
@@ -242,6 +263,11 @@ def test_weights_of_two_prompts_on_paper():
         np.testing.assert_allclose(denominators.token_weights(lengths, mean, parts=2), weights)
 
 
+def test_weights_of_prompts_are_those_of_groups_of_eight():
+    np.testing.assert_allclose(token_means.weights_of_prompts([1, 4], "prompt"), [1 / 16, 1 / 64])
+    np.testing.assert_allclose(token_means.weights_of_prompts([1, 4], "batch"), [1 / 40, 1 / 40])
+
+
 def test_answers_are_as_long_as_they_are_called():
     order = prompt_lengths.ORDERS["sorted"]
     policy = prompt_lengths.config(PerToken(), "sorted").policy
@@ -254,7 +280,7 @@ def test_answers_are_as_long_as_they_are_called():
 def e7_data(
     *, gap=0.0, pair=2.0, entering=1.0, longer=0.0, early=0.0, fold=10.0, lead=0.1, batch=0.0, alike=0.0
 ):
-    means, orders = list(e7.MEANS), list(prompt_lengths.ORDERS)
+    means, orders = list(token_means.MEANS), list(prompt_lengths.ORDERS)
     gradient = xr.DataArray(np.ones((5, 2)), {"mean": means, "tokens": [3, 6]})
     gradient.loc[{"tokens": 6}] = entering
     found = xr.DataArray(np.ones((5, 2)), {"mean": means, "order": ["sorted", "paired"]})
@@ -304,4 +330,4 @@ def test_the_library_s_updates_are_those_of_every_joint_batch():
     chance, pair = np.array([0.3, 0.6]), np.array([3, 6])
     for mean in ("batch", "micro-batches"):
         told = denominators.expected_update(chance, pair, mean, group_size=2, parts=2)
-        np.testing.assert_allclose(e7.updates(chance, pair, mean), told, rtol=1e-12)
+        np.testing.assert_allclose(token_means.updates(chance, pair, mean), told, rtol=1e-12)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import grpo_jax as gj
 from experiments.claims import e04_dead_groups as e4
 from experiments.claims import e06_truncated_votes as e6
 from experiments.formulas import dead_groups, truncation
 from experiments.formulas.truncation import HANDLINGS, PLAIN, VOTELESS, VOTING
-from experiments.problems import budgets
+from experiments.problems import budgets, masks, updates
 from experiments.problems import dead_groups as questions
+from grpo_jax.tasks import Bernoulli
 from tests.made_up_claims import noisy, verdicts
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -34,7 +36,7 @@ def e6_data(
     runs = xr.Dataset({"cut off": cut, "budget": budget, "room": budget})
     known = {"gap": xr.DataArray(gap), "placebo": xr.DataArray(0.0)}
     known["sine"] = xr.DataArray([often, seldom], {"cut": [e6.OFTEN, e6.SELDOM]})
-    known["left"] = xr.DataArray([0.5, left], {"cut": [e6.OFTEN, e6.SELDOM]})
+    known["left"] = xr.DataArray(left)
     one = runs.isel(tokens=0, drop=True)
     exact = one.isel(seed=0, drop=True)
     return {"identities": xr.Dataset(known), "sampled": runs, "exact": exact, "few": one}
@@ -65,12 +67,20 @@ def test_what_e6_says_falls_when_it_should(changed, want):
 def test_the_trees_of_e6_are_those_of_the_library():
     """Outputs in the order of the support, with the chances of the set-up."""
     given = budgets.Budget(3)
-    tree = truncation.tree(e6.with_end(given.logits[0]), 3)
+    tree = truncation.tree(masks.with_end(given.logits[0]), 3)
     possible = [output for output, chance in zip(tree.outputs, tree.chance, strict=True) if chance > 0]
     rows, mask = given.space.support
     assert possible == [tuple(row[: int(n)]) for row, n in zip(rows, mask.sum(1), strict=True)]
     assert tree.chance @ ~tree.finished == pytest.approx((1 - budgets.STOP) ** 2)
     np.testing.assert_array_equal(given.cut, [len(o) == 3 and o[-1] != 2 for o in possible])
+
+
+def test_a_vote_leaves_the_share_cut_off_of_the_pressure_to_stop():
+    """m = 1 and ∇m = 0: f(1 − P)∇P against f ∇P."""
+    assert masks.pressure(0.3) == pytest.approx(0.3)
+    assert masks.cut_off(0.3).chance @ ~masks.cut_off(0.3).finished == pytest.approx(0.3)
+    assert masks.sine(0.6) > masks.sine(0.3) > masks.sine(1e-6)
+    assert masks.sine(1e-6) < 1e-2
 
 
 def test_the_questions_of_e6_by_hand():
@@ -88,7 +98,7 @@ def test_the_questions_of_e6_by_hand():
 
 def test_the_matched_rate_gives_the_rest_its_weight():
     for tokens in e6.BUDGETS:
-        rates = e6.learning(VOTELESS, tokens)
+        rates = budgets.learning(VOTELESS, tokens)
         done = 1 - 0.75 ** (tokens - 1)
         own = done - (1 - (1 - done) ** 8) / 8
         assert rates[e6.MATCHED][0] / rates["SGD"][0] == pytest.approx(0.875 * done / own)
@@ -110,22 +120,13 @@ def e4_data(*, left_out=0.7, other=0.7, sign=0.7, kept=0.5, level=0.5, slow=0.0,
     refilled = e4_runs(other, samples=2 * EVERY)
     late = refilled.iteration > STEPS / 2
     refilled["expected_reward"] = refilled.expected_reward + xr.where(late, slow, 0.0)
-    tie = dead_groups.ties(np.array(questions.SUCCESS), questions.GROUP)
-    start = price * questions.GROUP * sum(tie**n for n in range(16)).sum()
-    exact = xr.Dataset(
-        {
-            "samples_drawn": xr.DataArray([[start]] * 2, dims=("handling", "iteration")),
-            "prompt_reward": xr.DataArray(np.ones((2, 1, 1)), dims=("handling", "iteration", "context")),
-        },
-        {"handling": [e4.KEPT, e4.SAME]},
-    )
     checks = ["library", "dead groups kept - (1 - 1/G) grad J"]
     return {
         e4.KEPT: plain, e4.LEFT_OUT: e4_runs(left_out), e4.OTHER: refilled, e4.SAME: e4_runs(other),
         "sign": e4_runs(sign, samples=32.0), "few": xr.concat(
             [e4_runs(kept, samples=32.0), e4_runs(level, optimizers=[e4.LEVEL], samples=32.0)], "optimizer"
         ),
-        "exact": exact, "identities": xr.Dataset({"gap": ("check", [gap, 0.0])}, {"check": checks}),
+        "identities": xr.Dataset({"gap": ("check", [gap, 0.0]), "drawn": price}, {"check": checks}),
         "factors": xr.Dataset({name: ("iteration", [1.4, 2.0]) for name in LEVELS}),
     }  # fmt: skip
 
@@ -172,7 +173,27 @@ def test_the_questions_of_e4_start_at_their_success_rates():
     right = np.array([output == questions.RIGHT for output in outputs.outputs])
     assert outputs.chance @ right == pytest.approx(0.3)
     np.testing.assert_array_equal(questions.table(2), [right, right])
-    slow, fast = e4.learning(3), e4.learning(3, {e4.LEVEL: np.array([1.5, 2, 3]), e4.LEVEL_ADAMW: 0.5})
+    factors = {e4.LEVEL: np.array([1.5, 2, 3]), e4.LEVEL_ADAMW: 0.5}
+    slow, fast = questions.learning(3), questions.learning(3, factors)
     np.testing.assert_allclose(fast[e4.LEVEL][0] / slow[e4.SGD][0], [1.5, 2, 3])
     np.testing.assert_allclose(fast[e4.LEVEL_ADAMW][0] / slow[e4.ADAMW][0], [0.5] * 3)
     assert [row[1:] for row in fast.values()] == [row[1:] for row in slow.values()]
+
+
+def test_the_library_s_update_is_the_slope_of_the_return():
+    """(1 − 1/G)∇J of every prompt, ∇J by differences, as its part of the batch; coins are their chances."""
+    space = gj.Sequences(vocab=3, horizon=2, eos=2)
+    rng = np.random.default_rng(0)
+    logits, table = rng.normal(size=(2, 3, 3)), rng.uniform(size=(2, space.size))
+
+    def earned(rows, rewards):
+        return truncation.tree(rows, 2).mean(rewards)
+
+    want = np.zeros_like(logits)
+    for place in np.ndindex(logits.shape):
+        up, down = (logits + step * (np.arange(logits.size) == np.ravel_multi_index(place, logits.shape))
+                    .reshape(logits.shape) for step in (1e-5, -1e-5))  # fmt: skip
+        want[place] = (earned(up[place[0]], table[place[0]]) - earned(down[place[0]], table[place[0]])) / 2e-5
+    for noise in (None, Bernoulli()):
+        found = updates.expected_update(updates.PLAIN, space, logits, table, group_size=3, noise=noise)
+        np.testing.assert_allclose(found, (1 - 1 / 3) * want / 2, atol=1e-9)

@@ -43,7 +43,6 @@ def e5_data(
         f"{e5.NONE}, hard": run(dict.fromkeys(doses, hard) | {"0.3": much, "0.5": much}, doses=doses),
         f"{e5.GATE}, hard": run({"0.1": gated, "0.3": spared, "0.5": spared}, doses=e5.PRINTED),
         "flat": run(1.0, doses=["0.3"]),
-        "alone": run(1.0, doses=["0.1"]),
         "exact": run(end, doses=["0", "0.001", "0.1"]),
     }  # fmt: skip
 
@@ -136,14 +135,22 @@ def test_every_group_of_pairs_once():
     np.testing.assert_allclose(both[e8.GDPO], [-2, 2])
 
 
+def test_advantage_vectors_of_pairs_on_paper():
+    """GDPO 0, ±1 and ±2 (opposite rewards cancel); GRPO 0 and ±1; without σ 0, ±1/2 and ±1."""
+    found = pairs_of_rewards.counted([2]).squeeze("group")
+    assert {name: int(found.sel(algorithm=name)) for name in (e8.GDPO, e8.SUM, e8.PLAIN)} == {
+        e8.GDPO: 3, e8.SUM: 2, e8.PLAIN: 3,
+    }  # fmt: skip
+
+
 def test_two_rewards_whose_sum_ties_cancel_and_three_need_not():
     """r_2 = c − r_1 has the spread of r_1 and its deviations turned; of three, two need not cancel one."""
-    assert e8.silent(2) < 1e-12
+    assert pairs_of_rewards.silent(2) < 1e-12
     rows = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
     wide, narrow = 0.5, math.sqrt(3) / 4
     first = 0.5 / wide - 2 * 0.25 / narrow
     np.testing.assert_allclose(pairs_of_rewards.by_hand(rows)[e8.GDPO][0], first)
-    assert e8.silent(3) >= abs(first)
+    assert pairs_of_rewards.silent(3) >= abs(first)
 
 
 def test_success_and_starts():
@@ -165,9 +172,9 @@ def test_success_and_starts():
 
 def test_silent_groups_by_hand_on_one_prompt():
     """Two lengths, one outcome: half the groups of three of 1, 1, 2 and 1, 2, 2 push the stop alike."""
-    logits = np.zeros((1, e5.TRIED.offsets[-1], 3))
-    found = e5.by_hand(logits, np.zeros((1, e5.TRIED.size)), power=0.0, eps=0.0)
-    tokens, mask = e5.TRIED.support
+    logits = np.zeros((1, phantoms.TRIED.offsets[-1], 3))
+    found = phantoms.of_one_outcome(logits, np.zeros((1, phantoms.TRIED.size)), power=0.0, eps=0.0)
+    tokens, mask = phantoms.TRIED.support
     length = mask.sum(1)
     chance = 3.0**-length
     mean = chance @ length

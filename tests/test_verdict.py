@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from experiments.harness.numbers import (
     Number,
+    at_best_rate,
     each,
     extrapolate,
     extrapolated,
@@ -17,6 +18,7 @@ from experiments.harness.numbers import (
     interval,
     mean,
     share,
+    surest,
     tabulated,
     worst,
 )
@@ -357,3 +359,29 @@ def test_extrapolation_keeps_the_names_of_what_is_left():
         fit = extrapolate(rates, samples.sel(setting=setting).values)
         np.testing.assert_allclose(at_zero.sel(setting=setting), fit[0])
         np.testing.assert_allclose(slope.sel(setting=setting), fit[1])
+
+
+def test_of_numbers_any_of_which_would_do_the_surest_fails_only_where_all_do():
+    gaps = xr.DataArray(np.random.default_rng(0).normal(size=(4, 40)) * 1e-3, dims=("setting", "seed"))
+    means = np.array([0.0, 0.02, 0.015, 0.01])
+    gaps = gaps - gaps.mean("seed") + xr.DataArray(means, {"setting": list("abcd")})
+
+    def chosen(*settings):
+        return surest(each(gaps.sel(setting=list(settings)), expected=0.01, relation="at least"))
+
+    assert (chosen(*"abcd").at, chosen(*"abcd").holds) == ("b", True)
+    assert (chosen(*"ad").at, chosen(*"ad").holds) == ("d", None)
+    assert (chosen(*"a").at, chosen(*"a").holds) == ("a", False)
+    wide = Number(0.9, 0.5, low=0.4, high=1.4, relation="at least")
+    assert surest({"wide": wide, "sure": Number(0.6, 0.5, relation="at least")}).at == "sure"
+    with pytest.raises(ValueError, match="no numbers"):
+        surest({})
+
+
+def test_every_setting_has_a_best_learning_rate_of_its_own():
+    """At 0.1 the first setting has mean 2 and the second 5; at 0.2 they have 3 and 1."""
+    runs = [[[1.0, 3.0], [4.0, 6.0]], [[3.0, 3.0], [0.0, 2.0]]]
+    values = xr.DataArray(runs, {"learning_rate": [0.1, 0.2], "setting": ["one", "two"], "seed": [0, 1]})
+    np.testing.assert_array_equal(at_best_rate(values), [[3, 3], [4, 6]])
+    together = at_best_rate(values, over=["setting", "seed"])  # 3.5 against 2
+    np.testing.assert_array_equal(together, values.sel(learning_rate=0.1))

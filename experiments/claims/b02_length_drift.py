@@ -33,7 +33,6 @@ from experiments.problems.lengths import (
     LEARNING,
     LENGTHS,
     MEAN_LENGTH,
-    OPTIMIZER,
     RATES,
     RIGHT,
     SPACE,
@@ -41,9 +40,9 @@ from experiments.problems.lengths import (
     WEIGHTED,
     lengths,
     logits,
-    named,
     problem,
 )
+from experiments.problems.optimizers import OPTIMIZER, named
 from grpo_jax import plotting
 from grpo_jax.diagnostics import log_support
 from grpo_jax.measures import StepView

@@ -195,6 +195,26 @@ def hardest(numbers: Mapping[str, Number]) -> Number:
     return replace(numbers[name], at=name)
 
 
+def surest(numbers: Mapping[str, Number]) -> Number:
+    """Of numbers that should each be at least something, and any one of which would do, the one that most
+    surely is, saying where it is: its name. Where none is, the one whose interval reaches highest.
+
+    >>> low, high = (Number(value, 0.3, relation="at least") for value in (0.2, 0.4))
+    >>> print(surest({"SGD": low, "AdamW": high}))
+    0.4 (at least 0.3) at AdamW
+    """
+    if not numbers:
+        raise ValueError("there is no surest of no numbers")
+
+    def order(name: str) -> tuple[bool, float]:
+        number = numbers[name]
+        end = number.low if number.holds else number.high
+        return number.holds is True, number.value if end is None else end
+
+    name = max(numbers, key=order)
+    return replace(numbers[name], at=name)
+
+
 def extrapolate(x: ArrayLike, samples: ArrayLike, *, degree: int = 1) -> np.ndarray:
     """Each run's polynomial through its time averages: samples(x) = c_0 + c_1 x + ..., by least squares.
 
@@ -236,6 +256,17 @@ def extrapolated(
     found = extrapolate(rows[over].values, rows.values.reshape(rows.sizes[over], -1), degree=degree)
     like = rows.isel({over: 0}, drop=True)
     return like.copy(data=found[0].reshape(like.shape)), like.copy(data=found[1].reshape(like.shape))
+
+
+def at_best_rate(values: xr.DataArray, *, over: str | list[str] = "seed") -> xr.DataArray:
+    """Values at the learning rate whose mean over these dimensions is greatest, each other setting by itself.
+
+    >>> rates = xr.DataArray([[1.0, 2.0], [4.0, 3.0]], {"learning_rate": [0.1, 0.2], "seed": [0, 1]})
+    >>> at_best_rate(rates).values.tolist()
+    [4.0, 3.0]
+    """
+    best = values.mean(over).argmax("learning_rate")
+    return values.isel(learning_rate=best).drop_vars("learning_rate")
 
 
 def interval(samples: xr.DataArray, *, over: str = "seed", confidence: float = CONFIDENCE) -> xr.Dataset:

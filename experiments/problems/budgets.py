@@ -12,14 +12,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 import grpo_jax as gj
-from experiments.formulas.truncation import PLAIN, VOTELESS, VOTING
+from experiments.formulas import truncation
+from experiments.formulas.truncation import HANDLINGS, PLAIN, VOTELESS, VOTING
+from experiments.problems import updates
+from experiments.problems.optimizers import OPTIMIZER, adamw, named, sgd
 from grpo_jax.measures import View
 from grpo_jax.methods import SHIFT
-from grpo_jax.parts.gains import Linear
-from grpo_jax.parts.ratios import Score
-from grpo_jax.parts.reductions import Constant
 from grpo_jax.parts.truncation import MaskTruncated, OfFinished
 from grpo_jax.policies import TreePolicy
 from grpo_jax.tasks import trees
@@ -32,13 +33,12 @@ LATE = 4
 """Tokens before the end from which on an answer to the slow question is fully right."""
 FINISH, FIRST, SLOW = "any answer that ends is right", "the first token decides", "the full reward takes long"
 QUESTIONS = (FINISH, FIRST, SLOW)
-FREE = 1e9
-"""AdamW with an eps as great is SGD: second moments do not count."""
-OPTIMIZER = ("optimizer.learning_rate", "optimizer.b1", "optimizer.eps")
+RATE, ADAM = 3.0, 0.05
+MATCHED = "SGD, rate matched"
+"""SGD that gives ∇E[r | K] the weight at the start that it has where nothing is masked."""
 
-SUM = gj.Method(advantage=SHIFT, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0))
-MASKED = replace(SUM, reduction=MaskTruncated(inner=SUM.reduction))
-METHODS = {PLAIN: SUM, VOTING: MASKED, VOTELESS: replace(MASKED, advantage=OfFinished(inner=SHIFT))}
+MASKED = replace(updates.PLAIN, reduction=MaskTruncated(inner=updates.PLAIN.reduction))
+METHODS = {PLAIN: updates.PLAIN, VOTING: MASKED, VOTELESS: replace(MASKED, advantage=OfFinished(inner=SHIFT))}
 
 
 def reward(question: str, first: int, written: int) -> float:
@@ -102,3 +102,24 @@ class Budget:
             return jnp.sum(view.probabilities * given, 2)
 
         return taken
+
+
+def learning(handling: str, tokens: int, stop: float = STOP) -> dict[str, tuple[float, float, float]]:
+    """(rate, b1, eps) of every optimizer."""
+    done = 1 - (1 - stop) ** (tokens - 1)
+    plain, own = (truncation.coefficients(done, 1.0, GROUP, h)[0] for h in (PLAIN, handling))
+    rate, b1, eps = sgd(RATE)
+    return {"SGD": (rate, b1, eps), "AdamW": adamw(ADAM), MATCHED: (rate * plain / own, b1, eps)}
+
+
+def trained(seed: int, size: Any, tokens: int, *, exact: bool = False, stop: float = STOP) -> xr.Dataset:
+    """Shares, lengths and returns of every handling and optimizer, with a budget of so many tokens."""
+    budget, found = Budget(tokens, stop=stop), []
+    for handling, method in METHODS.items():
+        data = gj.sweep(
+            budget.config(method, exact=exact), {OPTIMIZER: learning(handling, tokens, stop)},
+            seeds=1 if exact else size.seeds, iterations=size.iterations, root=seed, record=["finite"],
+            measure={"of": budget.measure()}, record_every=size.iterations // 50, record_start=True,
+        )  # fmt: skip
+        found.append(named(data, {OPTIMIZER: "optimizer"}).of.to_dataset("quantity"))
+    return xr.concat(found, xr.Variable("handling", list(HANDLINGS)))

@@ -8,6 +8,7 @@ divides updates by the mean weight over prompts at the start: the *effective* le
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -15,20 +16,20 @@ import numpy as np
 import xarray as xr
 
 import grpo_jax as gj
-from grpo_jax.part import number, part, static
-from grpo_jax.parts.advantages import Advantage, GroupLevel, GroupMean, GroupSpread
-from grpo_jax.parts.gains import Linear
-from grpo_jax.parts.ratios import Score
-from grpo_jax.parts.reductions import Constant
-from grpo_jax.policies import ActionPolicy
+from experiments.formulas import difficulty
+from experiments.problems import updates
+from experiments.problems.optimizers import named
+from grpo_jax.part import number, part
+from grpo_jax.parts.advantages import Advantage, GroupLevel, GroupMean, GroupSpread, Normalized
 from grpo_jax.statistics import present
-from grpo_jax.types import Array, Coupling, Number, Rollout, Scores, Support
+from grpo_jax.types import Array, Coupling, Number, Rollout
 
 SPACE = gj.Sequences(vocab=3, horizon=2)
 RIGHT = np.array([1.0, 1.0, 0, 0, 0, 0, 0, 0, 0])
 """[S]: two answers are right, both begin with the first token."""
 PROMPTS = np.linspace(0.05, 0.95, 10)
 """Success rates at the start."""
+PLAIN, SCALED = "r − r̄", "(r − r̄)/σ"
 HARD = slice(None, 0.26)
 """Prompts of at most a quarter at the start."""
 
@@ -65,47 +66,12 @@ class Weighing:
         return present(value / (sigma * mean), rollout.multiplicity)[:, :, None]
 
 
-@part
-class Blind:
-    """A policy that does not tell prompts apart: all of them share the logits [1, K] of ``inner``."""
-
-    inner: ActionPolicy
-    contexts: int = static(low=1)
-    trailing: ClassVar[bool] = True
-    rank: ClassVar[int] = 2
-
-    @property
-    def horizon(self) -> int:
-        """1."""
-        return self.inner.horizon
-
-    def init(self, key: Array) -> Array:
-        """[1, K]."""
-        return self.inner.init(key)
-
-    def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
-        """As the one prompt of ``inner``."""
-        return self.inner.sample(params, jnp.zeros_like(prompts), uniforms)
-
-    def score(self, params: Array, prompts: Array, tokens: Array, mask: Array) -> Scores:
-        """As the one prompt of ``inner``."""
-        return self.inner.score(params, jnp.zeros_like(prompts), tokens, mask)
-
-    def support(self, prompts: Array) -> Support | None:
-        """Every action."""
-        return self.inner.support(jnp.zeros_like(prompts))
-
-    def score_support(self, params: Array, prompts: Array) -> Scores:
-        """As the one prompt of ``inner``."""
-        return self.inner.score_support(params, jnp.zeros_like(prompts))
-
-
 def config(advantage: Advantage, *, group_size: int, exact: bool = False) -> gj.Config:
     """Every prompt once a batch, on-policy, without a clip or a penalty."""
     return gj.Config(
         policy=gj.TreePolicy(space=SPACE, logits=logits(PROMPTS)),
         task=gj.SequenceTable(space=SPACE, table=np.tile(RIGHT, (len(PROMPTS), 1))),
-        method=gj.Method(advantage=advantage, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0)),
+        method=replace(updates.PLAIN, advantage=advantage),
         optimizer=gj.SGD(learning_rate=1.0),
         loop=gj.Loop(group_size=group_size),
         expectation=gj.Exact() if exact else None,
@@ -137,3 +103,15 @@ def trained(
     )  # fmt: skip
     found = data.prompt_reward.rename(context="prompt").assign_coords(learning_rate=list(rates))
     return found.assign_coords(prompt=PROMPTS.round(12))
+
+
+def normalised(seed: int, size: Any, rates: Sequence[float], *, group_size: int) -> xr.DataArray:
+    """Success rates with and without division by σ, at learning rates equal in effect at the start."""
+    start = difficulty.weight_of(difficulty.divided, PROMPTS, group_size).mean()
+    paths = ("advantage.power", "reduction.length")
+    axes = {paths: {PLAIN: (0.0, 1 - 1 / group_size), SCALED: (1.0, float(start))}}
+    found = trained(
+        config(Normalized(), group_size=group_size), axes, rates,
+        iterations=size.iterations, root=seed, seeds=size.seeds,
+    )  # fmt: skip
+    return named(found, {paths: "handling"})

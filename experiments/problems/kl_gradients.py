@@ -171,30 +171,19 @@ def estimated(place: str, tree: Any, now: Any, anchor: Any, old: Any) -> np.ndar
 
 
 def drifted(places: Iterable[str], trees: int, seed: int, *, horizon: int = HORIZON) -> xr.Dataset:
-    """The same ``missed``, after ascent of ∇J for some steps since answers were drawn, and what it moved."""
+    """The same ``missed``, after ascent of ∇J for some steps since answers were drawn."""
     tree = by_hand.tree(3, horizon, eos=True)
     rng = np.random.default_rng([seed, horizon, 3])
     places = list(places)
     found = np.zeros((2, len(places), len(STEPS), trees))
-    moves = np.zeros((2, len(STEPS), trees))
     for k in range(trees):
         anchor, moved = rng.normal(size=(2, tree.nodes, 3))
         old = anchor + FAR * moved
         rewards = rng.normal(size=len(tree.node))
         for j, now in enumerate(ascended(tree, old, rewards)):
-            sampler, logp = by_hand.token_logp(tree, old), by_hand.token_logp(tree, now)
-            chance = np.exp(sampler.sum(1))
-            tokens = chance @ tree.live.sum(1)
-            moves[0, j, k] = np.sqrt(chance @ ((logp - sampler) ** 2).sum(1) / tokens)
-            moves[1, j, k] = chance @ (sampler - logp).sum(1) / tokens
             found[:, :, j, k] = gaps(places, tree, now, anchor, old)
-    where = {"steps": list(STEPS), "tree": range(trees)}
-    return xr.Dataset({
-        "missed": xr.DataArray(found[0], {"place": places, **where}),
-        "backward": xr.DataArray(found[1], {"place": places, **where}),
-        "log_ratio": xr.DataArray(moves[0], where),
-        "kl_old": xr.DataArray(moves[1], where),
-    })  # fmt: skip
+    where = {"place": places, "steps": list(STEPS), "tree": range(trees)}
+    return xr.Dataset({"missed": (list(where), found[0]), "backward": (list(where), found[1])}, where)
 
 
 def ascended(tree: Any, old: np.ndarray, rewards: np.ndarray) -> list[np.ndarray]:

@@ -42,6 +42,13 @@ EXACT_RATE = 2.0
 """Of exact ascent."""
 LEVELS = 4
 """Of graded rewards, from 0 to 1."""
+OPTIMIZERS = {
+    "SGD": (gj.SGD(learning_rate=1.0), [0.5, 1.0, 2.0]),
+    "AdamW": (gj.AdamW(learning_rate=0.05), [0.025, 0.05, 0.1]),
+}
+"""What questions are trained with, and at which learning rates."""
+UPDATES = 4
+"""Optimizer steps on a batch, where they are several."""
 
 
 def space(horizon: int = HORIZON) -> gj.Sequences:
@@ -141,6 +148,21 @@ def trained(
     where = {"place": (name, [p for p, _ in settings]), "beta": (name, [b for _, b in settings])}
     found = unstacked(kept, name, where)
     return named(found.rename(prompt_reward="reward")).drop_attrs()
+
+
+def sampled(name: str, seed: int, size: Any, betas: Iterable[float]) -> xr.Dataset:
+    """``trained`` from samples at every place, one optimizer step a batch, by learning rate; β of 0, too."""
+    optimizer, rates = OPTIMIZERS[name]
+    given, axes = config(seed, size.tables, optimizer=optimizer), {"learning_rate": rates}
+    return trained(given, axes, PLACES, [0.0, *betas], iterations=size.iterations, root=seed)
+
+
+def often(name: str, seed: int, size: Any, beta: float) -> xr.Dataset:
+    """``trained`` with k1 in the loss, several optimizer steps a batch, in groups without noise."""
+    optimizer, rates = OPTIMIZERS[name]
+    given = config(seed, size.batches, optimizer=optimizer, updates=UPDATES, exact=True)
+    axes = {"learning_rate": rates}
+    return trained(given, axes, [K1_LOSS], [0.0, beta], iterations=size.iterations, root=seed)
 
 
 def ends(seed: int, tables: int, betas: Iterable[float], *, horizon: int = HORIZON) -> xr.Dataset:

@@ -15,6 +15,7 @@ import xarray as xr
 
 import grpo_jax as gj
 from experiments.harness.scripts import sizes
+from experiments.problems.optimizers import OPTIMIZER, adamw, named, sgd
 from experiments.problems.weights import LengthPower
 from grpo_jax import methods
 from grpo_jax.measures import View
@@ -37,11 +38,7 @@ GROUP = 8
 STEPS = 120
 RATES = (0.1, 0.5, 0.9)
 """Success rates at the start."""
-FREE = 1e9
-OPTIMIZER = ("optimizer.learning_rate", "optimizer.b1", "optimizer.eps")
-LEARNING = {"SGD": (0.6 * FREE, 0.0, FREE), "AdamW": (0.02, 0.9, 1e-8)}
-"""Both in one program: SGD at 0.6 is AdamW without momentum whose eps is so great that second moments do not
-count, with a learning rate as great."""
+LEARNING = {"SGD": sgd(0.6), "AdamW": adamw(0.02)}
 TABLE = ("grpo", "grpo_v32", "gspo", "gtpo", "dapo", "cppo", "dr_grpo", "gpg", "cispo", "gcpo")
 """Methods of Table 1 of [B]."""
 SMOKE_TABLE = ("grpo", "gtpo", "dapo", "dr_grpo", "gcpo")
@@ -118,10 +115,3 @@ def table_runs(seed: int, size: Any, *, backwards: bool = False) -> xr.Dataset:
         record=["surrogate", "reward", "expected_reward"], measure={"lengths": lengths},
     )  # fmt: skip
     return named(data, {"policy.logits": "rate", OPTIMIZER: "optimizer"})
-
-
-def named(data: xr.Dataset, names: dict[Any, str]) -> xr.Dataset:
-    """A sweep's dimensions under other names, a tuple of paths as an axis is given; no second labels."""
-    whole = {"+".join(key) if isinstance(key, tuple) else key: name for key, name in names.items()}
-    data = data.rename(whole)
-    return data.drop_vars([name for name in data.coords if name not in data.dims])

@@ -8,23 +8,27 @@ apart (E8).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 import grpo_jax as gj
+from experiments.formulas import difficulty
+from experiments.problems import updates
+from experiments.problems.optimizers import OPTIMIZER, adamw, named, sgd
+from grpo_jax.exact import expected_gradient
+from grpo_jax.methods import SHIFT
 from grpo_jax.part import number, part
 from grpo_jax.parts.advantages import Normalized
-from grpo_jax.parts.gains import Linear
-from grpo_jax.parts.ratios import Score
-from grpo_jax.parts.reductions import Constant
 from grpo_jax.parts.shaping import NormalizedSum, Shaping, Sum
 from grpo_jax.sequences import at_prompts, lookup
-from grpo_jax.surrogate import Method
+from grpo_jax.surrogate import Method, advantages
 from grpo_jax.types import Array, Rollout
 
-SHIFT = Normalized(scale=None)
 GDPO, SUM, PLAIN = "GDPO", "GRPO", "GRPO without σ"
 INNER: dict[str, tuple[Shaping, Normalized]] = {
     GDPO: (NormalizedSum(ddof=0.0, eps=0.0), SHIFT),
@@ -32,6 +36,8 @@ INNER: dict[str, tuple[Shaping, Normalized]] = {
     PLAIN: (Sum(), SHIFT),
 }
 """Normalise then sum; sum then normalise; sum. No batch whitening: it only changes the rate."""
+GROUP, TRIED = 8, 3
+"""Of training, and where everything is enumerated."""
 KINDS = ("coins", "graded", "a hard and an easy one", "one a tenth as large")
 
 
@@ -81,9 +87,7 @@ def method(name: str, tables: np.ndarray | None = None) -> Method:
     shaping, advantage = INNER[name]
     if tables is not None:
         shaping = Looked(inner=shaping, first=tables[0], second=tables[1])
-    return Method(
-        shaping=shaping, advantage=advantage, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0)
-    )
+    return replace(updates.PLAIN, shaping=shaping, advantage=advantage)
 
 
 def config(
@@ -138,3 +142,106 @@ def by_hand(rows: np.ndarray) -> dict[str, np.ndarray]:
 
     total = rows.sum(1)
     return {GDPO: sum(unit(column) for column in rows.T), SUM: unit(total), PLAIN: total - total.mean()}
+
+
+def counted(sizes: Sequence[int]) -> xr.DataArray:
+    """How many advantage vectors all groups of pairs of binary rewards have, by method and group size."""
+    found = np.zeros((len(INNER), len(sizes)))
+    for j, size in enumerate(sizes):
+        told: dict[str, set[Any]] = {name: set() for name in INNER}
+        for rows in groups(size):
+            for name, values in by_hand(rows).items():
+                told[name].add(tuple(np.sort(values.round(9) + 0.0)))
+        found[:, j] = [len(told[name]) for name in INNER]
+    return xr.DataArray(found, {"algorithm": list(INNER), "group": list(sizes)})
+
+
+def silent(rewards: int) -> float:
+    """Greatest GDPO advantage in groups whose sums tie: of eight, with more than two rewards of four."""
+    tied = [rows for rows in groups(4 if rewards > 2 else GROUP, rewards) if np.ptp(rows.sum(1)) == 0]
+    return max(abs(by_hand(rows)[GDPO]).max() for rows in tied)
+
+
+def identities() -> xr.Dataset:
+    """Gaps of the library's advantages to NumPy's, and of GDPO's update to Σ_m w_G(p_m) ∇p_m.
+
+    The placebo is what GDPO's update misses of twice GRPO's where both rewards are the same.
+    """
+    apart = []
+    for rows in groups(4)[::7]:
+        blank = jnp.zeros((1, 4, 1))
+        rollout = gj.Rollout(
+            prompts=jnp.arange(1), tokens=jnp.arange(4)[None, :, None], mask=jnp.ones((1, 4, 1)),
+            rewards=jnp.asarray(rows.sum(1)[None, :, None]), multiplicity=jnp.ones((1, 4)),
+            sampling_logp=blank, old_logp=blank, ref_logp=blank,
+        )  # fmt: skip
+        for name, values in by_hand(rows).items():
+            library = np.asarray(advantages(method(name, rows.T[:, None]), rollout))[0, :, 0]
+            apart.append(abs(library - values).max())
+    tables, logits = questions("coins", 3, 1)
+    odds = _odds(logits)
+    hand = np.zeros_like(logits)
+    for c, m in itertools.product(range(len(logits)), range(2)):
+        p = odds[c] @ tables[m, c]
+        weight = difficulty.weight_of(difficulty.divided, p, TRIED)
+        hand[c] += weight * odds[c] * (tables[m, c] - p) / len(logits)
+    same = np.stack([tables[0], tables[0]])
+    gaps = {
+        "update": _moved(GDPO, tables, logits) - hand,
+        "placebo": _moved(GDPO, same, logits) - 2 * _moved(SUM, same, logits),
+    }
+    return xr.Dataset({"advantage": max(apart)} | {name: abs(gap).max() for name, gap in gaps.items()})
+
+
+def _moved(name: str, tables: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    given = config(name, tables, logits, group=TRIED)
+    return np.asarray(expected_gradient(given, jnp.asarray(logits)))
+
+
+def _odds(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def scale(tables: np.ndarray, logits: np.ndarray, seed: int) -> float:
+    """Root mean square of GRPO's advantages over GDPO's, at the start, from 200 groups a question."""
+    rng = np.random.default_rng(seed)
+    odds = _odds(logits)
+    square = dict.fromkeys(INNER, 0.0)
+    for c in range(len(logits)):
+        for _ in range(200):
+            rows = tables[:, c, rng.choice(odds.shape[1], GROUP, p=odds[c])].T
+            for name, values in by_hand(rows).items():
+                square[name] += float((values**2).sum())
+    return float(np.sqrt(square[SUM] / square[GDPO]))
+
+
+def trained(kind: str, seed: int, size: Any, *, exact: bool) -> xr.DataArray:
+    """Total reward as a share of the best answer's, by method, optimizer, iteration and question."""
+    count = size.listed if exact else size.drawn
+    tables, logits = questions(kind, count, seed)
+    equal, found = scale(tables, logits, seed), []
+    for name in INNER:
+        optimizers = {
+            "SGD": sgd(1.0),
+            "SGD, equal advantages": sgd(equal if name == GDPO else 1.0),
+            "AdamW": adamw(0.05),
+        }
+        data = gj.sweep(
+            config(name, tables, logits, group=GROUP, exact=exact), {OPTIMIZER: optimizers},
+            seeds=1 if exact else size.seeds, iterations=size.iterations, root=seed,
+            record=["prompt_reward"], record_every=size.iterations // 20,
+        )  # fmt: skip
+        found.append(named(data, {OPTIMIZER: "optimizer"}).prompt_reward)
+    best = xr.DataArray(tables.sum(0).max(1), {"context": np.arange(count)})
+    return xr.concat(found, xr.Variable("algorithm", list(INNER))).mean("seed") / best
+
+
+def between_sizes() -> xr.DataArray:
+    """π of the first of two answers with rewards (1, 0) and (0, .1) after exact training, from .3."""
+    tables, logits = np.array([[[1.0, 0.0]], [[0.0, 0.1]]]), np.log([[0.3, 0.7]])
+    ends = []
+    for name in INNER:
+        given = config(name, tables, logits, group=GROUP, optimizer=gj.SGD(learning_rate=1.0))
+        data = gj.sweep(given, iterations=400, record_every=400, record=["probabilities"])
+        ends.append(float(data.probabilities.isel(iteration=-1, output=0).squeeze()))
+    return xr.DataArray(ends, {"algorithm": list(INNER)})

@@ -8,21 +8,23 @@ add little. Used by the claim on phantom advantages (E5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 import grpo_jax as gj
-from experiments.problems.lengths import named as renamed
-from grpo_jax.measures import View
+from experiments.formulas import difficulty
+from experiments.problems import updates
+from experiments.problems.optimizers import OPTIMIZER, adamw, named, sgd
+from grpo_jax.methods import SHIFT
 from grpo_jax.part import part, static
-from grpo_jax.parts.advantages import Advantage, Normalized
-from grpo_jax.parts.gains import Linear
-from grpo_jax.parts.ratios import Score
-from grpo_jax.parts.reductions import Constant
-from grpo_jax.parts.shaping import Shaping
+from grpo_jax.parts.advantages import Advantage, GroupSpread, Normalized
+from grpo_jax.parts.returns import MixedOnly
+from grpo_jax.parts.shaping import NormalizedSum, OnSuccess, Shaping, WithLength
 from grpo_jax.policies import TreePolicy
 from grpo_jax.tasks import Bernoulli
 from grpo_jax.types import Array
@@ -30,9 +32,11 @@ from grpo_jax.types import Array
 ABILITIES = np.array([0.05, 0.35, 0.65, 0.85, 0.95, 0.98, 0.99, 1.0])
 ABLE, HARD, FLAT = "able", "a fifth as able", "length does not matter"
 GROUP = 8
-OPTIMIZER = ("optimizer.learning_rate", "optimizer.b1", "optimizer.eps")
-OPTIMIZERS = {"SGD": (1e9, 0.0, 1e9), "AdamW": (0.05, 0.9, 1e-8)}
-"""Both in one program: SGD at 1 is AdamW without momentum whose eps and learning rate are as great."""
+OPTIMIZERS = {"SGD": sgd(1.0), "AdamW": adamw(0.05)}
+LENGTH = WithLength(weight=0.1, limit=10.0)
+NONE, GATE, RIGHT, PLAIN, SPLIT = "σ", "outcome gate", "right answers only", "no σ", "normalised apart"
+TRIED = gj.Sequences(vocab=3, horizon=3, eos=2)
+"""Where updates are enumerated, in groups of three."""
 
 
 def stops(horizon: int) -> gj.Sequences:
@@ -81,25 +85,30 @@ def success(space: gj.Sequences) -> dict[str, np.ndarray]:
 
 def method(shaping: Shaping, advantage: Advantage | None = None) -> gj.Method:
     """One plain step a batch, without a length bias of its own."""
-    given = Normalized() if advantage is None else advantage
-    return gj.Method(
-        shaping=shaping, advantage=given, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0)
-    )
+    return replace(updates.PLAIN, shaping=shaping, advantage=advantage or Normalized())
 
 
-def config(
-    given: gj.Method, *, horizon: int = 10, shared: bool = True, kind: str = ABLE, **changes: Any
-) -> gj.Config:
-    """Groups of eight for every prompt; without `shared` each prompt has a policy of its own."""
+def apart(dose: float) -> gj.Method:
+    """Outcome and length normalised each by itself within its group, then summed with weights 1 and λ."""
+    length = WithLength(inner=NormalizedSum(weights=(1.0, dose), ddof=0.0, eps=0.0), weight=1.0, limit=10.0)
+    return method(length, SHIFT)
+
+
+ARMS: dict[str, Any] = {
+    NONE: method(LENGTH),
+    GATE: method(LENGTH, MixedOnly(inner=Normalized())),
+    RIGHT: method(OnSuccess(inner=LENGTH)),
+    PLAIN: method(LENGTH, SHIFT),
+    SPLIT: apart,
+}
+"""What is made of a length in the reward: a method, or a function from λ to methods."""
+
+
+def config(given: gj.Method, *, horizon: int = 10, kind: str = ABLE, **changes: Any) -> gj.Config:
+    """Groups of eight for every prompt."""
     space = stops(horizon)
-    count = len(ABILITIES)
-    policy = (
-        Blind(space=space, logits=start(space), prompts=count)
-        if shared
-        else TreePolicy(space=space, logits=np.repeat(start(space), count, 0))
-    )
     base: dict[str, Any] = {
-        "policy": policy,
+        "policy": Blind(space=space, logits=start(space), prompts=len(ABILITIES)),
         "task": gj.SequenceTable(space=space, table=success(space)[kind], noise=Bernoulli()),
         "method": given,
         "optimizer": gj.AdamW(learning_rate=0.05),
@@ -109,16 +118,8 @@ def config(
     return gj.Config(**(base | changes))
 
 
-@gj.measure("context", about="mean length of the policy's answers, tokens")
-def own_length(view: View) -> Array:
-    """[C(, R)]."""
-    policy: Any = view.config.policy
-    tokens = jnp.asarray(lengths_of(policy.space))
-    return jnp.sum(view.probabilities * tokens.reshape((1, -1) + (1,) * (view.probabilities.ndim - 2)), 1)
-
-
 def trained(given: Any, doses: list[float], size: Any, seed: int, **setting: Any) -> xr.Dataset:
-    """`expected_reward` and mean `tokens` by optimizer, dose and iteration.
+    """`expected_reward` by optimizer, dose and iteration.
 
     Args:
       given: a method in which one part has the dose as its `weight`, or a function from doses to methods.
@@ -128,12 +129,48 @@ def trained(given: Any, doses: list[float], size: Any, seed: int, **setting: Any
       **setting: as in `config`.
     """
     varied = callable(given)
-    named = {f"{dose:g}": dose for dose in doses}
-    axes = {OPTIMIZER: OPTIMIZERS} if varied else {"weight": named, OPTIMIZER: OPTIMIZERS}
+    labelled = {f"{dose:g}": dose for dose in doses}
+    axes = {OPTIMIZER: OPTIMIZERS} if varied else {"weight": labelled, OPTIMIZER: OPTIMIZERS}
     data = gj.sweep(
         config(given(doses[0]) if varied else given, **setting), axes,
-        variants={"method": {name: given(dose) for name, dose in named.items()}} if varied else None,
+        variants={"method": {name: given(dose) for name, dose in labelled.items()}} if varied else None,
         seeds=size.seeds, iterations=size.iterations, root=seed, record=["expected_reward"],
-        measure={"tokens": own_length}, record_start=True, record_every=size.iterations // 20,
+        record_start=True, record_every=size.iterations // 20,
     )  # fmt: skip
-    return renamed(data, {"algorithm" if varied else "weight": "dose", OPTIMIZER: "optimizer"})
+    return named(data, {"algorithm" if varied else "weight": "dose", OPTIMIZER: "optimizer"})
+
+
+def identities(doses: Sequence[float]) -> xr.DataArray:
+    """Largest gap, by normalisation and λ, of what groups with one outcome add to the update, to NumPy's."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, TRIED.offsets[-1], TRIED.vocab))
+    table = rng.integers(0, 2, size=(2, TRIED.size)).astype(float)
+    given = {"σ": (1.0, 0.0), "σ + .01": (1.0, 0.01), "no σ": (0.0, 0.0)}
+    found = np.zeros((len(given), len(doses)))
+    for i, (power, eps) in enumerate(given.values()):
+        whole = Normalized(scale=GroupSpread() if power else None, eps=eps)
+        for j, dose in enumerate(doses):
+            shaping = WithLength(weight=dose, limit=3.0)
+            both, gated = (
+                updates.expected_update(method(shaping, advantage), TRIED, logits, table, group_size=3)
+                for advantage in (whole, MixedOnly(inner=whole))
+            )
+            hand = of_one_outcome(logits, table, power=power, eps=eps / dose if power else 0.0)
+            found[i, j] = abs(both - gated - (1.0 if power else dose) * hand).max()
+    return xr.DataArray(found, {"spread": list(given), "dose": list(doses)})
+
+
+def of_one_outcome(logits: np.ndarray, table: np.ndarray, *, power: float, eps: float) -> np.ndarray:
+    """What groups of three with one outcome add to the update at λ = 1, by enumeration, [P, rows, V]."""
+    cost = -lengths_of(TRIED) / 3
+
+    def advantages(outcomes: np.ndarray, picked: np.ndarray) -> np.ndarray:
+        if np.ptp(outcomes[picked]) > 0 or np.ptp(cost[picked]) == 0:
+            return np.zeros(len(picked))
+        return difficulty.centred(cost[picked]) / (cost[picked].std() + eps) ** power
+
+    found = [
+        difficulty.enumerated(TRIED, row, np.arange(TRIED.size), partial(advantages, outcomes), 3)
+        for row, outcomes in zip(logits, table, strict=True)
+    ]
+    return np.array(found) / len(logits)

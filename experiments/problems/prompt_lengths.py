@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 import grpo_jax as gj
+from experiments.formulas import denominators
+from experiments.problems.optimizers import named
+from experiments.problems.token_means import GROUP, MEANS, PARTS
+from experiments.problems.updates import PLAIN
 from grpo_jax.measures import StepView, View
-from grpo_jax.methods import SHIFT
-from grpo_jax.parts.gains import Linear
-from grpo_jax.parts.ratios import Score
 from grpo_jax.parts.reductions import Reduction
 from grpo_jax.policies import share_rows
 from grpo_jax.tasks import trees
@@ -27,8 +30,8 @@ LENGTHS = SPACE.support[1].sum(1)
 TIE = share_rows(SPACE, lambda prefix: (len(prefix), prefix[:1]))
 """A row for every step, by first token."""
 TABLE = trees.first_token(SPACE).table
-GROUP, START, HARD = 8, 0.3, 0.05
-"""Answers of a prompt, and its success rate at the start; that of hard prompts."""
+START, HARD = 0.3, 0.05
+"""Success rate of a prompt at the start; that of hard prompts."""
 ORDERS: dict[str, Sequence[int | None]] = {
     "sorted": [2, 2, 3, 3, 5, 5, 8, 8],
     "alike": [5, 5, 5, 5, 5, 5, 5, 5],
@@ -64,7 +67,7 @@ def config(reduction: Reduction, order: str) -> gj.Config:
     return gj.Config(
         policy=gj.TreePolicy(space=SPACE, logits=logits(order), tie=TIE),
         task=gj.SequenceTable(space=SPACE, table=np.tile(TABLE, (len(ORDERS[order]), 1))),
-        method=gj.Method(advantage=SHIFT, ratio=Score(), gain=Linear(), reduction=reduction),
+        method=replace(PLAIN, reduction=reduction),
         optimizer=gj.SGD(learning_rate=1.0),
         loop=gj.Loop(group_size=GROUP),
         expectation=gj.Counts(),
@@ -82,3 +85,23 @@ def mean_length(view: View) -> Array:
 def square(view: StepView) -> Array:
     """[C(, R)]."""
     return jnp.sum(view.grads**2, (1, 2))
+
+
+def trained(seed: int, size: Any, mean: str, rates: Sequence[float]) -> xr.Dataset:
+    """Success rates, lengths and shares of the update by order of prompts, rate and prompt.
+
+    The rates are those of one prompt, equal in effect: divided by the mean weight over the prompts of
+    "sorted".
+    """
+    typical = np.array(ORDERS["sorted"], float)[:, None]
+    scale = denominators.token_weights(np.repeat(typical, GROUP, 1), mean, parts=PARTS)
+    learning = [rate / (GROUP * float(scale.mean())) for rate in rates]
+    data = gj.sweep(
+        config(MEANS[mean], "sorted"),
+        {"policy.logits": {order: logits(order) for order in ORDERS}, "learning_rate": learning},
+        seeds=size.seeds, iterations=size.iterations, record_every=size.iterations // 20, root=seed,
+        record=["prompt_reward"], record_start=True, progress=False,
+        measure={"tokens": mean_length, "square": square},
+    )  # fmt: skip
+    data = named(data, {"policy.logits": "order"}).assign_coords(learning_rate=list(rates))
+    return data[["prompt_reward", "tokens", "square"]]
