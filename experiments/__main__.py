@@ -162,7 +162,7 @@ def run(planned: list[Job], ledger: ledgers.Ledger, out: Path, at_once: int, *, 
         if outcomes:
             print(f"\n{ledgers.ledger_text(outcomes)}")
         if ran:
-            print(f"{ran} claims took {time.perf_counter() - began:.0f} s.")
+            print(f"{ledgers.counted(ran, 'claim')} took {time.perf_counter() - began:.0f} s.")
         if outcomes:
             print(write_index(out))
         if stop.signal is not None:
