@@ -158,11 +158,13 @@ def run(planned: list[Job], ledger: ledgers.Ledger, out: Path, at_once: int, *, 
                     f"{time.perf_counter() - began:5.0f} s  {told or f'{id} crashed: {outcome.reason}'}"
                 )
                 bar.update(round(costs[id]))
-        print(f"\n{ledgers.ledger_text(outcomes)}")
-        if left:
-            ran = len(outcomes) - len(planned) + len(left)
-            print(f"{ran} claims took {time.perf_counter() - began:.0f} s.")
-        print(write_index(out))
+        ran = len(outcomes) - len(planned) + len(left)
+        if outcomes:
+            print(f"\n{ledgers.ledger_text(outcomes)}")
+        if ran:
+            print(f"{ledgers.counted(ran, 'claim')} took {time.perf_counter() - began:.0f} s.")
+        if outcomes:
+            print(write_index(out))
         if stop.signal is not None:
             done = f"stopped after {len(outcomes)} of {len(planned)} claims"
             raise Interrupted(f"{done}; what has finished is kept, and the same command goes on", stop.signal)

@@ -232,11 +232,14 @@ def check_slots(config: Config) -> None:
             f"method is {config.method!r}; it must be a Method (methods.get(name) finds one by name)"
         )
     surrogate.check_slots(config.method)
+    if not isinstance(config.loop, Loop):
+        raise TypeError(f"loop is {config.loop!r}; it must be a Loop(group_size=...)")
     for slot, needed in _SLOTS.items():
         value = getattr(config, slot)
         # The class is asked first: a property of a part that is wrong otherwise may fail.
         lacking = [name for name in needed if not (hasattr(type(value), name) or hasattr(value, name))]
-        if value is not None and (isinstance(value, type) or lacking):
+        chosen_later = value is None and slot == "expectation"
+        if not chosen_later and (isinstance(value, type) or lacking):
             hint = {"optimizer": "; optimizers.Custom wraps an Optax transformation"}.get(slot, "")
             what = "a class, not an instance" if isinstance(value, type) else f"without {', '.join(lacking)}"
             raise TypeError(f"{slot} is {value!r}, {what}{hint}")

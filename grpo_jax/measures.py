@@ -241,10 +241,16 @@ STEPS: dict[str, Measure] = {
         lambda v: diagnostics.norm(v.updates, runs=v.runs), (), about="update norm", per="step"
     ),
     "clip_fraction_high": Measure(
-        lambda v: v.clip_fractions[0], (), about="share of tokens that the clip holds above", per="step"
+        lambda v: v.clip_fractions[0],
+        (),
+        about="share of tokens that the clip holds above, as the gain's clip_mask says",
+        per="step",
     ),
     "clip_fraction_low": Measure(
-        lambda v: v.clip_fractions[1], (), about="share of tokens that the clip holds below", per="step"
+        lambda v: v.clip_fractions[1],
+        (),
+        about="share of tokens that the clip holds below, as the gain's clip_mask says",
+        per="step",
     ),
 }
 """Recorded as means over an iteration's optimizer steps, and one by one as ``step_...``."""

@@ -154,6 +154,9 @@ def test_options_of_a_library_are_listed_and_can_be_written(library, monkeypatch
         (("sweep", "--variants", "group_size=none"), "whole number"),
         (("sweep", "--variants", "method.gain=Clip"), "by name there are method, optimizer, expectation"),
         (("options", "trll"), "did you mean trl"),
+        (("chek",), "error: unknown command 'chek'; did you mean check?"),
+        (("sweap", "--help"), "error: unknown command 'sweap'; did you mean sweep?"),
+        (("qqq",), "error: unknown command 'qqq'; known: check, diff, methods, "),
     ],
 )
 def test_bad_words_are_one_line_and_exit_2(monkeypatch, capsys, words, message):
@@ -176,6 +179,19 @@ def test_help_is_generated_from_docstrings():
     )
     assert "--group-size" in found.stdout
     assert "one program for all" in found.stdout
+
+
+def test_a_wrong_option_is_answered_with_this_command_s_options(monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "run", "--sed", "3")
+    assert code == 2
+    assert "--seeds INT" in printed.err
+    assert "python -m grpo_jax run --help" in printed.err
+    assert "simulate" not in printed.err
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "--version")
+    assert (code, printed.out) == (0, f"{gj.__version__}\n")
 
 
 def test_a_library_s_method_is_a_method():

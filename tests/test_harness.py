@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import signal
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from experiments.harness import scripts as claims_of
 from experiments.harness.record import read_data, write_data
 from experiments.harness.run import Job
 from grpo_jax.pages import picture
+from grpo_jax.sweeps.interrupt import Interrupted
 from tests.made_up_claims import cli, says, write_claim
 
 
@@ -280,6 +282,21 @@ def test_what_runs_and_how_long_it_took_is_said_before_anything_ends(ran, tmp_pa
     cli("A2", "--scripts", ran[0], "--out", tmp_path)
     assert "Running 1 claim at size quick" in seen[0]
     assert "A2 (40 s)" in seen[0]
+
+
+def test_a_stop_before_anything_ended_shows_no_empty_table(ran, tmp_path, monkeypatch, capsys):
+    def run_jobs(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+        return iter(())
+
+    monkeypatch.setattr(run, "run_jobs", run_jobs)
+    with pytest.raises(Interrupted, match="stopped after 0 of 1 claims; what has finished is kept"):
+        cli("A2", "--scripts", ran[0], "--out", tmp_path)
+    said = capsys.readouterr().out
+    assert said.startswith("Running 1 claim at size quick")
+    assert "sentences" not in said
+    assert "took" not in said
+    assert not (tmp_path / "index.html").exists()
 
 
 def test_claims_are_listed_in_the_papers_order_without_running(ran, capsys):

@@ -122,3 +122,8 @@ def test_differences_name_what_is_new_and_what_crashed(scripts):
     assert ledgers.differences(ledger, [good]) == found[:1]
     ledger["A2"]["size"] = "quick"
     assert ledgers.differences(ledger, [good]) == []
+
+
+def test_one_is_no_plural():
+    assert ledgers.counted(1, "sentence") == "1 sentence"
+    assert ledgers.counted(0, "claim") == "0 claims"

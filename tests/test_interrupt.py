@@ -126,10 +126,10 @@ with interruptible("x"):
     ],
 )
 def test_commands_end_with_a_sentence_and_a_code(raised, code, said, monkeypatch, capsys):
-    def fail(**_):
+    def fail(_):
         raise raised
 
-    monkeypatch.setattr(commands.app, "cli", fail)
+    monkeypatch.setattr(commands, "dispatch", fail)
     monkeypatch.setattr(commands.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         commands.main()

@@ -151,6 +151,18 @@ QUESTIONS = (
         ("B3",),
     ),
     Question(
+        GROUPS,
+        "Does multiplying the reward matter under norm clipping?",
+        "Where the clip acts at every step, no more than without it; where it acts at some steps only, a "
+        "factor of {factor} moves AdamW's policy by **{moved}**.",
+        Row(
+            "B3",
+            r"multiplied by [\d/]+, 1 or (?P<factor>\d+);.*acts at some steps only moves the policy by "
+            r"(?P<moved>\d\.\d+)",
+        ),
+        ("B3",),
+    ),
+    Question(
         RATIOS,
         "Does the clip (or clip-higher) matter with one step on a batch?",
         "No: {says}. The share of tokens that it holds is **{size:g}**.",

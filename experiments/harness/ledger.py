@@ -104,7 +104,12 @@ def ledger_text(outcomes: Iterable[Outcome]) -> str:
             lines += _paragraph("Found", row["found"] or row.get("because", ""))
             counts[row["verdict"]] += 1
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return "\n".join([*lines, f"{counts.total()} sentences: {total}"])
+    return "\n".join([*lines, f"{counted(counts.total(), 'sentence')}: {total}"])
+
+
+def counted(count: int, what: str) -> str:
+    """``1 claim``, ``2 claims``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _paragraph(start: str, text: str) -> list[str]:

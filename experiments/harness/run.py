@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from experiments.harness.scripts import Refusal, Script, Size
 
 COMPILER = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
@@ -193,6 +195,7 @@ def _enter(job: dict[str, Any], said: Path, environment: dict[str, str]) -> None
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.environ.update({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | environment)
     os.environ["XLA_FLAGS"] = f"{COMPILER} {environment.get('XLA_FLAGS', '')}".strip()
+    tqdm.set_lock(threading.RLock())  # its own is shared among processes, and one that is killed leaves it
     gc.freeze()  # modules stay
     gc.set_threshold(100_000, 50, 100)  # tracing makes many objects that live on, hardly any in cycles
     with said.open("ab") as file:

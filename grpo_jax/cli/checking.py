@@ -12,7 +12,7 @@ import tyro
 
 from grpo_jax.check import Checked, Level, check_file, words
 from grpo_jax.check import simulate as small
-from grpo_jax.cli.commands import app
+from grpo_jax.cli.commands import command
 
 BOUNDS: dict[str, int] = {
     **{level.word.replace(" ", "-"): int(level) for level in Level},
@@ -22,7 +22,7 @@ BOUNDS: dict[str, int] = {
 Bound = Literal["hazard", "worth-knowing", "note", "never"]
 
 
-@app.command
+@command
 def check(
     config: tyro.conf.Positional[str],
     overrides: tyro.conf.Positional[tuple[str, ...]] = (),
@@ -75,7 +75,7 @@ def check(
         sys.exit(1)
 
 
-@app.command
+@command
 def simulate(
     config: tyro.conf.Positional[str],
     overrides: tyro.conf.Positional[tuple[str, ...]] = (),

@@ -12,14 +12,16 @@ import itertools
 import math
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import jax
 import numpy as np
 import tyro
 import xarray as xr
 
+import grpo_jax
 from grpo_jax import methods as method_table
 from grpo_jax import presets, runtime
 from grpo_jax.cli.build import Setup, axes, build, traced, variants
@@ -34,10 +36,19 @@ from grpo_jax.sweeps.dataset import label, non_finite
 from grpo_jax.sweeps.interrupt import Interrupted
 from grpo_jax.tasks import chance
 
-app = tyro.extras.SubcommandApp()
+PROGRAM = "python -m grpo_jax"
+COMMANDS: dict[str, Callable[..., None]] = {}
+"""Name of a command -> what it does, in the order of the help text."""
+F = TypeVar("F", bound=Callable[..., None])
 
 
-@app.command
+def command(function: F) -> F:
+    """Make a function a command of its own name; its signature and docstring are what the shell sees."""
+    COMMANDS[function.__name__] = function
+    return function
+
+
+@command
 def methods(markdown: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
     """List the methods: each slot's part, with the numbers that a sweep can vary.
 
@@ -74,13 +85,13 @@ def _spell(part: object) -> str:
     return method_table.describe(part, defaults=True)
 
 
-@app.command
+@command
 def penalties() -> None:
     """Print what every library's penalty descends, as a Markdown table: exact gradients on a small tree."""
     print(penalty_table.report())
 
 
-@app.command
+@command
 def options(library: tyro.conf.Positional[str]) -> None:
     """List a library's options that are modelled, with their defaults: what LIBRARY:NAME,option=value takes.
 
@@ -94,7 +105,7 @@ def options(library: tyro.conf.Positional[str]) -> None:
             print(f"{name}={option.default!r}")
 
 
-@app.command
+@command
 def problems(draws: int = 1_000_000) -> None:
     """List the generators of problems for networks: an example, sizes, and how often random tokens are right.
 
@@ -127,7 +138,7 @@ class Training:
 SETUP, TRAINING, CLUSTER = Setup(), Training(), Cluster()
 
 
-@app.command
+@command
 def run(
     setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP,
     train: Annotated[Training, tyro.conf.arg(name="")] = TRAINING,
@@ -136,7 +147,7 @@ def run(
     _simulate(setup, train, (), ())
 
 
-@app.command
+@command
 def sweep(
     setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP,
     train: Annotated[Training, tyro.conf.arg(name="")] = TRAINING,
@@ -262,7 +273,7 @@ def _grid(data: xr.Dataset) -> list[str]:
     return [str(d) for d in data["finite"].dims if d not in ("seed", "iteration")]
 
 
-@app.command
+@command
 def show(folder: tyro.conf.Positional[Path]) -> None:
     """Print the settings and the final diagnostics of a finished sweep.
 
@@ -274,7 +285,7 @@ def show(folder: tyro.conf.Positional[Path]) -> None:
     print(summary(data))
 
 
-@app.command
+@command
 def report(folder: tyro.conf.Positional[Path], out: Path | None = None) -> None:
     """Make a page of a finished sweep: curves, a table, what was run. One file that needs nothing else.
 
@@ -291,13 +302,13 @@ def report(folder: tyro.conf.Positional[Path], out: Path | None = None) -> None:
     print(f"open it in a browser: {page}")
 
 
-@app.command
+@command
 def paths(setup: Annotated[Setup, tyro.conf.arg(name="")] = SETUP) -> None:
     """List the traced numbers of a setting: what --set and --sweep may name."""
     print(traced(build(setup)))
 
 
-@app.command
+@command
 def diff(
     first: tyro.conf.Positional[str],
     second: tyro.conf.Positional[str],
@@ -308,7 +319,7 @@ def diff(
 
     Args:
         first: LIBRARY:NAME with options, for example trl:dapo or verl:vanilla,kl_loss_coef=0.04.
-        second: the other.
+        second: what to compare it with, written alike.
         group_size: G, for the numbers of what a difference means.
         longest: tokens of the longest answer, the shortest having one, for the same.
     """
@@ -316,15 +327,32 @@ def diff(
     print(presets.diff(first, second, at=at))
 
 
+def dispatch(words: Sequence[str]) -> None:
+    """Run the command that the first word names.
+
+    Each command is parsed alone: what is said of a wrong option then names this command's options only.
+    """
+    if words and words[0] in COMMANDS:
+        tyro.cli(COMMANDS[words[0]], prog=f"{PROGRAM} {words[0]}", args=words[1:])
+    elif [*words] == ["--version"]:
+        print(grpo_jax.__version__)
+    elif words and not words[0].startswith("-"):
+        raise ValueError(f"unknown command {words[0]!r}; {nearest(words[0], COMMANDS)}")
+    else:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog=PROGRAM,
+            description="Exact, massively vmapped simulations of GRPO and its relatives.",
+            args=words,
+        )
+
+
 def main() -> None:
     """The entry point: an error in what was asked is one line, without a traceback; so are signals."""
     runtime.forgiving_streams()
     try:
         try:
-            app.cli(
-                prog="python -m grpo_jax",
-                description="Exact, massively vmapped simulations of GRPO and its relatives.",
-            )
+            dispatch(sys.argv[1:])
         finally:
             sys.stdout.flush()  # here, so that a pipe closed by its reader shows here and not at exit
     except BrokenPipeError:
