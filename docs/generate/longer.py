@@ -172,13 +172,15 @@ LONGER = (
     Question(
         TOGETHER,
         "Do losers pull winners down, do few parameters move?",
-        "Losers, sometimes: in groups of {losers_group} {losers_fall} of the right answers fall on a small "
-        "transformer, {blamed_alone} of them by the winners' part alone (F2, F2.1). Few parameters, no: "
-        "under SGD a share of {moved_float32} moves in float32 and of {moved_bfloat16} in bfloat16; what "
-        "stays in place, rounding leaves (F3, F3.2).",
+        "Losers, sometimes: in groups of 8 with right and wrong answers {losers_network} of the right ones "
+        "fall on a small transformer, and {losers_tree} on a table (F2). Few parameters, not on a small "
+        "transformer: under SGD a share of {moved_float32} moves in float32 and of {moved_bfloat16} in "
+        "bfloat16; what stays in place, rounding leaves (F3, F3.2).",
         several(
-            losers=Row("F2", r"In groups of (?P<group>\d+) .* kinds (?P<fall>[\d.]+%) of the right"),
-            blamed=Row("F2.1", r"transformer (?P<alone>\d+%) of those"),
+            losers=Row(
+                "F2",
+                r"groups of 8 and .* kinds (?P<network>[\d.]+%) and .* a table, (?P<tree>[\d.]+%) and",
+            ),
             marginal=verdict("F2"),
             few=verdict("F3", "refuted"),
             moved=Row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.generate.answers import Question, Row, formula, hazard
+from docs.generate.answers import Question, Row, formula, hazard, several
 from grpo_jax import theory
 from grpo_jax.presets.consequences import fold
 from grpo_jax.theory.optimizer import coasting_travel, scale_corner
@@ -324,10 +324,17 @@ QUESTIONS = (
     Question(
         METHODS,
         "Is TIC-GRPO faster than GRPO?",
-        "Undecided at this size: its lead in mean J is **{low} to {high}** under SGD with graded rewards, "
-        "where GRPO leaves something to win.",
-        Row("C5", r"lead in mean J is (?P<low>[-+\d.]+) to (?P<high>[-+\d.]+) \(SGD, graded"),
-        ("C5", "C2"),
+        "On tables undecided at this size: its lead in mean J is **{tables_low} to {tables_high}** under SGD "
+        "with graded rewards, where GRPO leaves something to win. On small transformers, each at its best "
+        "rate, its mean accuracy differs by {networks_sums} on sums and by {networks_chains} on parities.",
+        several(
+            tables=Row("C5", r"lead in mean J is (?P<low>[-+\d.]+) to (?P<high>[-+\d.]+) \(SGD, graded"),
+            networks=Row(
+                "C7", r"differs by (?P<sums>[-+\d.]+) on addition and (?P<chains>[-+\d.]+) on scratchpad"
+            ),
+            slower=Row("C7", "^refuted$", "verdict"),
+        ),
+        ("C5", "C7", "C2"),
     ),
     Question(
         METHODS,

@@ -157,11 +157,12 @@ def split_groups(
       rates: prompts with a success rate outside are left out.
 
     Returns:
-      `gain` (winners' part), `loss` (losers' part) and `success` (the prompt's rate), by `case`.
+      `gain` (winners' part), `loss` (losers' part), `success` (the prompt's rate) and `rights` (its number of
+      right answers), by `case`.
     """
     rng = np.random.default_rng(seed)
     table, weight = rewards(), (1 / LENGTHS if by_length else np.ones(len(LENGTHS)))
-    gains, losses, chances = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
+    gains, losses, chances, rights = ([np.zeros(0)] for _ in range(4))
     for c in range(CONTEXTS):
         own = np.clip(probabilities[c], 0, None)
         if not rates[0] <= own @ table[c] <= rates[1]:
@@ -177,5 +178,6 @@ def split_groups(
             gains.append((np.maximum(step, 0) @ pulls[w])[among])
             losses.append((np.minimum(step, 0) @ pulls[w])[among])
             chances.append(np.full(among.sum(), own @ table[c]))
-    cases = {"gain": gains, "loss": losses, "success": chances}
+            rights.append(np.full(among.sum(), table[c].sum()))
+    cases = {"gain": gains, "loss": losses, "success": chances, "rights": rights}
     return xr.Dataset({name: ("case", np.concatenate(parts)) for name, parts in cases.items()})
