@@ -172,14 +172,15 @@ LONGER = (
     Question(
         TOGETHER,
         "Do losers pull winners down, do few parameters move?",
-        "Losers, sometimes: in groups of 8 with right and wrong answers {losers_network} of the right ones "
-        "fall on a small transformer, and {losers_tree} on a table (F2). Few parameters, not on a small "
-        "transformer: under SGD a share of {moved_float32} moves in float32 and of {moved_bfloat16} in "
+        "Losers, sometimes: in groups of {losers_group} with right and wrong answers {losers_network} of the "
+        "right ones fall on a small transformer, and {losers_tree} on a table (F2). Few parameters, not on a "
+        "small transformer: under SGD a share of {moved_float32} moves in float32 and of {moved_bfloat16} in "
         "bfloat16; what stays in place, rounding leaves (F3, F3.2).",
         several(
             losers=Row(
                 "F2",
-                r"groups of 8 and .* kinds (?P<network>[\d.]+%) and .* a table, (?P<tree>[\d.]+%) and",
+                r"groups of (?P<group>\d+) and .* kinds (?P<network>[\d.]+%) and .* a table, "
+                r"(?P<tree>[\d.]+%) and",
             ),
             marginal=verdict("F2"),
             few=verdict("F3", "refuted"),
