@@ -146,7 +146,7 @@ ENTRIES = (numbers.Real, np.bool_, np.ndarray, jax.Array)
 
 def _as_array(name: str, value: Any) -> Any:
     """Nested lists as an array: one leaf, not many."""
-    leaves = jax.tree.leaves(value)
+    leaves = jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None)  # which JAX would leave out
     wrong = [leaf for leaf in leaves if not isinstance(leaf, ENTRIES)]
     if wrong:
         raise TypeError(f"{name} holds {wrong[0]!r}; it takes numbers")

@@ -279,3 +279,12 @@ def test_runs_with_penalty_and_runs_with_zeros_may_be_others():
     validate(configured(method=method, reference=tables))
     with pytest.raises(ValueError, match="infinite"):
         validate(configured(method=method, reference=tables[..., ::-1]))
+
+
+@pytest.mark.parametrize("table", [[None, np.True_], [[None, 1.0]]])
+def test_none_in_a_table_is_no_number(table):
+    """JAX's trees leave it out, and its arrays refuse it in words of their own."""
+    with pytest.raises(TypeError, match=r"ActionPolicy\.logits holds None; it takes numbers"):
+        ActionPolicy(logits=table)
+    with pytest.raises(TypeError, match=r"Questions\.table holds None; it takes numbers"):
+        Questions(table=table)
