@@ -110,6 +110,25 @@ def test_a_run_without_a_case_in_a_range_is_left_out_of_it():
     assert verdicts(f2, data)[-1] == YES
 
 
+def test_shares_are_counted_by_range_and_by_right_answers():
+    """By hand: a fall, a fall by the winners alone, a rise by little, a full rise, one out of range."""
+    gain, loss = [1.0, -1.0, 1.0, 1.0, 1.0], [-2.0, 0.5, -0.6, 0.1, -9.0]
+    success, rights = [0.1, 0.1, 0.3, 0.3, 0.99], [1, 2, 2, 1, 1]
+    given = {"gain": gain, "loss": loss, "success": success, "rights": rights}
+    cases = xr.Dataset({name: ("case", np.array(values)) for name, values in given.items()})
+    names = ["falls", "falls without", "marginal", "losers lower"]
+
+    def found(kind, success):
+        here = f2.by_range(cases, *f2.RIGHTS[kind]).sel(success=success)
+        return [float(here[name]) for name in names]
+
+    assert found("any", "all") == [0.5, 0.25, 0.75, 0.5]
+    assert found("two", "all") == [0.5, 0.5, 1.0, 0.5]
+    assert found("one", ".2-.5") == [0.0, 0.0, 0.0, 0.0]
+    assert found("any", ".05-.2") == [1.0, 0.5, 1.0, 0.5]
+    assert np.isnan(found("any", ".5-.8")).all()
+
+
 def test_groups_are_split_as_summed_one_by_one():
     """Three answers drawn again by the same generator; every right answer among them, sum by sum."""
     table = winners.rewards()

@@ -29,14 +29,11 @@ import grpo_jax as gj
 from experiments.harness.numbers import Number, mean, worst
 from experiments.harness.scripts import sizes
 from experiments.harness.verdict import Claim
+from experiments.problems.updates import PLAIN
 from grpo_jax import plotting
 from grpo_jax.exact import expected_gradient
 from grpo_jax.exact import values as tree_values
 from grpo_jax.measures import View
-from grpo_jax.methods import SHIFT
-from grpo_jax.parts.gains import Linear
-from grpo_jax.parts.ratios import Score
-from grpo_jax.parts.reductions import Constant
 
 PRECISION = "float64"
 SIZES = sizes(seeds=(8, 48, 256), iterations=(120, 360, 2000))
@@ -51,7 +48,6 @@ LIMITS = [0, 1, 2, OLDEST]
 FAST, SLOW = "fast answers are right", "only slow answers are fully right"
 OPTIMIZERS = {"SGD": gj.SGD(learning_rate=1.0), "AdamW": gj.AdamW(learning_rate=0.1)}
 LOSS, SHORTER, CLOSE, HALF = 0.1, 0.9, 0.02, 0.5
-METHOD = gj.Method(advantage=SHIFT, ratio=Score(), gain=Linear(), reduction=Constant(length=1.0))
 
 
 def rewards() -> np.ndarray:
@@ -68,7 +64,7 @@ def config(optimizer: Any, *, refill: bool = True, exact: bool = True) -> gj.Con
     return gj.Config(
         policy=gj.TreePolicy.uniform(SPACE, contexts=2),
         task=gj.SequenceTable(space=SPACE, table=rewards()),
-        method=METHOD,
+        method=PLAIN,
         optimizer=optimizer,
         loop=gj.Loop(group_size=GROUP),
         expectation=gj.Exact() if exact else gj.Sampled(),
@@ -106,7 +102,7 @@ def identities() -> xr.DataArray:
         for j, limit in enumerate(LIMITS):
             behavior = gj.Behavior(age=gj.Age(lag=0, speed=1.0, depth=OLDEST, limit=limit, refill=refill))
             given = gj.Config(
-                policy=gj.TreePolicy(space=SPACE, logits=logits), method=METHOD, behavior=behavior,
+                policy=gj.TreePolicy(space=SPACE, logits=logits), method=PLAIN, behavior=behavior,
                 task=gj.SequenceTable(space=SPACE, table=table), loop=gj.Loop(group_size=TRIED),
                 expectation=gj.Exact(),
             )  # fmt: skip

@@ -103,19 +103,18 @@ def by_range(cases: xr.Dataset, least: int, most: int) -> xr.Dataset:
 
 
 def summary(cases: xr.Dataset, low: float, high: float) -> xr.Dataset:
-    """Shares among the cases at success rates in [low, high)."""
+    """Shares among the cases at success rates in [low, high); NaN where there is none."""
     here = cases.isel(case=np.flatnonzero((cases.success >= low) & (cases.success < high)))
     net = here.gain + here.loss
     falls = net < 0
-    return xr.Dataset(
-        {
-            "falls": falls.mean(),
-            "marginal": ((net < MARGINAL * here.gain) | falls).mean(),
-            "losers lower": (here.loss < 0).mean(),
-            "falls without": (falls & (here.gain <= 0)).mean(),
-            "losers over winners": here.loss.mean() / abs(here.gain).mean(),
-        }
-    )
+    kinds = {
+        "falls": falls,
+        "marginal": (net < MARGINAL * here.gain) | falls,
+        "losers lower": here.loss < 0,
+        "falls without": falls & (here.gain <= 0),
+    }
+    found = xr.Dataset({name: kind.astype(float).mean() for name, kind in kinds.items()})
+    return found.assign({"losers over winners": here.loss.mean() / abs(here.gain).mean()})
 
 
 def resemblance(data: xr.Dataset) -> xr.Dataset:
