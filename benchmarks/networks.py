@@ -215,7 +215,7 @@ def sampling(case: NetworkCase, rounds: int) -> dict[str, Any]:
     )
     sides = {}
     for name, sample in (("cache", type(policy).sample), ("recomputed", Autoregressive.sample)):
-        compiled = jax.jit(sample, compiler_options=compiler_options())
+        compiled = jax.jit(sample, compiler_options=compiler_options(networks=True))
 
         def run(compiled: Any = compiled) -> None:
             for _ in range(SAMPLED):

@@ -332,9 +332,9 @@ def at_start(config: Config, state: TrainState, plan: Recording, fresh: bool = F
 
 
 @functools.cache
-def _compiled(inner: bool) -> Any:
+def _compiled(inner: bool, networks: bool) -> Any:
     """``advance`` under ``jit``; only an outermost program may choose how it is compiled."""
-    options = None if inner else runtime.compiler_options()
+    options = None if inner else runtime.compiler_options(networks=networks)
     return jax.jit(advance, static_argnames=("iterations", "plan", "fresh"), compiler_options=options)
 
 
@@ -378,7 +378,8 @@ def run(
         config, record, measure, iterations=iterations, every=record_every, average_from=average_from,
         start=record_start,
     )  # fmt: skip
-    return _compiled(traced)(config, state, iterations, plan, not traced and _fresh(config, state))
+    advancing = _compiled(traced, not config.policy.trailing)
+    return advancing(config, state, iterations, plan, not traced and _fresh(config, state))
 
 
 def starts_fresh(config: Config) -> bool:

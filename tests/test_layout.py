@@ -164,8 +164,9 @@ def test_every_core_is_kept_busy_by_threads_over_one_device(monkeypatch):
         np.testing.assert_array_equal(found[name].values, alone[name].values)
 
 
-def test_the_compiler_is_asked_for_what_it_knows():
-    options = runtime.compiler_options()
+@pytest.mark.parametrize("networks", [False, True])
+def test_the_compiler_is_asked_for_what_it_knows(networks):
+    options = runtime.compiler_options(networks=networks)
     jax.jit(lambda x: 2 * x).lower(jnp.ones(3)).compile(compiler_options=options)
     assert ("xla_disable_hlo_passes" in options) == (jax.default_backend() == "cpu")
     assert not runtime._known({"xla_no_such_option": 1})

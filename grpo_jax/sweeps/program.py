@@ -85,7 +85,8 @@ class Program:
     """A compiled part of a sweep; lowered first, so that its text can be hashed and its compilation timed."""
 
     def __init__(self, config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> None:
-        self.axes, self.shape, self._fused = axes, shape, request.fused
+        self.axes, self.shape = axes, shape
+        self._options = _options(config, request.fused)
         self._sharding = _sharding(shape.devices)
         self._lock = threading.Lock()
 
@@ -124,7 +125,7 @@ class Program:
             if self.compiled is not None:
                 return 0.0
             start = time.perf_counter()
-            self.compiled = self._lowered.compile(compiler_options=_options(self._fused))
+            self.compiled = self._lowered.compile(compiler_options=self._options)
             self._lowered = None
             return time.perf_counter() - start
 
@@ -190,9 +191,9 @@ def latest(held: dict[Any, T], key: Any, count: int, make: Callable[[], T]) -> T
     return found
 
 
-def _options(fused: bool) -> dict[str, Any]:
+def _options(config: Config, fused: bool) -> dict[str, Any]:
     if not fused:
-        return compiler_options()
+        return compiler_options(networks=not config.policy.trailing)
     from grpo_jax.fused import kernel
 
     return kernel.compiler_options()
