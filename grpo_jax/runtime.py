@@ -18,8 +18,8 @@ CACHE = "GRPO_JAX_CACHE"
 DISABLED = ("cpu-parallel-task-assigner", "cse_barrier_expander", "small-while-loop-hoisting")
 """Passes of XLA's CPU compiler that are left out. The last makes a short loop one kernel, borders and all."""
 SOONER = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
-"""What compiles a network in two thirds of the time, and lets it run as fast: matrix products, which this does
-not touch, are most of its running. Its results stay the same to rounding."""
+"""What compiles a network in two thirds of the time, and lets it run as fast: matrix products, which this
+does not touch, are most of its running. Its results stay the same to rounding."""
 
 
 def cache_folder() -> Path | None:

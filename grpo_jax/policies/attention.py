@@ -1,19 +1,20 @@
 """A small decoder-only transformer: pre-norm, rotary or learned positions, a cache of keys and values.
 
-Letters of shapes: P prompts, N answers to each, T tokens of an answer, Q tokens of a prompt, S keys, V
-vocabulary, D width, H heads, K width of a head. All answers of a group read their prompt's keys and values,
-which are computed once a prompt.
+Letters of shapes: M answers (or prompts), T tokens of each, S keys, V vocabulary, D width, H heads, K width
+of a head. Features come first and answers last, so that a layer is one product of two matrices, nothing is
+ever transposed, and attention runs side by side over all answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from grpo_jax.kernels import greatest, materialize, total
+from grpo_jax.policies.products import apart, beside, pairs
 from grpo_jax.types import Array
 
 NOWHERE = -1e30
@@ -23,91 +24,106 @@ NOWHERE = -1e30
 class Memory(NamedTuple):
     """Keys and values of one layer."""
 
-    key_PxNxHxSxK: Array
-    value_PxNxHxSxK: Array
+    key_HxKxSxM: Array
+    value_HxKxSxM: Array
 
 
-class Prefix(NamedTuple):
-    """What answers read of their prompts."""
-
-    layers: tuple[Memory, ...]
-    """N = 1: one for all answers."""
-    bias_PxQ: Array
-    """0, and ``NOWHERE`` where a prompt is padded."""
-
-
-def rotated(x_PxNxHxTxK: Array, position_PxT: Array) -> Array:
-    """Rotary position embedding (arXiv:2104.09864): pairs (k, k + K/2) turned by position·10000^(−2k/K).
-
-    x [P, N, H, T, K], positions [P, T].
-    """
-    half = x_PxNxHxTxK.shape[4] // 2
-    rate = 10_000.0 ** (-jnp.arange(half) / half)
-    angle = (position_PxT[:, :, None] * rate)[:, None, None]
-    cos, sin = jnp.cos(angle).astype(x_PxNxHxTxK.dtype), jnp.sin(angle).astype(x_PxNxHxTxK.dtype)
-    a, b = x_PxNxHxTxK[..., :half], x_PxNxHxTxK[..., half:]
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], 4)
+def turns(position_TxM: Array, width: int, dtype: Any) -> tuple[Array, Array]:
+    """cos and sin [K/2, T, M] of rotary positions (arXiv:2104.09864): position·10000^(−2k/K)."""
+    rate = 10_000.0 ** (-jnp.arange(width // 2) / (width // 2))
+    angle = rate[:, None, None] * position_TxM
+    cos, sin = (materialize(x.astype(dtype)) for x in (jnp.cos(angle), jnp.sin(angle)))
+    return cos, sin
 
 
-def by_rows(layer: Callable[[Array], Array], x: Array) -> Array:
-    """A layer over the last axis, the others as one: the gradient of its weights is then a plain product.
+def rotated(x_HxKxTxM: Array, turn: tuple[Array, Array]) -> Array:
+    """Pairs (k, k + K/2) of x [H, K, T, M] turned by their positions' angles."""
+    (a, b), (cos, sin) = apart(x_HxKxTxM, 2, 1), turn
+    return beside([a * cos - b * sin, a * sin + b * cos], 1)
 
-    [..., K] -> [..., K'].
-    """
-    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+def weights(score_HxTxSxM: Array) -> tuple[Array, Array]:
+    """e^(score − greatest) [H, T, S, M] and its sum over S [H, T, 1, M]."""
+    top = jax.lax.stop_gradient(greatest(score_HxTxSxM, (2,)))
+    weight = jnp.exp(score_HxTxSxM - top)
+    return weight, total(weight, (2,))
+
+
+class Dense(nn.Module):
+    """W^T x: a linear layer over the first axis, the others as one. [D, ...] -> [features, ...]."""
+
+    features: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[features, ...]."""
+        shape = (x.shape[0], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
+        return columns(kernel.astype(self.dtype), x)
+
+
+def columns(kernel: Array, x: Array) -> Array:
+    """W^T x over the first axis of both. [D, D'], [D, ...] -> [D', ...]."""
+    return (kernel.T @ x.reshape(x.shape[0], -1)).reshape(-1, *x.shape[1:])
+
+
+class Norm(nn.Module):
+    """RMSNorm (arXiv:1910.07467) over the first axis: x / √(mean x² + 1e-6) times a scale of its own."""
+
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[D, ...]."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[:1], self.param_dtype)
+        wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        size = total(jnp.square(wide), (0,)) / x.shape[0]
+        scale = scale.astype(wide.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return (wide * (jax.lax.rsqrt(size + 1e-6) * scale)).astype(self.dtype)
 
 
 class Attention(nn.Module):
-    """Causal self-attention over an answer's own tokens and its prompt's."""
+    """Causal self-attention over what was read before and the tokens' own keys."""
 
     heads: int
-    rotary: bool
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(
         self,
-        x_PxNxTxD: Array,
-        position_PxT: Array,
-        bias_TxS: Array,
-        prefix: tuple[Memory, Array] | None,
-        own: tuple[Memory, Array] | None,
+        x_DxTxM: Array,
+        turn: tuple[Array, Array] | None,
+        bias_TxSxM: Array,
+        before: Memory | None,
+        step: Any,
     ) -> tuple[Array, Memory]:
-        """Its output, and keys and values: the tokens' own, or ``own`` with these written at its step."""
-        width = x_PxNxTxD.shape[3]
-
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(
-                features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-            )
-
-        def heads(x: Array) -> Array:
-            return jnp.moveaxis(x.reshape((*x.shape[:3], self.heads, -1)), 3, 2)
-
-        query, key, value = (heads(x) for x in jnp.split(by_rows(dense(3 * width, "qkv"), x_PxNxTxD), 3, 3))
-        if self.rotary:
-            query, key = rotated(query, position_PxT), rotated(key, position_PxT)
+        """Its output, and the keys and values that it read."""
+        width, *rest = x_DxTxM.shape
+        made = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        every = Dense(3 * width, name="qkv", **made)(x_DxTxM)
+        query, key, value = (x.reshape(self.heads, -1, *rest) for x in apart(every, 3, 0))
+        query = query * query.shape[1] ** -0.5
+        if turn is not None:
+            query, key = rotated(query, turn), rotated(key, turn)
         memory = Memory(key, value)
-        if own is not None:
-            held, step = own
-            memory = jax.tree.map(
-                lambda h, x: jax.lax.dynamic_update_slice_in_dim(h, x, step, 3), held, memory
-            )
-        query = query * query.shape[4] ** -0.5
-        scores = jnp.einsum("pnhtk,pnhsk->pnhts", query, memory.key_PxNxHxSxK) + bias_TxS
-        if prefix is not None:
-            far, bias_PxQ = prefix
-            seen = jnp.einsum("pnhtk,phsk->pnhts", query, far.key_PxNxHxSxK[:, 0])
-            scores = jnp.concatenate([seen + bias_PxQ[:, None, None, None], scores], 4)
-        weight = jax.nn.softmax(scores.astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
-        length = memory.key_PxNxHxSxK.shape[3]
-        near = weight[..., weight.shape[4] - length :]
-        out = jnp.einsum("pnhts,pnhsk->pnhtk", near, memory.value_PxNxHxSxK)
-        if prefix is not None:
-            out = out + jnp.einsum("pnhts,phsk->pnhtk", weight[..., :-length], far.value_PxNxHxSxK[:, 0])
-        joined = jnp.moveaxis(out, 2, 3).reshape(x_PxNxTxD.shape)
-        return by_rows(dense(width, "out"), joined), memory
+        if before is not None:
+            memory = Memory(*(joined(old, new, step) for old, new in zip(before, memory, strict=True)))
+        score = pairs(query, memory.key_HxKxSxM, 1) + bias_TxSxM
+        weight, mass = weights(score.astype(jnp.promote_types(self.dtype, jnp.float32)))
+        out = pairs(memory.value_HxKxSxM, weight.astype(self.dtype), 2)
+        out = out * (1 / jnp.swapaxes(mass, 1, 2)).astype(self.dtype)
+        return Dense(width, name="out", **made)(out.reshape(x_DxTxM.shape)), memory
+
+
+def joined(before: Array, new: Array, step: Any) -> Array:
+    """Keys or values [H, K, S, M] behind those of before, or written into them at ``step``."""
+    if step is not None:
+        return jax.lax.dynamic_update_slice_in_dim(before, new, step, 2)
+    return beside([jnp.repeat(before, new.shape[3] // before.shape[3], 3), new], 2)
 
 
 class Transformer(nn.Module):
@@ -128,51 +144,46 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        token_PxNxT: Array,
-        position_PxT: Array,
-        bias_TxS: Array,
-        prefix: Prefix | None = None,
-        own: tuple[tuple[Memory, ...], Array] | None = None,
+        token_TxM: Array,
+        position_TxM: Array,
+        bias_TxSxM: Array,
+        before: tuple[Memory, ...] | None = None,
+        step: Any = None,
     ) -> tuple[Array, tuple[Memory, ...]]:
-        """Logits [P, N, T, V], and the keys and values of every layer.
+        """Logits [V, T, M], and the keys and values of every layer.
 
         Args:
-          token_PxNxT: what is read.
-          position_PxT: its positions from the prompt's first token on.
-          bias_TxS: ``NOWHERE`` for keys S of the answer itself that come after step T (of a prompt: [P, T, S]
-            with two axes of length one behind the first, for its padding, too).
-          prefix: of the prompts; None for the prompts themselves, and where there is nothing before.
-          own: keys and values so far, S places, and the step at which these tokens' stand.
+          token_TxM: what is read.
+          position_TxM: its positions from the prompt's first token on.
+          bias_TxSxM: ``NOWHERE`` for keys S that step T may not see, 0 for others.
+          before: keys and values of what was read before; one may be that of several answers side by side.
+          step: None, or the place among these at which the tokens' own are written; others are behind them.
         """
         made = {"dtype": self.dtype, "param_dtype": self.storage}
         small = nn.initializers.normal(self.width**-0.5)
         embed = nn.Embed(self.inputs, self.width, embedding_init=small, name="embed", **made)
         # One-hot rows, because the gradient of a lookup is a slow scatter.
-        x = by_rows(
-            lambda rows: rows @ embed.embedding.astype(self.dtype),
-            jax.nn.one_hot(token_PxNxT, self.inputs, dtype=self.dtype),
-        )
+        hit = jax.nn.one_hot(token_TxM, self.inputs, axis=0, dtype=self.dtype)
+        x = columns(embed.embedding.astype(self.dtype), hit)
         if self.positions:
             place = nn.Embed(self.positions, self.width, embedding_init=small, name="place", **made)
-            x = x + place(position_PxT)[:, None]
+            x, turn = x + jnp.moveaxis(place(position_TxM), 2, 0), None
+        else:
+            turn = turns(position_TxM, self.width // self.heads, self.dtype)
         memories = []
         for layer in range(self.layers):
-            far = None if prefix is None else (prefix.layers[layer], prefix.bias_PxQ)
-            held = None if own is None else (own[0][layer], own[1])
-            attend = Attention(
-                self.heads, not self.positions, self.dtype, self.storage, name=f"attention_{layer}"
-            )
-            y = nn.RMSNorm(name=f"norm_attention_{layer}", **made)(x)
-            y, memory = attend(y, position_PxT, bias_TxS, far, held)
+            attend = Attention(self.heads, self.dtype, self.storage, name=f"attention_{layer}")
+            y = Norm(name=f"norm_attention_{layer}", **made)(x)
+            own = None if before is None else before[layer]
+            y, memory = attend(y, turn, bias_TxSxM, own, step)
             x = x + y
             memories.append(memory)
-            y = nn.RMSNorm(name=f"norm_network_{layer}", **made)(x)
-            wide = nn.Dense(4 * self.width, use_bias=False, name=f"wide_{layer}", **made)
-            narrow = nn.Dense(self.width, use_bias=False, name=f"narrow_{layer}", **made)
-            x = x + by_rows(narrow, nn.gelu(by_rows(wide, y)))
-        x = nn.RMSNorm(name="norm", **made)(x)
+            y = Norm(name=f"norm_network_{layer}", **made)(x)
+            y = nn.gelu(Dense(4 * self.width, name=f"wide_{layer}", **made)(y))
+            x = x + Dense(self.width, name=f"narrow_{layer}", **made)(y)
+        x = Norm(name="norm", **made)(x)
         if self.tied:
-            logits = by_rows(lambda rows: rows @ embed.embedding[: self.vocab].astype(self.dtype).T, x)
+            logits = columns(embed.embedding[: self.vocab].astype(self.dtype).T, x)
         else:
-            logits = by_rows(nn.Dense(self.vocab, use_bias=False, name="logits", **made), x)
+            logits = Dense(self.vocab, name="logits", **made)(x)
         return logits, tuple(memories)

@@ -10,7 +10,7 @@ import numpy as np
 
 from grpo_jax.decoding import Decoding
 from grpo_jax.part import part, static
-from grpo_jax.policies.attention import NOWHERE, Memory, Prefix, Transformer
+from grpo_jax.policies.attention import NOWHERE, Memory, Transformer, joined
 from grpo_jax.policies.autoregressive import Autoregressive, asked_tokens
 from grpo_jax.sequences import Sequences, inverse_cdf
 from grpo_jax.types import Array
@@ -109,8 +109,8 @@ class TransformerPolicy(Autoregressive):
         )
 
     def _fresh(self, key: Array) -> Any:
-        one = jnp.zeros((1, 1, 1), int)
-        return self._model.init(key, one, one[0], jnp.zeros((1, 1)))
+        one = jnp.zeros((1, 1), int)
+        return self._model.init(key, one, one, jnp.zeros((1, 1, 1)))
 
     def init(self, key: Array) -> Any:
         """Where training starts: ``start``, else random weights from the key.
@@ -121,31 +121,42 @@ class TransformerPolicy(Autoregressive):
             return self._fresh(key)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, self._model.storage), self.start)
 
-    def _read(self, params: Any, prompts: Array) -> tuple[Prefix | None, Array, Array]:
-        """Keys and values of all but the prompts' last tokens; the last token [P] and its position [P]."""
-        asked = asked_tokens(self, prompts)
+    def _read(self, params: Any, prompts: Array) -> tuple[tuple[Memory, ...] | None, Array, Array, Array]:
+        """Keys and values of all but the prompts' last tokens, their bias [Q − 1, P].
+
+        And the last token [P] and its position [P].
+        """
+        asked = asked_tokens(self, prompts).T
         live = asked >= 0
-        place = jnp.maximum(jnp.cumsum(live, 1) - 1, 0)
-        if self.prompt_length == 1:
-            return None, asked[:, 0], place[:, 0]
+        place = jnp.maximum(jnp.cumsum(live, 0) - 1, 0)
         length = self.prompt_length - 1
-        seen = live[:, :length]
-        before = np.tril(np.ones((length, length), bool)) & seen[:, None, None, None]
-        bias = self._bias(before)
-        layers: Any = self._model.apply(params, asked[:, None, :length], place[:, :length], bias)[1]
-        return Prefix(layers, self._bias(seen)), asked[:, -1], place[:, -1]
+        seen = live[:length]
+        if not length:
+            return None, self._bias(seen), asked[-1], place[-1]
+        before = np.tril(np.ones((length, length), bool))[:, :, None] & seen
+        memories: Any = self._model.apply(params, asked[:length], place[:length], self._bias(before))[1]
+        return memories, self._bias(seen), asked[-1], place[-1]
 
     def _bias(self, seen: Any) -> Array:
         return jnp.where(seen, 0, NOWHERE).astype(self._model.dtype)
 
+    def _bias_at(self, asked: Array, seen: Any) -> Array:
+        """[T, Q − 1 + S, M] of the prompts' keys [Q − 1, M], and of the answers' ``seen`` [T, S]."""
+        near = self._bias(seen)[:, :, None]
+        both = [jnp.broadcast_to(asked, (near.shape[0], *asked.shape)), jnp.repeat(near, asked.shape[1], 2)]
+        return jnp.concatenate(both, 1)
+
     def token_logits(self, params: Any, prompts: Array, tokens: Array) -> Array:
         """[P, N, T, V] of given answers, all steps at once."""
-        prefix, last, place = self._read(params, prompts)
-        first = jnp.broadcast_to(last[:, None, None], (*tokens.shape[:2], 1))
-        read = jnp.concatenate([first, tokens[:, :, :-1]], 2)
-        steps = jnp.arange(self.horizon)
-        bias = self._bias(steps <= steps[:, None])
-        return self._model.apply(params, read, place[:, None] + steps, bias, prefix)[0]
+        count, group, length = tokens.shape
+        memories, *given = self._read(params, prompts)
+        bias, last, place = (jnp.repeat(x, group, -1) for x in given)
+        answers = tokens.reshape(-1, length).T
+        read = jnp.concatenate([last[None], answers[:-1]], 0)
+        steps = jnp.arange(length)
+        bias = self._bias_at(bias, steps <= steps[:, None])
+        logits = self._model.apply(params, read, place + steps[:, None], bias, memories)[0]
+        return logits.transpose(2, 1, 0).reshape(count, group, length, -1)
 
     def sample(self, params: Any, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
         """See ``types.Policy``: one scan over the steps, each reading keys and values of earlier ones.
@@ -153,23 +164,25 @@ class TransformerPolicy(Autoregressive):
         [P, N, T].
         """
         model, allowed = self._model, jnp.asarray(self.space.allowed)
-        prefix, last, place = self._read(params, prompts)
         count, group = uniforms.shape[:2]
-        steps = jnp.arange(self.horizon)
-        empty = jnp.zeros((count, group, self.heads, self.horizon, self.width // self.heads), model.dtype)
+        memories, *given = self._read(params, prompts)
+        bias, last, place = (jnp.repeat(x, group, -1) for x in given)
+        steps, asked = jnp.arange(self.horizon), self.prompt_length - 1
+        empty = jnp.zeros((self.heads, self.width // self.heads, self.horizon, count * group), model.dtype)
         held = (Memory(empty, empty),) * self.layers
+        if memories is not None:
+            held = jax.tree.map(lambda old, new: joined(old, new, None), memories, held)
 
         def next_token(carry: Any, given: Any) -> Any:
             held, token = carry
             step, uniform = given
-            logits, held = model.apply(
-                params, token[:, :, None], (place + step)[:, None], self._bias(steps <= step)[None], prefix,
-                (held, step),
-            )  # fmt: skip
-            logp = self.normalised(logits, allowed[step][None])
-            token = inverse_cdf(jnp.exp(logp[:, :, 0]), uniform)
+            seen = self._bias_at(bias, (steps <= step)[None])
+            logits, held = model.apply(params, token[None], (place + step)[None], seen, held, asked + step)
+            logp = self.normalised(logits.transpose(2, 1, 0)[None], allowed[step][None])
+            token = inverse_cdf(jnp.exp(logp[:, :, 0]), uniform[None])[0]
             return (held, token), token
 
-        start = jnp.broadcast_to(last[:, None], (count, group)).astype(int)
-        _, drawn = jax.lax.scan(next_token, (held, start), (steps, jnp.moveaxis(uniforms, 2, 0)))
-        return self.space.ended(jnp.moveaxis(drawn, 0, 2))
+        _, drawn = jax.lax.scan(
+            next_token, (held, last.astype(int)), (steps, uniforms.reshape(-1, self.horizon).T)
+        )
+        return self.space.ended(drawn.T.reshape(count, group, -1))
