@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from grpo_jax.kernels import greatest, materialize, total
+from grpo_jax.kernels import materialize
 from grpo_jax.policies.products import apart, beside, pairs
 from grpo_jax.types import Array
 
@@ -44,9 +44,9 @@ def rotated(x_HxKxTxM: Array, turn: tuple[Array, Array]) -> Array:
 
 def weights(score_HxTxSxM: Array) -> tuple[Array, Array]:
     """e^(score − greatest) [H, T, S, M] and its sum over S [H, T, 1, M]."""
-    top = jax.lax.stop_gradient(greatest(score_HxTxSxM, (2,)))
+    top = jax.lax.stop_gradient(jnp.max(score_HxTxSxM, 2, keepdims=True))
     weight = jnp.exp(score_HxTxSxM - top)
-    return weight, total(weight, (2,))
+    return weight, jnp.sum(weight, 2, keepdims=True)
 
 
 class Dense(nn.Module):
@@ -80,7 +80,7 @@ class Norm(nn.Module):
         """[D, ...]."""
         scale = self.param("scale", nn.initializers.ones, x.shape[:1], self.param_dtype)
         wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
-        size = total(jnp.square(wide), (0,)) / x.shape[0]
+        size = jnp.mean(jnp.square(wide), 0, keepdims=True)
         scale = scale.astype(wide.dtype).reshape(-1, *[1] * (x.ndim - 1))
         return (wide * (jax.lax.rsqrt(size + 1e-6) * scale)).astype(self.dtype)
 
