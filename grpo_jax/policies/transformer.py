@@ -78,9 +78,13 @@ class TransformerPolicy(Autoregressive):
 
     @property
     def numbers_per_token(self) -> int:
-        """Activations that the gradient reads again: about 24·D and three scores a key and head, a layer."""
+        """Activations that the gradient reads again.
+
+        A layer's are about 24·D, three scores for each key and head, and an answer's keys and values twice.
+        """
         keys = self.prompt_length + self.horizon - 1
-        return self.layers * (24 * self.width + 3 * self.heads * keys) + 4 * self.space.vocab
+        own = 24 * self.width + 3 * self.heads * keys + 4 * self.width * keys // self.horizon
+        return self.layers * own + 4 * self.space.vocab
 
     def _check_start(self) -> None:
         wanted = jax.tree_util.tree_leaves_with_path(jax.eval_shape(self._fresh, jax.random.key(0)))
