@@ -207,24 +207,51 @@ def log_softmax(logits: Array, axis: int) -> Array:
     cotangents c_j of both signs it often has to be 0: an output that was not drawn, advantages that sum to
     0). Otherwise an optimizer that asks for a gradient's sign or divides by its size would follow noise.
     """
-    return _log_softmax(logits, axis)[0]
+    return softmax(logits, axis).logp
 
 
-def _log_softmax(logits: Array, axis: int) -> tuple[Array, Array]:
-    """(log-probabilities, probabilities)."""
-    top = materialize(jnp.max(logits, axis, keepdims=True))
+class Softmax(NamedTuple):
+    """A softmax and its logarithm."""
+
+    logp: Array
+    p: Array
+
+
+def softmax(logits: Array, axis: int) -> Softmax:
+    """Both, along a leading axis. Any shape."""
+    written = _short(logits.shape[axis])
+    top = materialize(_fold(jnp.maximum, logits, axis) if written else jnp.max(logits, axis, keepdims=True))
     weight = materialize(jnp.exp(logits - top))
     mass = total(weight, (axis,))
-    return logits - materialize(top + jnp.log(mass)), weight * materialize(1 / mass)
+    return Softmax(logits - materialize(top + jnp.log(mass)), weight * materialize(1 / mass))
 
 
 @log_softmax.defjvp
 def _log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (logits,), (tangent,) = primals, tangents
-    logp, p = _log_softmax(logits, axis)
+    known = softmax(logits, axis)
+    return known.logp, _softmax_tangent(known.p, tangent, axis)
+
+
+def _softmax_tangent(p: Array, tangent: Array, axis: int) -> Array:
     own, pulled = _both(materialize(tangent))
     pull = materialize(-jnp.sum(p * pulled, axis, keepdims=True))
-    return logp, materialize(own + _copies(pull, axis, logits.shape[axis]))
+    return materialize(own + _copies(pull, axis, p.shape[axis]))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def known_log_softmax(logits: Array, known: Softmax, axis: int) -> Array:
+    """``log_softmax`` of logits whose softmax is known: its value and gradient. Any shape.
+
+    The softmax itself counts as a constant, so that there is no second derivative.
+    """
+    return known.logp
+
+
+@known_log_softmax.defjvp
+def _known_log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (_, known), (tangent, _) = primals, tangents
+    return known.logp, _softmax_tangent(known.p, tangent, axis)
 
 
 def _linear(apply: Callable[[Any], Any], transpose: Callable[[Any], Any], x: Any) -> Any:
