@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from grpo_jax.config import (
 from grpo_jax.diagnostics import all_prompts
 from grpo_jax.kernels import materialize
 from grpo_jax.part import Swept, at_hand, declared, outside, part, put_all, subparts, substituted
+from grpo_jax.prepared import plain, prepared
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.sampling import (
     Listing,
@@ -319,3 +322,26 @@ def reason(config: Config, swept: Swept = ()) -> str:
     if config.expectation is not None:
         return "as asked"
     return _uncountable(config, swept) or "rewards depend on one of few actions alone"
+
+
+def prepared_state(config: Config, state: TrainState) -> TrainState:
+    """The state, its parameters prepared where no one but the policy reads them on the way.
+
+    A sampler apart, or an expectation from outside, gets them plain; and where prompts are drawn, few of the
+    contexts that would be prepared are asked for.
+    """
+    own = isinstance(config.expectation, (Counts, Sampled))
+    if not own or config.behavior is not None or config.loop.prompts is not None:
+        return state
+    return _each(state, functools.partial(prepared, config.policy))
+
+
+def plain_state(state: TrainState) -> TrainState:
+    """The state with its parameters alone."""
+    return _each(state, plain)
+
+
+def _each(state: TrainState, make: Callable[[Params], Params]) -> TrainState:
+    return state._replace(
+        params=make(state.params), old_params=make(state.old_params), ref_params=make(state.ref_params)
+    )

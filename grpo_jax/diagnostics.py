@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.decoding import impossible
-from grpo_jax.kernels import exponential, total
+from grpo_jax.kernels import exponential, materialize, total
 from grpo_jax.parts.gains import clip_mask
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.statistics import GROUP_AXES, quantile, tied
@@ -215,7 +215,7 @@ def clip_fractions(method: Method, rollout: Rollout, advantages: Array, logp: Ar
     rollout, logp = sanitized(rollout, logp)
     out = clip_mask(method.gain, method.ratio(rollout, logp), advantages)
     weight = token_weight(rollout)
-    mass = jnp.sum(weight, (0, 1, 2))
+    mass = materialize(total(weight, (0, 1, 2))[0, 0, 0])
     high, low = (total(jnp.where(side, weight, 0), (0, 1, 2))[0, 0, 0] / mass for side in out)
     return high, low
 

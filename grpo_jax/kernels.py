@@ -22,8 +22,11 @@ from grpo_jax.types import Array
 ROUNDING = 4
 """A sum smaller than so many units of rounding of its terms is taken for 0: nothing else is left of it."""
 WRITTEN_OUT = 64
-"""The longest axis that is written out whole; longer ones are folded to ``BLOCK`` first."""
+"""The most copies that are written out one by one; more are made of ``BLOCK``."""
 BLOCK = 32
+READS = 8
+"""Parts of an array that one sum reads. What makes the array is then computed within the sum: where a kernel
+reads more than 15, XLA stores the array first."""
 
 
 def materialize(x: Array, *, everywhere: bool = False) -> Array:
@@ -47,15 +50,16 @@ def _short(length: int) -> bool:
 
 
 def _fold(combine: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
-    """``combine`` over a short axis, as a balanced tree."""
+    """``combine`` over a short axis: balanced trees of ``READS`` parts, until one is left."""
     rest: list[Array] = []
-    if x.shape[axis] > WRITTEN_OUT:
-        while (length := x.shape[axis]) > BLOCK:
-            half = length // 2
-            rest += [_cut(x, 2 * half, length, axis)] * (length % 2)
-            x = combine(_cut(x, 0, half, axis), _cut(x, half, 2 * half, axis))
-        x = materialize(x)
-    parts = [_cut(x, i, i + 1, axis) for i in range(x.shape[axis])] + rest
+    while (length := x.shape[axis]) > 2 * READS - 1:
+        rows = length // READS
+        rest += [_cut(x, i, i + 1, axis) for i in range(READS * rows, length)]
+        x = materialize(_tree(combine, [_cut(x, i * rows, (i + 1) * rows, axis) for i in range(READS)]))
+    return _tree(combine, [_cut(x, i, i + 1, axis) for i in range(length)] + rest)
+
+
+def _tree(combine: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
     while len(parts) > 1:
         pairs = [combine(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[len(parts) - len(parts) % 2 :]
@@ -74,7 +78,11 @@ def _sum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 def total(x: Array, axes: tuple[int, ...]) -> Array:
     """Σ x over ``axes``, which stay as length one. Any shape."""
+    reads = 1
     for axis in sorted(axes, reverse=True):
+        reads *= x.shape[axis]
+        if reads > max(x.shape[axis], READS):
+            x, reads = materialize(x), x.shape[axis]
         x = _sum(x, axis) if _short(x.shape[axis]) else jnp.sum(x, axis, keepdims=True)
     return x
 
@@ -199,24 +207,51 @@ def log_softmax(logits: Array, axis: int) -> Array:
     cotangents c_j of both signs it often has to be 0: an output that was not drawn, advantages that sum to
     0). Otherwise an optimizer that asks for a gradient's sign or divides by its size would follow noise.
     """
-    return _log_softmax(logits, axis)[0]
+    return softmax(logits, axis).logp
 
 
-def _log_softmax(logits: Array, axis: int) -> tuple[Array, Array]:
-    """(log-probabilities, probabilities)."""
-    top = materialize(jnp.max(logits, axis, keepdims=True))
+class Softmax(NamedTuple):
+    """A softmax and its logarithm."""
+
+    logp: Array
+    p: Array
+
+
+def softmax(logits: Array, axis: int) -> Softmax:
+    """Both, along a leading axis. Any shape."""
+    written = _short(logits.shape[axis])
+    top = materialize(_fold(jnp.maximum, logits, axis) if written else jnp.max(logits, axis, keepdims=True))
     weight = materialize(jnp.exp(logits - top))
     mass = total(weight, (axis,))
-    return logits - materialize(top + jnp.log(mass)), weight * materialize(1 / mass)
+    return Softmax(logits - materialize(top + jnp.log(mass)), weight * materialize(1 / mass))
 
 
 @log_softmax.defjvp
 def _log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (logits,), (tangent,) = primals, tangents
-    logp, p = _log_softmax(logits, axis)
+    known = softmax(logits, axis)
+    return known.logp, _softmax_tangent(known.p, tangent, axis)
+
+
+def _softmax_tangent(p: Array, tangent: Array, axis: int) -> Array:
     own, pulled = _both(materialize(tangent))
     pull = materialize(-jnp.sum(p * pulled, axis, keepdims=True))
-    return logp, materialize(own + _copies(pull, axis, logits.shape[axis]))
+    return materialize(own + _copies(pull, axis, p.shape[axis]))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def known_log_softmax(logits: Array, known: Softmax, axis: int) -> Array:
+    """``log_softmax`` of logits whose softmax is known: its value and gradient. Any shape.
+
+    The softmax itself counts as a constant, so that there is no second derivative.
+    """
+    return known.logp
+
+
+@known_log_softmax.defjvp
+def _known_log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (_, known), (tangent, _) = primals, tangents
+    return known.logp, _softmax_tangent(known.p, tangent, axis)
 
 
 def _linear(apply: Callable[[Any], Any], transpose: Callable[[Any], Any], x: Any) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import optimizers
+from grpo_jax import optimizers, prepared
 from grpo_jax.config import Batch, Config, HasObjectiveAtOld, TrainState, prompt_count
 from grpo_jax.kernels import materialize, take_rows
 from grpo_jax.measures import StepView
 from grpo_jax.part import put
+from grpo_jax.prepared import plain
 from grpo_jax.random import Stream, uniforms
 from grpo_jax.types import Array, Params, evaluated_at_old
 
@@ -70,15 +71,17 @@ def optimizer_steps(
         point = state.old_params if at_old else params
 
         def negated(at: Params) -> tuple[Array, tuple[Array, Array]]:
-            value, logp = objective(config, part, at)
+            value, logp = objective(config, part, prepared.at(point, at))
             return -jnp.sum(value), (value, logp)
 
-        grads, (value, logp) = jax.grad(negated, has_aux=True)(point)
-        after, opt_state, updates = optimizers.step(config.optimizer, grads, opt_state, params, runs=runs)
+        grads, (value, logp) = jax.grad(negated, has_aux=True)(plain(point))
+        own = plain(params)
+        after, opt_state, updates = optimizers.step(config.optimizer, grads, opt_state, own, runs=runs)
         view = StepView(
-            config=config, batch=part, params=point, logp=logp, surrogate=value, grads=grads, updates=updates,
-            runs=runs,
+            config=config, batch=part, params=plain(point), logp=logp, surrogate=value, grads=grads,
+            updates=updates, runs=runs,
         )  # fmt: skip
+        after = prepared.like(params, config.policy, after)
         return (after, opt_state), jax.tree.map(materialize, watch(view))
 
     (params, opt_state), watched = jax.lax.scan(

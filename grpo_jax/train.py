@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import optimizers, runtime
-from grpo_jax.collectors import choose
+from grpo_jax.collectors import choose, plain_state, prepared_state
 from grpo_jax.config import Batch, Config, TrainState, check_root, check_runs, validate
 from grpo_jax.kernels import LongSum, materialize
 from grpo_jax.measures import Measure, StepView, View
@@ -152,8 +152,10 @@ def iterate(
     watched = functools.partial(_steps_watched, plan.named("step"), recorded=recorded)
     after, steps = optimizer_steps(config, state, batch, watched, fresh=fresh)
     done = state.step + 1
-    refresh = done % config.loop.refresh_every == 0
-    old = jax.tree.map(lambda new, old: jnp.where(refresh, new, old), after.params, state.old_params)
+    old = after.params
+    if config.loop.refresh_every > 1:  # otherwise the two stay one array, carried and scored once
+        refresh = done % config.loop.refresh_every == 0
+        old = jax.tree.map(lambda new, old: jnp.where(refresh, new, old), old, state.old_params)
     after = after._replace(old_params=old, step=done)
     if config.behavior is not None and config.behavior.age is not None:
         after = after._replace(queue=config.behavior.age.pushed(state.queue, old))
@@ -162,7 +164,7 @@ def iterate(
 
 def measured(config: Config, state: TrainState, batch: Batch, steps: Any, plan: Recording) -> Info:
     """Every measure of the plan after an iteration; each [own axes...(, R)]."""
-    view = View(config, state, batch, steps)
+    view = View(config, plain_state(state), batch, steps)
     found = {}
     for name, measure in plan.measures:
         if measure.per == "iteration":
@@ -225,16 +227,16 @@ def advance(
       The state, and name -> [recorded, ...(, R)], or [...(, R)] where the plan averages.
     """
     config = aligned(config) if state.seed.ndim else config
+    state = prepared_state(config, state)
     if plan.average_from is not None:
         return _averaged(config, state, iterations, plan, fresh)
-
     after, kept = jax.lax.scan(
         lambda state, _: next_record(config, state, plan, fresh), state, length=iterations // plan.every
     )
     if plan.start:
         first = at_start(config, state, plan, fresh)
         kept = {name: jnp.concatenate([first[name][None], value]) for name, value in kept.items()}
-    return after, kept
+    return plain_state(after), kept
 
 
 def next_record(
@@ -317,7 +319,7 @@ def _averaged(
 
     after, sums = _through(config, state, iterations, plan, sums, recorded_at, add, fresh)
     count = int(np.sum(plan.iterations(iterations) >= first))
-    return after, {name: s.value / count if name in means else s for name, s in sums.items()}
+    return plain_state(after), {name: s.value / count if name in means else s for name, s in sums.items()}
 
 
 def at_start(config: Config, state: TrainState, plan: Recording, fresh: bool = False) -> Info:
@@ -394,7 +396,5 @@ def _fresh(config: Config, state: TrainState) -> bool:
     """``starts_fresh``, where the state given starts so, too."""
     if not starts_fresh(config):
         return False
-    same = jax.tree.map(
-        lambda new, old: np.array_equal(new, old, equal_nan=True), state.params, state.old_params
-    )
+    same = jax.tree.map(functools.partial(np.array_equal, equal_nan=True), state.params, state.old_params)
     return jax.tree.all(same)

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 
+from grpo_jax import kernels
 from grpo_jax.part import number, part, static
 from grpo_jax.statistics import GROUP_AXES, divide, tied
 from grpo_jax.types import Array, Coupling, Number, Rollout
@@ -26,8 +27,9 @@ def _counted(rollout: Rollout) -> Array:
     return rollout.mask * rollout.multiplicity[:, :, None]
 
 
-def _entries(rollout: Rollout) -> Array:
-    return jnp.sum(rollout.multiplicity, (0, 1), keepdims=True)[:, :, None]
+def _share(rollout: Rollout) -> Array:
+    """1/B, made once: as a factor, so that no step divides token by token."""
+    return kernels.materialize(divide(jnp.ones(()), kernels.total(rollout.multiplicity, (0, 1))))[:, :, None]
 
 
 @part
@@ -41,7 +43,7 @@ class PerSequence:
 
     def __call__(self, rollout: Rollout) -> Array:
         length = jnp.sum(rollout.mask, 2, keepdims=True) + self.eps
-        return divide(_counted(rollout), length * _entries(rollout))
+        return divide(_counted(rollout), length) * _share(rollout)
 
 
 @part
@@ -68,7 +70,7 @@ class Constant:
 
     def __call__(self, rollout: Rollout) -> Array:
         length = rollout.mask.shape[2] if self.length is None else self.length
-        return divide(_counted(rollout), _entries(rollout) * length)
+        return _counted(rollout) * (_share(rollout) / length)
 
 
 @part

@@ -8,10 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.decoding import Decoding
-from grpo_jax.kernels import at, count, cumulative, log_softmax, materialize
+from grpo_jax.kernels import (
+    at,
+    count,
+    cumulative,
+    known_log_softmax,
+    log_softmax,
+    materialize,
+    softmax,
+)
 from grpo_jax.part import number, part
+from grpo_jax.prepared import Prepared
 from grpo_jax.sequences import at_prompts, inverse_cdf, lookup
-from grpo_jax.types import Array, Scores, Support
+from grpo_jax.types import Array, Params, Scores, Support
 
 
 @part
@@ -73,30 +82,45 @@ class ActionPolicy:
         """The starting logits; the key is not used. [C, K]."""
         return jnp.asarray(self.logits, float)
 
-    def log_probabilities(self, params: Array, prompts: Array) -> Array:
+    def log_probabilities(self, params: Params, prompts: Array) -> Array:
         """[P, K] log π_θ(k|c)."""
+        if isinstance(params, Prepared):
+            return at_prompts(known_log_softmax(params.params, params.known, 1), prompts)
         logits = at_prompts(params, prompts)
         return log_softmax(logits, 1) if self.decoding is None else self.decoding(logits, 1)
 
-    def sample(self, params: Array, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
+    def prepared(self, params: Params) -> Params | Prepared:
+        """With the softmax of every context, unless decoding or a subclass makes another. [C, K]."""
+        if self.decoding is not None or type(self) is not ActionPolicy:
+            return params
+        return Prepared(params, softmax(params, 1))
+
+    def _probabilities(self, params: Params | Prepared, prompts: Array) -> Array:
+        if isinstance(params, Prepared):
+            return at_prompts(params.known.p, prompts)
+        if self.decoding is None:
+            return softmax(at_prompts(params, prompts), 1).p
+        return jnp.exp(self.log_probabilities(params, prompts))
+
+    def sample(self, params: Params, prompts: Array, uniforms: Array) -> tuple[Array, Array]:
         """Actions [P, G, 1] by inverse CDF; see ``types.Policy``."""
-        probabilities = jnp.exp(self.log_probabilities(params, prompts))
+        probabilities = self._probabilities(params, prompts)
         tokens = inverse_cdf(probabilities[:, None], uniforms[:, :, 0])[:, :, None]
         return tokens, jnp.ones(tokens.shape)
 
-    def counts(self, params: Array, prompts: Array, uniforms: Array) -> Array:
+    def counts(self, params: Params, prompts: Array, uniforms: Array) -> Array:
         """[P, K] histogram of what ``sample`` would draw from the same uniforms [P, G, 1].
 
         Counted in whole numbers; a count beyond 2^24 is then rounded to the nearest float32.
         """
-        upto = materialize(cumulative(materialize(jnp.exp(self.log_probabilities(params, prompts))), 1))
+        upto = materialize(cumulative(materialize(self._probabilities(params, prompts)), 1))
         level = materialize(uniforms[:, :, 0] * upto[:, -1:])
         below = count(level.shape[1], lambda g: at(level, g, 1) < upto[:, :-1])
         ends = jnp.zeros(level[:, :1].shape, below.dtype)
         counts = jnp.diff(jnp.concatenate([ends, below, ends + level.shape[1]], 1), axis=1)
         return counts.astype(upto.dtype)
 
-    def score(self, params: Array, prompts: Array, tokens: Array, mask: Array) -> Scores:
+    def score(self, params: Params, prompts: Array, tokens: Array, mask: Array) -> Scores:
         """[P, N, 1] log-probability of each action and entropy of its distribution."""
         logp = self.log_probabilities(params, prompts)
         return self._scores(lookup(logp, tokens[:, :, 0])[:, :, None], logp)
@@ -106,7 +130,7 @@ class ActionPolicy:
         tokens = np.broadcast_to(np.arange(self.actions)[None, :, None], (prompts.shape[0], self.actions, 1))
         return Support(tokens=tokens, mask=np.ones(tokens.shape))
 
-    def score_support(self, params: Array, prompts: Array) -> Scores:
+    def score_support(self, params: Params, prompts: Array) -> Scores:
         """[P, K, 1]."""
         logp = self.log_probabilities(params, prompts)
         return self._scores(logp[:, :, None], logp)

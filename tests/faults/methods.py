@@ -193,8 +193,8 @@ REDUCTIONS = (
     Fault(
         "sequences are not divided by their length",
         "parts/reductions.py",
-        "divide(_counted(rollout), length * _entries(rollout))",
-        "divide(_counted(rollout), _entries(rollout))",
+        "divide(_counted(rollout), length) * _share(rollout)",
+        "_counted(rollout) * _share(rollout)",
         "test_parts",
     ),
     Fault(

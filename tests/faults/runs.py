@@ -17,8 +17,8 @@ OPTIMIZERS = (
     Fault(
         "decay reads the batch's start",
         "steps.py",
-        "optimizers.step(config.optimizer, grads, opt_state, params, runs=runs)",
-        "optimizers.step(config.optimizer, grads, opt_state, state.params, runs=runs)",
+        "own = plain(params)",
+        "own = plain(state.params)",
         "test_simulation",
     ),
     Fault(
