@@ -241,17 +241,30 @@ def _softmax_tangent(p: Array, tangent: Array, axis: int) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def known_log_softmax(logits: Array, known: Softmax, axis: int) -> Array:
-    """``log_softmax`` of logits whose softmax is known: its value and gradient. Any shape.
+    """``log_softmax`` of logits whose softmax is known: nothing is exponentiated. Any shape.
 
-    The softmax itself counts as a constant, so that there is no second derivative.
+    Its derivatives by the logits, of any order, are those of ``log_softmax``; by what is known it has none.
     """
     return known.logp
 
 
 @known_log_softmax.defjvp
 def _known_log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (_, known), (tangent, _) = primals, tangents
-    return known.logp, _softmax_tangent(known.p, tangent, axis)
+    (logits, known), (tangent, _) = primals, tangents
+    p = _known_softmax(logits, known, axis)
+    return known_log_softmax(logits, known, axis), _softmax_tangent(p, tangent, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _known_softmax(logits: Array, known: Softmax, axis: int) -> Array:
+    return known.p
+
+
+@_known_softmax.defjvp
+def _known_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (logits, known), (tangent, _) = primals, tangents
+    p = _known_softmax(logits, known, axis)
+    return p, p * _softmax_tangent(p, tangent, axis)
 
 
 def _linear(apply: Callable[[Any], Any], transpose: Callable[[Any], Any], x: Any) -> Any:

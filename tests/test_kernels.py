@@ -172,3 +172,30 @@ def test_a_long_sum_is_infinite_where_a_sum_is():
     for term in ([np.inf, 1.0, 3e38], [1.0, np.nan, 3e38], [2.0, 1.0, 1.0]):
         total = total.add(np.float32(term))
     np.testing.assert_array_equal(total.value, [np.inf, np.nan, np.inf])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("length", [2, 15, 16, 70])
+def test_a_softmax_that_is_known_has_the_values_and_derivatives_of_one_that_is_not(length):
+    rng = np.random.default_rng(length)
+    logits, weight = (jnp.asarray(rng.normal(size=(2, length, 3))) for _ in range(2))
+    known = kernels.softmax(logits, 1)
+    np.testing.assert_allclose(known.p, jax.nn.softmax(logits, 1), rtol=1e-12)
+    np.testing.assert_allclose(known.logp, jax.nn.log_softmax(logits, 1), rtol=1e-12)
+
+    def through(log_softmax):
+        return lambda x: jnp.sum(weight * jnp.sin(log_softmax(x)))
+
+    ours = through(lambda x: kernels.known_log_softmax(x, known, 1))
+    theirs = through(lambda x: jax.nn.log_softmax(x, 1))
+    np.testing.assert_allclose(jax.grad(ours)(logits), jax.grad(theirs)(logits), rtol=1e-9, atol=1e-12)
+
+    def twice(function):
+        return jax.grad(lambda x: jnp.sum(weight * jax.grad(function)(x) ** 2))(logits)
+
+    np.testing.assert_allclose(twice(ours), twice(theirs), rtol=1e-8, atol=1e-11)
+
+    def forwards(function):
+        return jax.jvp(lambda y: jax.jvp(function, (y,), (weight,))[1], (logits,), (weight,))[1]
+
+    np.testing.assert_allclose(forwards(ours), forwards(theirs), rtol=1e-8)
