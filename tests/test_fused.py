@@ -13,7 +13,7 @@ from grpo_jax import train
 from grpo_jax.collectors import choose
 from grpo_jax.fused import choice
 from grpo_jax.fused.arrays import RUNS, NoLanesError, filled, known
-from grpo_jax.fused.kernel import Traces, block, simulate
+from grpo_jax.fused.kernel import Traces, block, simulate, wide
 from grpo_jax.fused.lanes import Lanes
 from grpo_jax.part import put_all
 from grpo_jax.random import Stream, threefry2x32, uniforms
@@ -33,11 +33,11 @@ def on_lanes(function, *arrays):
     shapes = [jax.ShapeDtypeStruct((*x.shape[:-1], RUNS), x.dtype) for x in arrays]
     trace = jax.make_jaxpr(function)(*shapes)
     given = [
-        filled((*x.shape[:-1], 1), (jnp.asarray(x[place]) for place in np.ndindex(*x.shape[:-1])))
+        filled((*x.shape[:-1], 1), (jnp.asarray(x[place])[:, None] for place in np.ndindex(*x.shape[:-1])))
         for x in arrays
     ]
-    (found,) = Lanes(WIDTH)(trace, given)
-    rows = [np.broadcast_to(np.asarray(element), (WIDTH,)) for element in found.flat]
+    (found,) = Lanes((WIDTH, 1))(trace, given)
+    rows = [np.broadcast_to(np.asarray(element), (WIDTH, 1))[:, 0] for element in found.flat]
     return np.stack(rows).reshape((*found.shape[:-1], WIDTH))
 
 
@@ -105,7 +105,7 @@ def test_draws_on_lanes_are_the_draws_to_the_bit():
         (lambda x: x[:, :, ::-1], "over runs"),
         (lambda x: jnp.cumsum(x, 2), "over runs"),
         (lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, 0))), "over runs"),
-        (lambda x: jnp.concatenate([x, x], 2), "mixes runs"),
+        (lambda x: jnp.concatenate([x, x], 2), "over runs"),
         (lambda x: x[:, :, :2], "some of the runs"),
         (lambda x: x.reshape(2, -1), "moves runs"),
         (lambda x: jax.lax.while_loop(lambda i: i < 3, lambda i: i + 1, 0) + x, "while"),
@@ -120,7 +120,7 @@ def test_what_is_known_is_computed_while_tracing():
     trace = jax.make_jaxpr(lambda x: jnp.where(jnp.arange(3)[:, None] == 1, x, 0.0))(
         jax.ShapeDtypeStruct((3, RUNS), jnp.float32)
     )
-    (found,) = Lanes(WIDTH)(trace, [filled((3, 1), [*known([0.0, 1.0]), marked := jnp.float32(2)])])
+    (found,) = Lanes((WIDTH, 1))(trace, [filled((3, 1), [*known([0.0, 1.0]), marked := jnp.float32(2)])])
     assert [float(element) for element in found.flat] == [0.0, 1.0, 0.0]
     assert marked == 2
 
@@ -155,18 +155,15 @@ def generally(config, picked, seeds, root, iterations, plan):
     return train.advance(config, train.start(config, seeds, root), iterations, plan)[1]
 
 
-def by_block(config, picked, seeds, root, iterations, plan):
-    """The kernel's body, run as it stands on NumPy arrays for one block: there is nothing to compile."""
+def by_block(config, picked, seeds, root, iterations, plan, questions=1):
+    """The kernel's body, run as it stands on arrays for one block: there is nothing to compile."""
     shared, own = jax.tree.map(jnp.asarray, ((config, root), (picked, seeds)))
-    traces = Traces(shared, own, plan)
-    ins = [
-        *(np.asarray(x).reshape(-1) for x in jax.tree.leaves(shared)),
-        *map(np.asarray, jax.tree.leaves(own)),
-    ]
-    out = np.zeros((iterations // plan.every + plan.start, len(seeds), traces.width))
+    traces, width = Traces(shared, own, plan, questions), wide(questions)
+    records, runs = iterations // plan.every + plan.start, len(seeds)
+    outs = [np.zeros((records, runs, *part.lead(width), part.width)) for part in traces.parts]
     with jax.disable_jit():
-        block(traces, len(seeds), iterations // plan.every, *ins, out)
-    return traces.unpacked(out)
+        block(traces, (runs, width), iterations // plan.every, *traces.inputs(shared, own, width), *outs)
+    return traces.unpacked(outs)
 
 
 CASES = {

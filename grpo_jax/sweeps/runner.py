@@ -216,7 +216,7 @@ def sweep(
     broken = int((~finite).sum())
     if assembled and not streamed and not broken:
         _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
-    kinds = [", fused" if kernel == FUSED else "" for kernel in kernels]
+    kinds = [", fused" if kernel.startswith(FUSED) else "" for kernel in kernels]
     how = work.by_variant(
         [f"{e} ({b}){k}" for e, b, k in zip(work.expectations, reasons, kinds, strict=True)]
     )

@@ -148,15 +148,15 @@ FUSED = (
     Fault(
         "a kernel's first record overwrites its start",
         "fused/kernel.py",
-        "write(i + ahead, found)",
-        "write(i, found)",
+        "write(inside, i + ahead, found)",
+        "write(inside, i, found)",
         "test_fused",
     ),
     Fault(
         "a kernel is taken though it differs",
         "sweeps/fusing.py",
-        "_tried[key] = choice.disagreement(*given, plan)",
-        "_tried[key] = choice.disagreement(*given, plan) and None",
+        "_tried[key] = choice.disagreement(*given, plan, lanes)",
+        "_tried[key] = choice.disagreement(*given, plan, lanes) and None",
         "test_fused",
     ),
 )
