@@ -27,46 +27,58 @@ def marked(real: Any, twin: Any, questions: int) -> Any:
       twin: the same with ``QUESTIONS`` of them.
       questions: the real number.
     """
-    if hasattr(real, "consts"):
+    if getattr(real, "jaxpr", real) is not real:  # closed; newer versions of JAX have one kind for both
         return twin.replace(jaxpr=marked(real.jaxpr, twin.jaxpr, questions), consts=real.consts)
-    places: dict[Any, Any] = {}
-
-    def declare(ours: Sequence[Any], theirs: Sequence[Any]) -> None:
-        require(len(ours) == len(theirs))
-        pairs: list[tuple[Any, Any]] = list(zip(ours, theirs, strict=True))
-        for a, b in pairs:
-            require(a.aval.dtype == b.aval.dtype)
-            matched(tuple(a.aval.shape), tuple(b.aval.shape), questions)
-            places[a] = b
-
-    def atom(a: Any, b: Any) -> Any:
-        if isinstance(a, Literal):
-            require(isinstance(b, Literal) and a.aval.dtype == b.aval.dtype and a.aval.shape == b.aval.shape)
-            return a
-        require(places[a] is b)
-        return b
-
-    def atoms(ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
-        require(len(ours) == len(theirs))
-        return [atom(a, b) for a, b in zip(ours, theirs, strict=True)]
-
-    declare([*real.constvars, *real.invars], [*twin.constvars, *twin.invars])
+    pair = _Pair(questions)
     require(len(real.constvars) == len(twin.constvars) and len(real.eqns) == len(twin.eqns))
-    eqns = []
-    for ours, theirs in zip(real.eqns, twin.eqns, strict=True):
+    pair.declare([*real.constvars, *real.invars], [*twin.constvars, *twin.invars])
+    eqns = [pair.equation(ours, theirs) for ours, theirs in zip(real.eqns, twin.eqns, strict=True)]
+    consts = {"consts": real.consts} if hasattr(real, "consts") else {}
+    return twin.replace(eqns=eqns, outvars=pair.read(real.outvars, twin.outvars), **consts)
+
+
+class _Pair:
+    """The variables of two traces, each of the one with that of the other which stands in its place."""
+
+    def __init__(self, questions: int) -> None:
+        self.questions = questions
+        self._places: dict[Any, Any] = {}
+
+    def declare(self, ours: Sequence[Any], theirs: Sequence[Any]) -> None:
+        """New variables, of one type and of shapes that differ in questions only."""
+        require(len(ours) == len(theirs))
+        for a, b in zip(ours, theirs, strict=True):
+            require(a.aval.dtype == b.aval.dtype)
+            matched(tuple(a.aval.shape), tuple(b.aval.shape), self.questions)
+            self._places[a] = b
+
+    def read(self, ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+        """What the twin reads, with our numbers."""
+        require(len(ours) == len(theirs))
+        return [self._atom(a, b) for a, b in zip(ours, theirs, strict=True)]
+
+    def _atom(self, ours: Any, theirs: Any) -> Any:
+        if isinstance(ours, Literal):
+            require(isinstance(theirs, Literal))
+            return ours
+        require(self._places[ours] is theirs)
+        return theirs
+
+    def equation(self, ours: Any, theirs: Any) -> Any:
+        """The twin's equation with our numbers."""
         require(ours.primitive is theirs.primitive and ours.params.keys() == theirs.params.keys())
-        read = {name: value for name, value in theirs.params.items() if name not in UNREAD}
-        params = {name: matched(ours.params[name], value, questions) for name, value in read.items()}
-        eqns.append(
-            theirs.replace(invars=atoms(ours.invars, theirs.invars), params={**theirs.params, **params})
-        )
-        declare(ours.outvars, theirs.outvars)
-    return twin.replace(eqns=eqns, outvars=atoms(real.outvars, twin.outvars))
+        params = {
+            name: value if name in UNREAD else matched(ours.params[name], value, self.questions)
+            for name, value in theirs.params.items()
+        }
+        read = self.read(ours.invars, theirs.invars)
+        self.declare(ours.outvars, theirs.outvars)
+        return theirs.replace(invars=read, params=params)
 
 
 def matched(real: Any, twin: Any, questions: int) -> Any:
     """A parameter of the twin with the real one's numbers in its traces; extents are entries of tuples."""
-    if hasattr(real, "eqns") or hasattr(real, "consts"):
+    if hasattr(getattr(real, "jaxpr", real), "eqns"):
         return marked(real, twin, questions)
     if isinstance(real, (tuple, list)):
         require(len(real) == len(twin))

@@ -51,19 +51,20 @@ def _answer(work: Work, variant: int, shape: Layout, fused: bool | None) -> tupl
         return 0, "too short to be worth compiling"
     from grpo_jax.fused import choice  # here: few sweeps need Pallas, which takes a while to import
 
-    given: Any = None
+    block: tuple[Any, Any, Any, Any] | None = None
     plan, tried = request.recording, len(_tried)
     reasons: list[str] = []
     wrong: list[str] = []
     for lanes in choice.forms(config):
         reason = choice.refusal(config, plan, devices=shape.devices, questions=lanes)
         if reason is None:
-            given = given or _first_block(work, variant, choice.BLOCK)
-            reason = choice.untraceable(*given, request.iterations, plan, lanes)
-        failure = _wrong(given, plan, lanes) if reason is None else None
-        if reason is None and failure is None:
-            return lanes, ""
-        (reasons if failure is None else wrong).append(str(reason or failure))
+            block = block or _first_block(work, variant, choice.BLOCK)
+            reason = choice.untraceable(*block, request.iterations, plan, lanes)
+            failure = _wrong(block, plan, lanes) if reason is None else None
+            if reason is None and failure is None:
+                return lanes, ""
+            wrong += [failure] if failure else []
+        reasons += [reason] if reason else []
     why = "; ".join(dict.fromkeys(wrong or reasons))
     if fused and not wrong:
         raise ValueError(f"fused=True, but this sweep cannot be one kernel: {why}")

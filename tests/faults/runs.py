@@ -153,6 +153,27 @@ FUSED = (
         "test_fused",
     ),
     Fault(
+        "a kernel's sums over questions count the lanes that are idle",
+        "fused/lanes.py",
+        "if self.questions < self.shape[1]:",
+        "if False:",
+        "test_fused_questions",
+    ),
+    Fault(
+        "a kernel's numbers are those of another number of questions",
+        "fused/twins.py",
+        "            return ours\n",
+        "            return theirs\n",
+        "test_fused_questions",
+    ),
+    Fault(
+        "a kernel takes actions for questions",
+        "fused/rules.py",
+        "if _behind_questions(before) != _behind_questions(after):",
+        "if False:",
+        "test_fused_questions",
+    ),
+    Fault(
         "a kernel is taken though it differs",
         "sweeps/fusing.py",
         "_tried[key] = choice.disagreement(*given, plan, lanes)",
