@@ -35,6 +35,9 @@ ON_QUESTIONS = {
     ).reshape(x.shape),
     "actions before questions, counted": lambda x: x.transpose(1, 0, 2) * jnp.arange(len(x))[:, None],
     "flat sums": lambda x: jnp.sum(x.reshape(-1, x.shape[-1]), 0),
+    "questions counted down": lambda x: (
+        x * (jnp.uint32(2) - jnp.arange(len(x), dtype=jnp.uint32))[:, None, None].astype(jnp.int32)
+    ),
     "questions counted": lambda x: x * (jnp.arange(len(x)) + 5)[:, None, None],
     "actions counted": lambda x: x * jnp.arange(x.shape[1])[:, None],
     "a known number of each question": lambda x: x * np.cos(np.arange(len(x)))[:, None, None],
@@ -96,13 +99,11 @@ def test_questions_do_not_meet_actions_though_they_are_as_many():
         by_question(lambda x: x + x.transpose(1, 0, 2), numbers(4, 4))
 
 
-RNG = np.random.default_rng(1)
-
-
 def problem(questions, actions, method, optimizer, **loop):
     """Unequal tables with ties."""
-    table = RNG.choice([0.0, 1.0, 2.0], (questions, actions))
-    logits = RNG.normal(size=(questions, actions))
+    rng = np.random.default_rng(10 * questions + actions)
+    table = rng.choice([0.0, 1.0, 2.0], (questions, actions))
+    logits = rng.normal(size=(questions, actions))
     return configuration(method, optimizer, table=table, logits=logits, **loop)
 
 

@@ -14,7 +14,7 @@ from grpo_jax import runtime, train
 from grpo_jax.config import Config, prompt_count
 from grpo_jax.fused import kernel
 from grpo_jax.fused.arrays import NoLanesError
-from grpo_jax.fused.kernel import LANES, simulate
+from grpo_jax.fused.kernel import LANES, led, simulate
 from grpo_jax.part import put_all
 from grpo_jax.records import Recording
 from grpo_jax.types import Array, Tabular
@@ -89,7 +89,7 @@ def untraceable(
 
     The arguments are those of ``simulate``, or their shapes.
     """
-    own = sum(math.prod(by_lane(jnp.shape(leaf)[:-1], questions)) for leaf in picked.values())
+    own = sum(by_lane(jnp.shape(leaf)[:-1], questions) for leaf in picked.values())
     if own > OWN:
         return f"{own} numbers of each run are swept; at most {OWN}"
 
@@ -106,9 +106,9 @@ def untraceable(
     return f"{count} operations; at most {OPERATIONS} are one kernel" if count > OPERATIONS else None
 
 
-def by_lane(shape: tuple[int, ...], questions: int) -> tuple[int, ...]:
-    """What a lane holds of an array of this shape, whose first axis is that of questions if it is as long."""
-    return shape[1:] if questions > 1 and shape[:1] == (questions,) else shape
+def by_lane(shape: tuple[int, ...], questions: int) -> int:
+    """How many numbers a lane holds of an array of this shape."""
+    return math.prod(shape) // (questions if led(shape, questions) else 1)
 
 
 def first_line(error: Exception) -> str:

@@ -93,6 +93,14 @@ def wide(questions: int) -> int:
     return 2 ** math.ceil(math.log2(questions))
 
 
+def led(lead: tuple[int, ...], questions: int) -> bool:
+    """Whether the first of an array's axes before runs is taken for that of questions, if these are lanes.
+
+    Where it is another one as long, the two traces are no one program, and that is noticed.
+    """
+    return questions > 1 and lead[:1] == (questions,)
+
+
 def _by_triton(lanes: int) -> Any:
     """A lane to a thread; ImportError where JAX has this compiler no more."""
     from jax.experimental.pallas import triton
@@ -176,8 +184,8 @@ class Traces:
         """Shapes and types, with so many questions in the place of theirs where first axes are as long."""
 
         def kind(lead: tuple[int, ...], runs: tuple[int, ...], dtype: Any) -> Any:
-            asking = self.questions > 1 and lead[:1] == (self.questions,)
-            return jax.ShapeDtypeStruct(((questions, *lead[1:]) if asking else lead) + runs, dtype)
+            lead = (questions, *lead[1:]) if led(lead, self.questions) else lead
+            return jax.ShapeDtypeStruct(lead + runs, dtype)
 
         return (
             jax.tree.map(lambda x: kind(x.shape, (), x.dtype), shared),

@@ -158,9 +158,8 @@ class Lanes:
 
     def _chosen(self, numbers: np.ndarray) -> jax.Array:
         """Each question's number: counted up where they are whole and evenly apart, else one by one."""
-        first, step = numbers[0], numbers[-1] - numbers[-2] if numbers.dtype.kind in "iu" else 0
-        if step and np.array_equal(numbers, first + np.arange(len(numbers), dtype=numbers.dtype) * step):
-            return self._question().astype(numbers.dtype) * step + first
+        if numbers.dtype.kind in "iu" and len(set(np.diff(numbers).tolist())) == 1:  # both wrap around
+            return self._question().astype(numbers.dtype) * np.diff(numbers)[0] + numbers[0]
         found = jnp.full(self.shape, numbers[0])
         for i in range(1, len(numbers)):
             found = jnp.where(self._question() == i, numbers[i], found)
