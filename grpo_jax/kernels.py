@@ -2,15 +2,17 @@
 
 A compiler makes a reduction over a leading axis a loop of its own, often a scalar one; a written-out sum
 fuses with what feeds it. Values agree with ``jnp.sum`` to rounding, and derivatives are those of a sum.
-``materialize`` says where an array is stored instead of being fused into, and computed again by, all who read
-it.
+``whole`` leaves sums and extremes the single operations that they are. ``materialize`` says where an array is
+stored instead of being fused into, and computed again by, all who read it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +29,20 @@ BLOCK = 32
 READS = 8
 """Parts of an array that one sum reads. What makes the array is then computed within the sum: where a kernel
 reads more than 15, XLA stores the array first."""
+_whole = contextvars.ContextVar("whole", default=False)
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """What is traced within takes every sum and extreme as one operation, which says over which axis it goes.
+
+    A trace that JAX keeps (``jit``) is found again outside, too.
+    """
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
 
 
 def materialize(x: Array, *, everywhere: bool = False) -> Array:
@@ -47,6 +63,10 @@ def _cut(x: Array, start: int, stop: int, axis: int) -> Array:
 
 def _short(length: int) -> bool:
     return 0 < length <= BLOCK * BLOCK
+
+
+def _written_out(length: int) -> bool:
+    return _short(length) and not _whole.get()
 
 
 def _fold(combine: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
@@ -80,10 +100,13 @@ def total(x: Array, axes: tuple[int, ...]) -> Array:
     """Σ x over ``axes``, which stay as length one. Any shape."""
     reads = 1
     for axis in sorted(axes, reverse=True):
+        if not _written_out(x.shape[axis]):
+            x = jnp.sum(x, axis, keepdims=True)
+            continue
         reads *= x.shape[axis]
         if reads > max(x.shape[axis], READS):
             x, reads = materialize(x), x.shape[axis]
-        x = _sum(x, axis) if _short(x.shape[axis]) else jnp.sum(x, axis, keepdims=True)
+        x = _sum(x, axis)
     return x
 
 
@@ -94,7 +117,10 @@ def _lesser(a: Array, b: Array) -> Array:
 def least(x: Array, axes: tuple[int, ...]) -> Array:
     """Minimum over ``axes``, which stay as length one; NaN if any is. Any shape."""
     for axis in sorted(axes, reverse=True):
-        if _short(x.shape[axis]):
+        if _whole.get():
+            unknown = jnp.any(x != x, axis, keepdims=True)
+            x = jnp.where(unknown, jnp.nan, jnp.min(x, axis, keepdims=True))
+        elif _short(x.shape[axis]):
             x = _fold(_lesser, x, axis)
         else:  # jnp.min may lose a NaN on a CPU
             lowest = jax.lax.reduce(x, np.asarray(np.inf, x.dtype), _lesser, (axis,))
@@ -110,7 +136,7 @@ def greatest(x: Array, axes: tuple[int, ...]) -> Array:
 def cumulative(x: Array, axis: int) -> Array:
     """Running sum along ``axis``. Any shape."""
     length = x.shape[axis]
-    if not _short(length):
+    if not _written_out(length):
         return jnp.cumsum(x, axis)
     if length <= BLOCK:
         parts = [_cut(x, i, i + 1, axis) for i in range(length)]
@@ -219,7 +245,7 @@ class Softmax(NamedTuple):
 
 def softmax(logits: Array, axis: int) -> Softmax:
     """Both, along a leading axis. Any shape."""
-    written = _short(logits.shape[axis])
+    written = _written_out(logits.shape[axis])
     top = materialize(_fold(jnp.maximum, logits, axis) if written else jnp.max(logits, axis, keepdims=True))
     weight = materialize(jnp.exp(logits - top))
     mass = total(weight, (axis,))

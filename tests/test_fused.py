@@ -9,13 +9,10 @@ import pytest
 import xarray as xr
 
 import grpo_jax as gj
-from grpo_jax import train
-from grpo_jax.collectors import choose
 from grpo_jax.fused import choice
 from grpo_jax.fused.arrays import RUNS, NoLanesError, filled, known
-from grpo_jax.fused.kernel import Traces, block, simulate
+from grpo_jax.fused.kernel import simulate
 from grpo_jax.fused.lanes import Lanes
-from grpo_jax.part import put_all
 from grpo_jax.random import Stream, threefry2x32, uniforms
 from grpo_jax.records import recording
 from grpo_jax.sweeps import fusing
@@ -23,22 +20,7 @@ from grpo_jax.sweeps.axes import parse_axes
 from grpo_jax.sweeps.layout import Layout
 from grpo_jax.sweeps.program import Request, program_of
 from grpo_jax.sweeps.work import Work
-
-WIDTH = 4
-"""Runs where a trace is evaluated on lanes by itself."""
-
-
-def on_lanes(function, *arrays):
-    """``function`` of arrays [..., WIDTH], evaluated on lanes."""
-    shapes = [jax.ShapeDtypeStruct((*x.shape[:-1], RUNS), x.dtype) for x in arrays]
-    trace = jax.make_jaxpr(function)(*shapes)
-    given = [
-        filled((*x.shape[:-1], 1), (jnp.asarray(x[place]) for place in np.ndindex(*x.shape[:-1])))
-        for x in arrays
-    ]
-    (found,) = Lanes(WIDTH)(trace, given)
-    rows = [np.broadcast_to(np.asarray(element), (WIDTH,)) for element in found.flat]
-    return np.stack(rows).reshape((*found.shape[:-1], WIDTH))
+from tests.lanes import TABLE, WIDTH, by_block, configuration, generally, given, on_lanes
 
 
 def numbers(*shape, seed=0):
@@ -105,7 +87,7 @@ def test_draws_on_lanes_are_the_draws_to_the_bit():
         (lambda x: x[:, :, ::-1], "over runs"),
         (lambda x: jnp.cumsum(x, 2), "over runs"),
         (lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, 0))), "over runs"),
-        (lambda x: jnp.concatenate([x, x], 2), "mixes runs"),
+        (lambda x: jnp.concatenate([x, x], 2), "over runs"),
         (lambda x: x[:, :, :2], "some of the runs"),
         (lambda x: x.reshape(2, -1), "moves runs"),
         (lambda x: jax.lax.while_loop(lambda i: i < 3, lambda i: i + 1, 0) + x, "while"),
@@ -120,53 +102,9 @@ def test_what_is_known_is_computed_while_tracing():
     trace = jax.make_jaxpr(lambda x: jnp.where(jnp.arange(3)[:, None] == 1, x, 0.0))(
         jax.ShapeDtypeStruct((3, RUNS), jnp.float32)
     )
-    (found,) = Lanes(WIDTH)(trace, [filled((3, 1), [*known([0.0, 1.0]), marked := jnp.float32(2)])])
+    (found,) = Lanes((WIDTH, 1))(trace, [filled((3, 1), [*known([0.0, 1.0]), marked := jnp.float32(2)])])
     assert [float(element) for element in found.flat] == [0.0, 1.0, 0.0]
     assert marked == 2
-
-
-TABLE = [[1.0, 0.0, 0.0], [0.5, 2.0, 0.5]]
-"""Rewards that tie, of two unequal contexts."""
-LOGITS = [[0.3, -0.2, 0.1], [0.0, 1.0, -1.0]]
-
-
-def configuration(method=gj.methods.grpo, optimizer=None, *, table=TABLE, logits=LOGITS, noise=None, **loop):
-    return gj.Config(
-        policy=gj.ActionPolicy(logits=logits),
-        task=gj.Questions(table=table, noise=noise),
-        method=method,
-        optimizer=optimizer or gj.AdamW(learning_rate=0.1, weight_decay=0.01),
-        loop=gj.Loop(**{"group_size": 4} | loop),
-    )
-
-
-def given(config, iterations=3, picked=None, runs=WIDTH, record=None, **plan):
-    """The arguments of ``simulate``, and the plan."""
-    config = choose(config)
-    plan = recording(config, record, None, iterations=iterations, **plan)
-    picked = {path: jnp.asarray(values, float) for path, values in (picked or {}).items()}
-    config = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), config)
-    return config, picked, jnp.arange(runs, dtype=jnp.uint32) + 3, jnp.uint32(11), iterations, plan
-
-
-def generally(config, picked, seeds, root, iterations, plan):
-    """The general path."""
-    config = put_all(config, picked)
-    return train.advance(config, train.start(config, seeds, root), iterations, plan)[1]
-
-
-def by_block(config, picked, seeds, root, iterations, plan):
-    """The kernel's body, run as it stands on NumPy arrays for one block: there is nothing to compile."""
-    shared, own = jax.tree.map(jnp.asarray, ((config, root), (picked, seeds)))
-    traces = Traces(shared, own, plan)
-    ins = [
-        *(np.asarray(x).reshape(-1) for x in jax.tree.leaves(shared)),
-        *map(np.asarray, jax.tree.leaves(own)),
-    ]
-    out = np.zeros((iterations // plan.every + plan.start, len(seeds), traces.width))
-    with jax.disable_jit():
-        block(traces, len(seeds), iterations // plan.every, *ins, out)
-    return traces.unpacked(out)
 
 
 CASES = {
@@ -303,7 +241,7 @@ def test_on_a_gpu_a_long_sweep_is_fused_unasked(worth, monkeypatch):
     work = Work([config], [axes], [], np.asarray(seeds[:3]), Request(4, plan), 0, [""])
     shape = Layout(chunk_size=6, chunks=1)
     asked, answers = fusing.requests(work, shape, None)
-    assert [request.fused for request in asked] == [worth]
+    assert [request.lanes for request in asked] == [worth]
     assert answers == (["yes"] if worth else ["no: too short to be worth compiling"])
 
 

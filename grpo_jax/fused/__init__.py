@@ -1,1 +1,1 @@
-"""A whole run in one kernel: the general step, unrolled over everything but runs, one run to a lane."""
+"""Whole runs in one kernel: the general step, unrolled over all but runs and, if it can be, questions."""

@@ -14,17 +14,17 @@ from grpo_jax import runtime, train
 from grpo_jax.config import Config, prompt_count
 from grpo_jax.fused import kernel
 from grpo_jax.fused.arrays import NoLanesError
-from grpo_jax.fused.kernel import LANES, simulate
+from grpo_jax.fused.kernel import LANES, led, simulate
 from grpo_jax.part import put_all
 from grpo_jax.records import Recording
 from grpo_jax.types import Array, Tabular
 
 PARAMETERS = 64
-"""The most parameters of a run: with two moments and π_old's they fill a thread's registers."""
+"""The most parameters of a lane: with two moments and π_old's they fill a thread's registers."""
 OWN = 4
-"""The most numbers that a run has of its own: a compiler takes the longer for each that is loaded."""
+"""The most numbers that a lane has of its own: a compiler takes the longer for each that is loaded."""
 DRAWS = 512
-"""The most answers of an iteration: each is drawn by operations of its own."""
+"""The most answers of an iteration and lane: each is drawn by operations of its own."""
 OPERATIONS = 50_000
 """The most operations of a kernel; a compiler takes the longer for each."""
 BLOCK = LANES
@@ -41,19 +41,26 @@ def tolerance() -> float:
     return 1e-3 if jnp.zeros(()).dtype == jnp.float32 else 1e-9
 
 
-def refusal(config: Config, plan: Recording, *, devices: int = 1) -> str | None:
+def forms(config: Config) -> list[int]:
+    """What may be a lane, the best form first: the number of questions for each, and 1 for the run."""
+    questions = prompt_count(config)
+    return [questions, 1] if 1 < questions <= LANES else [1]
+
+
+def refusal(config: Config, plan: Recording, *, devices: int = 1, questions: int = 1) -> str | None:
     """Why no kernel is tried, in a few words; None where one is.
 
     Args:
       config: with its expectation chosen.
       plan: what is recorded.
       devices: how many share a chunk.
+      questions: of ``forms``.
     """
     policy = config.policy
     if not (isinstance(policy, Tabular) and policy.trailing and policy.horizon == 1):
         return "answers are not single actions of a table"
-    numbers = math.prod(jnp.shape(policy.logits)[: policy.rank])
-    draws = prompt_count(config) * config.loop.group_size
+    numbers = math.prod(jnp.shape(policy.logits)[: policy.rank]) // questions
+    draws = prompt_count(config) * config.loop.group_size // questions
     if devices > 1:
         return f"{devices} devices share a chunk"
     if plan.average_from is not None:
@@ -70,18 +77,24 @@ def refusal(config: Config, plan: Recording, *, devices: int = 1) -> str | None:
 
 
 def untraceable(
-    config: Config, picked: Mapping[str, Array], seeds: Array, root: Any, iterations: int, plan: Recording
+    config: Config,
+    picked: Mapping[str, Array],
+    seeds: Array,
+    root: Any,
+    iterations: int,
+    plan: Recording,
+    questions: int = 1,
 ) -> str | None:
     """What of the step has no form on single lanes, or is too much for a kernel; None where nothing.
 
     The arguments are those of ``simulate``, or their shapes.
     """
-    own = sum(math.prod(jnp.shape(leaf)[:-1]) for leaf in picked.values())
+    own = sum(by_lane(jnp.shape(leaf)[:-1], questions) for leaf in picked.values())
     if own > OWN:
         return f"{own} numbers of each run are swept; at most {OWN}"
 
     def traced(config: Config, picked: Any, seeds: Array, root: Array) -> train.Info:
-        return simulate(config, picked, seeds, root, iterations, plan, interpret=True)
+        return simulate(config, picked, seeds, root, iterations, plan, questions=questions, interpret=True)
 
     try:
         trace = jax.make_jaxpr(traced)(config, picked, seeds, root)
@@ -91,6 +104,11 @@ def untraceable(
         return f"its step cannot be traced on lanes ({first_line(error)})"
     count = operations(trace.jaxpr)
     return f"{count} operations; at most {OPERATIONS} are one kernel" if count > OPERATIONS else None
+
+
+def by_lane(shape: tuple[int, ...], questions: int) -> int:
+    """How many numbers a lane holds of an array of this shape."""
+    return math.prod(shape) // (questions if led(shape, questions) else 1)
 
 
 def first_line(error: Exception) -> str:
@@ -111,7 +129,12 @@ def operations(jaxpr: Any) -> int:
 
 
 def disagreement(
-    config: Config, picked: Mapping[str, Array], seeds: Array, root: Any, plan: Recording
+    config: Config,
+    picked: Mapping[str, Array],
+    seeds: Array,
+    root: Any,
+    plan: Recording,
+    questions: int = 1,
 ) -> str | None:
     """How one block's records differ from the general path's; None where they agree to ``tolerance``.
 
@@ -124,7 +147,7 @@ def disagreement(
         return train.advance(config, train.start(config, seeds, root), iterations, plan)[1]
 
     def fused(config: Config, picked: Any, seeds: Array, root: Array) -> train.Info:
-        return simulate(config, picked, seeds, root, iterations, plan)
+        return simulate(config, picked, seeds, root, iterations, plan, questions=questions)
 
     def run(path: Any, options: dict[str, Any]) -> dict[str, np.ndarray]:
         given = (config, picked, seeds, root)

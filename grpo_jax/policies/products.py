@@ -26,12 +26,15 @@ def _pulled_whole_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def beside(parts: Sequence[Array], axis: int) -> Array:
-    """Arrays one behind the other along an axis; each stored first, since what is fused into that is slow."""
+    """Arrays one behind the other along an axis; each stored first, since what is fused into that is slow.
+
+    Any shape.
+    """
     return materialize(jnp.concatenate([materialize(part) for part in parts], axis))
 
 
 def apart(x: Array, count: int, axis: int) -> list[Array]:
-    """x in equal parts along an axis; the derivative puts them ``beside`` each other."""
+    """x in equal parts along an axis; the derivative puts them ``beside`` each other. Any shape."""
     return [_pulled_whole(part) for part in jnp.split(_pulled_whole(x), count, axis)]
 
 

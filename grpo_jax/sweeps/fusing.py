@@ -16,6 +16,8 @@ from grpo_jax.sweeps.program import Request, arguments, own_numbers
 from grpo_jax.sweeps.work import Work
 
 FUSED = "yes"
+BY_QUESTION = ", a lane for each question"
+"""What is added where a run has several lanes."""
 WORTH = 2e10
 """Optimizer steps of a sweep from which on a kernel is tried unasked: its compilation may take a minute. A
 guess, to be settled on a GPU (``python -m benchmarks --fused``)."""
@@ -30,30 +32,45 @@ def requests(work: Work, shape: Layout, fused: bool | None) -> tuple[list[Reques
     """
     if fused is not None and not isinstance(fused, bool):
         raise TypeError(f"fused is {fused!r}; it must be True, False or None")
-    answers = []
+    asked, answers = [], []
     for variant in range(len(work.configs)):  # no comprehension: a warning counts frames
-        answers.append(_answer(work, variant, shape, fused))
-    return [dataclasses.replace(work.request, fused=answer == FUSED) for answer in answers], answers
+        lanes, why = _answer(work, variant, shape, fused)
+        asked.append(dataclasses.replace(work.request, lanes=lanes))
+        answers.append(FUSED + BY_QUESTION * (lanes > 1) if lanes else f"no: {why}")
+    return asked, answers
 
 
-def _answer(work: Work, variant: int, shape: Layout, fused: bool | None) -> str:
+def _answer(work: Work, variant: int, shape: Layout, fused: bool | None) -> tuple[int, str]:
+    """Lanes of each run; or 0, and why the general path is taken."""
     config, request = work.configs[variant], work.request
     if fused is False:
-        return "no: as asked"
+        return 0, "as asked"
     if fused is None and jax.default_backend() != "gpu":
-        return "no: not on a GPU"
+        return 0, "not on a GPU"
     if fused is None and work.runs * updates(config, request.iterations) < WORTH:
-        return "no: too short to be worth compiling"
+        return 0, "too short to be worth compiling"
     from grpo_jax.fused import choice  # here: few sweeps need Pallas, which takes a while to import
 
-    reason = choice.refusal(config, request.recording, devices=shape.devices)
-    given = None if reason else _first_block(work, variant, choice.BLOCK)
-    if given is not None:
-        reason = choice.untraceable(*given, request.iterations, request.recording)
-    if reason is not None and fused:
-        raise ValueError(f"fused=True, but this sweep cannot be one kernel: {reason}")
-    wrong = reason if given is None or reason else _wrong(given, request.recording)
-    return FUSED if wrong is None else f"no: {wrong}"
+    block: tuple[Any, Any, Any, Any] | None = None
+    plan, tried = request.recording, len(_tried)
+    reasons: list[str] = []
+    wrong: list[str] = []
+    for lanes in choice.forms(config):
+        reason = choice.refusal(config, plan, devices=shape.devices, questions=lanes)
+        if reason is None:
+            block = block or _first_block(work, variant, choice.BLOCK)
+            reason = choice.untraceable(*block, request.iterations, plan, lanes)
+            failure = _wrong(block, plan, lanes) if reason is None else None
+            if reason is None and failure is None:
+                return lanes, ""
+            wrong += [failure] if failure else []
+        reasons += [reason] if reason else []
+    why = "; ".join(dict.fromkeys(wrong or reasons))
+    if fused and not wrong:
+        raise ValueError(f"fused=True, but this sweep cannot be one kernel: {why}")
+    if len(_tried) > tried:
+        warnings.warn(f"the general path is taken, not the fused kernel: {why}", stacklevel=4)
+    return 0, why
 
 
 def _first_block(work: Work, variant: int, runs: int) -> tuple[Any, Any, Any, Any]:
@@ -64,17 +81,15 @@ def _first_block(work: Work, variant: int, runs: int) -> tuple[Any, Any, Any, An
     return config, own_numbers(axes, values, index), jnp.asarray(seeds), root
 
 
-def _wrong(given: tuple[Any, Any, Any, Any], plan: Recording) -> str | None:
-    """What keeps a kernel that applies from being used, said once with a warning; None where nothing does."""
+def _wrong(given: tuple[Any, Any, Any, Any], plan: Recording, lanes: int) -> str | None:
+    """What keeps a kernel that applies from being used; None where nothing does."""
     from grpo_jax.fused import choice
 
     shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(given))
-    key = (jax.tree.structure(given), shapes, plan, jax.default_backend())
+    key = (jax.tree.structure(given), shapes, plan, lanes, jax.default_backend())
     if key not in _tried:
         try:
-            _tried[key] = choice.disagreement(*given, plan)
+            _tried[key] = choice.disagreement(*given, plan, lanes)
         except Exception as error:  # whatever a compiler finds: the general path computes the same
             _tried[key] = f"it does not compile here ({choice.first_line(error)})"
-        if _tried[key] is not None:
-            warnings.warn(f"the general path is taken, not the fused kernel: {_tried[key]}", stacklevel=5)
     return _tried[key]

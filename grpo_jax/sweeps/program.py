@@ -35,8 +35,8 @@ class Request:
 
     iterations: int
     recording: Recording
-    fused: bool = False
-    """Whether the iterations are one kernel (``fused.kernel``)."""
+    lanes: int = 0
+    """Of each run, if the iterations are one kernel (``fused.kernel``); 0 where they are not."""
 
 
 def chunk(
@@ -50,10 +50,11 @@ def chunk(
 ) -> Any:
     """One chunk of runs [W]: index [axes, W] picks each run's settings; what is recorded comes runs last."""
     picked = own_numbers(axes, values, index)
-    if request.fused:
+    if request.lanes:
         from grpo_jax.fused import kernel  # here: few sweeps need Pallas, which takes a while to import
 
-        return kernel.simulate(config, picked, seeds, root, request.iterations, request.recording)
+        given = (config, picked, seeds, root, request.iterations, request.recording)
+        return kernel.simulate(*given, questions=request.lanes)
 
     def simulate(config: Config, seeds: Array) -> Any:
         state = train.start(config, seeds, root)
@@ -86,7 +87,7 @@ class Program:
 
     def __init__(self, config: Config, axes: Sequence[Axis], request: Request, shape: Layout) -> None:
         self.axes, self.shape = axes, shape
-        self._options = _options(config, request.fused)
+        self._options = _options(config, bool(request.lanes))
         self._sharding = _sharding(shape.devices)
         self._lock = threading.Lock()
 

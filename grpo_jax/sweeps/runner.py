@@ -128,8 +128,9 @@ def sweep(
       chunk_size: runs in a chunk; must divide by the number of devices. None chooses.
       devices: how many local devices share the runs; None is one CPU with all its cores, or all accelerators.
       fused: whether a run's iterations are one kernel (``grpo_jax.fused``), which computes the same to
-        rounding. None takes it on a GPU, for a long sweep, where it applies and agrees; True anywhere (on a
-        CPU it is interpreted, for tests), and is refused where it does not apply; False never.
+        rounding, with a lane of a GPU for each run or, where it can be, for each of its questions. None takes
+        it on a GPU, for a long sweep, where it applies and agrees; True anywhere (on a CPU it is interpreted,
+        for tests), and is refused where it does not apply; False never.
       share: (3, 16) computes share 3 of 0 to 15 of the parts; the share that ends last returns the dataset.
       progress: show a progress bar and a summary.
 
@@ -216,7 +217,7 @@ def sweep(
     broken = int((~finite).sum())
     if assembled and not streamed and not broken:
         _say_idle(data, [axis.name for axis in (*variant_axes, *run_axes[0])])
-    kinds = [", fused" if kernel == FUSED else "" for kernel in kernels]
+    kinds = [", fused" if kernel.startswith(FUSED) else "" for kernel in kernels]
     how = work.by_variant(
         [f"{e} ({b}){k}" for e, b, k in zip(work.expectations, reasons, kinds, strict=True)]
     )
